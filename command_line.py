@@ -1,0 +1,74 @@
+"""argparse as every script of the suite uses it: grouped help with defaults, booleans, one-line errors."""
+
+import argparse
+import shutil
+import sys
+
+from util import STATUS_BAD_INPUT
+
+
+class _HelpFormatter(argparse.HelpFormatter):
+    """Shows every default, and keeps to the width of the terminal, at most 100 columns."""
+
+    def __init__(self, prog):
+        super().__init__(prog, max_help_position=30, width=min(shutil.get_terminal_size().columns, 100) - 2)
+
+    def _get_help_string(self, action):
+        if action.required or action.default is argparse.SUPPRESS or isinstance(action, argparse._HelpAction):
+            return action.help
+        return f"{action.help} (default: %(default)s)"
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """An argparse parser whose usage errors are one line, with exit status 2, and which expands no abbreviations."""
+
+    def __init__(self, **arguments):
+        super().__init__(formatter_class=_HelpFormatter, allow_abbrev=False, **arguments)
+
+    def error(self, text):
+        print(f"{self.prog}: error: {text}; see {self.prog} --help", file=sys.stderr)
+        sys.exit(STATUS_BAD_INPUT)
+
+
+def add_bool(group, name, default=False, help=""):
+    """Adds a boolean flag that may be given as `--name`, `--name True` or `--name=False`."""
+    group.add_argument(name, type=parse_bool, nargs="?", const=True, default=default, metavar="BOOL", help=help)
+
+
+def parse_bool(text):
+    """True or False for the spellings people use; argparse's type for boolean flags."""
+    if text.lower() in ("true", "t", "yes", "y", "1"):
+        return True
+    if text.lower() in ("false", "f", "no", "n", "0"):
+        return False
+    raise argparse.ArgumentTypeError(f"'{text}' is neither True nor False")
+
+
+def positive_int(text):
+    """argparse's type for a whole number of at least 1."""
+    return _number(text, int, lambda value: value >= 1, "a whole number of at least 1")
+
+
+def non_negative_int(text):
+    """argparse's type for a whole number of at least 0."""
+    return _number(text, int, lambda value: value >= 0, "a whole number of at least 0")
+
+
+def non_negative_float(text):
+    """argparse's type for a finite number of at least 0."""
+    return _number(text, float, lambda value: 0 <= value < float("inf"), "a number of at least 0")
+
+
+def probability(text):
+    """argparse's type for a number in [0, 1)."""
+    return _number(text, float, lambda value: 0 <= value < 1, "a number of at least 0 and below 1")
+
+
+def _number(text, kind, is_valid, description):
+    try:
+        value = kind(text)
+    except ValueError:
+        value = None
+    if value is None or not is_valid(value):
+        raise argparse.ArgumentTypeError(f"'{text}' is not {description}")
+    return value

@@ -1,0 +1,144 @@
+"""The OFRecord file format: a part file is a sequence of (8-byte little-endian length, serialized OFRecord).
+
+The message is defined here from its published schema (oneflow/core/record/record.proto), in a descriptor pool of
+its own, so that data can be prepared and checked without loading the engine.
+"""
+
+import contextlib
+import os
+import struct
+from pathlib import Path
+
+import numpy as np
+from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
+
+from util import UserError, atomic_file
+
+_LENGTH = struct.Struct("<Q")
+
+# kind of a Feature -> (field number, element type in the message, NumPy type that decodes it)
+_KINDS = {
+    "bytes_list": (1, descriptor_pb2.FieldDescriptorProto.TYPE_BYTES, object),
+    "float_list": (2, descriptor_pb2.FieldDescriptorProto.TYPE_FLOAT, np.float32),
+    "double_list": (3, descriptor_pb2.FieldDescriptorProto.TYPE_DOUBLE, np.float64),
+    "int32_list": (4, descriptor_pb2.FieldDescriptorProto.TYPE_INT32, np.int32),
+    "int64_list": (5, descriptor_pb2.FieldDescriptorProto.TYPE_INT64, np.int64),
+}
+_KIND_OF_DTYPE = {np.dtype(dtype): kind for kind, (_, _, dtype) in _KINDS.items() if dtype is not object}
+
+
+def _make_ofrecord_class():
+    field = descriptor_pb2.FieldDescriptorProto
+    file = descriptor_pb2.FileDescriptorProto(name="ofrecord.proto", package="oneflow", syntax="proto2")
+    feature = descriptor_pb2.DescriptorProto(name="Feature")
+    feature.oneof_decl.add(name="kind")
+    for kind, (number, element_type, _) in _KINDS.items():
+        list_name = kind.title().replace("_", "")
+        values = file.message_type.add(name=list_name)
+        value = values.field.add(name="value", number=1, type=element_type, label=field.LABEL_REPEATED)
+        value.options.packed = element_type != field.TYPE_BYTES
+        if element_type == field.TYPE_BYTES:
+            value.ClearField("options")
+        feature.field.add(
+            name=kind,
+            number=number,
+            type=field.TYPE_MESSAGE,
+            type_name=f".oneflow.{list_name}",
+            label=field.LABEL_OPTIONAL,
+            oneof_index=0,
+        )
+    file.message_type.append(feature)
+    record = file.message_type.add(name="OFRecord")
+    entry = record.nested_type.add(name="FeatureEntry")
+    entry.options.map_entry = True
+    entry.field.add(name="key", number=1, type=field.TYPE_STRING, label=field.LABEL_OPTIONAL)
+    entry.field.add(
+        name="value", number=2, type=field.TYPE_MESSAGE, type_name=".oneflow.Feature", label=field.LABEL_OPTIONAL
+    )
+    record.field.add(
+        name="feature",
+        number=1,
+        type=field.TYPE_MESSAGE,
+        type_name=".oneflow.OFRecord.FeatureEntry",
+        label=field.LABEL_REPEATED,
+    )
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return message_factory.MessageFactory(pool).GetPrototype(pool.FindMessageTypeByName("oneflow.OFRecord"))
+
+
+OFRecord = _make_ofrecord_class()
+
+
+def serialize(features):
+    """Serializes `features` (name -> 1-D NumPy array of int32, int64, float32 or float64) as one OFRecord.
+
+    The fields are written in the order of their names, so that equal features give equal bytes.
+    """
+    record = OFRecord()
+    for name, values in features.items():
+        kind = _KIND_OF_DTYPE[values.dtype]
+        getattr(record.feature[name], kind).value.extend(values.tolist())
+    return record.SerializeToString(deterministic=True)
+
+
+def parse(serialized, path, offset):
+    """The features of one serialized record: name -> 1-D NumPy array (bytes features: a list of bytes).
+
+    `path` and `offset` (bytes) say where the record lies, for the message of the UserError it raises.
+    """
+    record = OFRecord()
+    try:
+        record.ParseFromString(serialized)
+    except message.DecodeError:
+        raise UserError(f"{path}: the record at byte {offset} is not an OFRecord; make the part anew") from None
+    features = {}
+    for name, feature in record.feature.items():
+        kind = feature.WhichOneof("kind")
+        if kind is None:
+            raise UserError(f"{path}: field {name} of the record at byte {offset} has no value")
+        values = getattr(feature, kind).value
+        features[name] = list(values) if kind == "bytes_list" else np.array(values, dtype=_KINDS[kind][2])
+    return features
+
+
+def read_serialized(path):
+    """Yields (offset in bytes, serialized OFRecord) for every record of the part file `path`.
+
+    Raises UserError where the file ends within a record or cannot be read. Never holds more than one record.
+    """
+    path = Path(path)
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            offset = 0
+            while offset < size:
+                header = file.read(_LENGTH.size)
+                length = _LENGTH.unpack(header)[0] if len(header) == _LENGTH.size else size
+                if length > size - offset - _LENGTH.size:
+                    raise UserError(
+                        f"{path}: truncated or not an OFRecord file: the record at byte {offset} runs past the end "
+                        f"of the file ({size} bytes); make or copy the part anew"
+                    )
+                yield offset, file.read(length)
+                offset += _LENGTH.size + length
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def read(path):
+    """Yields (offset in bytes, features as `parse` gives them) for every record of the part file `path`."""
+    for offset, serialized in read_serialized(path):
+        yield offset, parse(serialized, path, offset)
+
+
+@contextlib.contextmanager
+def open_writer(path):
+    """A function that appends one serialized record to the part file `path`, which appears whole when the block ends."""
+    with atomic_file(path) as file:
+
+        def write(serialized):
+            file.write(_LENGTH.pack(len(serialized)))
+            file.write(serialized)
+
+        yield write
