@@ -1,0 +1,244 @@
+"""BERT, its losses and its optimiser in float64: the independent reference that the suite is compared with.
+
+Written from the paper (Devlin et al. 2018, https://arxiv.org/abs/1810.04805) and from the definitions of
+google-research/bert, in eager TensorFlow so that `tf.GradientTape` differentiates it. It shares no code with the
+suite. One departure from google-research/bert, as in the suite: GELU by the error function, where its current code
+has the tanh approximation. There is no dropout.
+
+Throughout:
+    variables   dict from snapshot name (`bert-pooler-dense-weight`) to array; weights are [inputs, outputs]
+    batch       dict of integer arrays `input_ids`, `input_mask`, `segment_ids` [B, S]; for pre-training also
+                `masked_lm_positions`, `masked_lm_ids`, `masked_lm_weights` [B, P] and `next_sentence_labels` [B, 1];
+                for SQuAD `start_positions`, `end_positions` [B] or [B, 1]
+    B, S, P     batch size, sequence length, predictions per sequence
+    H, I, V     hidden size, intermediate size, vocabulary size
+"""
+
+import math
+import re
+
+import numpy as np
+import tensorflow as tf
+
+LAYER_NORM_EPSILON = 1e-12
+MASKED_SCORE = -10000.0
+
+ADAM_BETA_1 = 0.9
+ADAM_BETA_2 = 0.999
+ADAM_EPSILON = 1e-6
+CLIP_NORM = 1.0
+NO_WEIGHT_DECAY = re.compile("LayerNorm|layer_norm|bias")
+
+
+def sequence_output(variables, batch, num_attention_heads):
+    """The last layer's hidden states, float64 [B, S, H]."""
+    variables = _as_float64(variables)
+    hidden = embedding_output(variables, batch)
+    # A masked position is hidden from every query of its sequence; its own query still attends.
+    score_bias = (1.0 - tf.cast(batch["input_mask"], tf.float64)) * MASKED_SCORE  # [B, S]
+    for layer in range(num_hidden_layers(variables)):
+        hidden = encoder_layer(variables, f"bert-encoder-layer_{layer}", hidden, score_bias, num_attention_heads)
+    return hidden
+
+
+def num_hidden_layers(variables):
+    """How many encoder layers the variables make up."""
+    return len({match[0] for name in variables if (match := re.match(r"bert-encoder-layer_\d+(?=-)", name))})
+
+
+def embedding_output(variables, batch):
+    """Sum of word, position and segment embeddings, normalised: float64 [B, S, H]."""
+    seq_length = np.shape(batch["input_ids"])[1]
+    embeddings = (
+        tf.gather(variables["bert-embeddings-word_embeddings"], batch["input_ids"])
+        + tf.gather(variables["bert-embeddings-token_type_embeddings"], batch["segment_ids"])
+        + variables["bert-embeddings-position_embeddings"][:seq_length]
+    )
+    return layer_norm(variables, "bert-embeddings-LayerNorm", embeddings)
+
+
+def encoder_layer(variables, prefix, hidden, score_bias, num_attention_heads):
+    """One post-LayerNorm Transformer layer: hidden [B, S, H], score_bias [B, S] -> [B, S, H]."""
+    context = self_attention(variables, f"{prefix}-attention-self", hidden, score_bias, num_attention_heads)
+    attention = dense(variables, f"{prefix}-attention-output-dense", context)
+    hidden = layer_norm(variables, f"{prefix}-attention-output-LayerNorm", attention + hidden)
+    intermediate = gelu(dense(variables, f"{prefix}-intermediate-dense", hidden))  # [B, S, I]
+    output = dense(variables, f"{prefix}-output-dense", intermediate)
+    return layer_norm(variables, f"{prefix}-output-LayerNorm", output + hidden)
+
+
+def self_attention(variables, prefix, hidden, score_bias, num_attention_heads):
+    """Multi-head scaled dot-product attention: hidden [B, S, H], score_bias [B, S] (of the keys) -> [B, S, H]."""
+    batch_size, seq_length, hidden_size = hidden.shape
+    size_per_head = hidden_size // num_attention_heads
+
+    def heads(name):
+        projected = dense(variables, f"{prefix}-{name}", hidden)
+        return tf.reshape(projected, [batch_size, seq_length, num_attention_heads, size_per_head])
+
+    scores = tf.einsum("bqnd,bknd->bnqk", heads("query"), heads("key")) / math.sqrt(size_per_head)
+    probabilities = tf.nn.softmax(scores + score_bias[:, tf.newaxis, tf.newaxis, :], axis=-1)
+    context = tf.einsum("bnqk,bknd->bqnd", probabilities, heads("value"))
+    return tf.reshape(context, [batch_size, seq_length, hidden_size])
+
+
+def dense(variables, prefix, inputs):
+    """inputs [..., inputs] -> [..., outputs]."""
+    return tf.tensordot(inputs, variables[f"{prefix}-weight"], axes=1) + variables[f"{prefix}-bias"]
+
+
+def layer_norm(variables, prefix, inputs):
+    """Layer normalisation over the last axis (population variance), same shape."""
+    mean = tf.reduce_mean(inputs, axis=-1, keepdims=True)
+    variance = tf.reduce_mean(tf.square(inputs - mean), axis=-1, keepdims=True)
+    normalised = (inputs - mean) / tf.sqrt(variance + LAYER_NORM_EPSILON)
+    return normalised * variables[f"{prefix}-gamma"] + variables[f"{prefix}-beta"]
+
+
+def gelu(x):
+    """x times the normal distribution's cumulative probability of x."""
+    return x * 0.5 * (1.0 + tf.math.erf(x / math.sqrt(2.0)))
+
+
+def pooled_output(variables, batch, num_attention_heads):
+    """The first token's hidden state through the tanh pooler, float64 [B, H]."""
+    variables = _as_float64(variables)
+    return _pool(variables, sequence_output(variables, batch, num_attention_heads))
+
+
+def masked_lm_logits(variables, batch, num_attention_heads):
+    """Scores of the vocabulary at the masked positions, float64 [B, P, V]."""
+    variables = _as_float64(variables)
+    return _masked_lm_logits(variables, batch, sequence_output(variables, batch, num_attention_heads))
+
+
+def next_sentence_logits(variables, batch, num_attention_heads):
+    """Scores of `is the next sentence` (0) and `is a random one` (1), float64 [B, 2]."""
+    variables = _as_float64(variables)
+    return _next_sentence_logits(variables, pooled_output(variables, batch, num_attention_heads))
+
+
+def _pool(variables, hidden):
+    return tf.tanh(dense(variables, "bert-pooler-dense", hidden[:, 0]))
+
+
+def _masked_lm_logits(variables, batch, hidden):
+    at_positions = tf.gather(hidden, batch["masked_lm_positions"], batch_dims=1)  # [B, P, H]
+    transformed = gelu(dense(variables, "cls-predictions-transform-dense", at_positions))
+    transformed = layer_norm(variables, "cls-predictions-transform-LayerNorm", transformed)
+    logits = tf.einsum("bph,vh->bpv", transformed, variables["bert-embeddings-word_embeddings"])
+    return logits + variables["cls-predictions-output_bias"]
+
+
+def _next_sentence_logits(variables, pooled):
+    logits = tf.matmul(pooled, variables["cls-seq_relationship-output_weights"], transpose_b=True)
+    return logits + variables["cls-seq_relationship-output_bias"]
+
+
+def pretraining_losses(variables, batch, num_attention_heads):
+    """(total, masked LM, next sentence) losses, float64 scalars.
+
+    masked LM = sum(weight x cross-entropy) / (sum(weight) + 1e-5) over the whole batch; next sentence = mean
+    cross-entropy; total = their sum (google-research/bert, run_pretraining.py).
+    """
+    variables = _as_float64(variables)
+    hidden = sequence_output(variables, batch, num_attention_heads)
+
+    mlm_cross_entropy = cross_entropy(_masked_lm_logits(variables, batch, hidden), batch["masked_lm_ids"])  # [B, P]
+    weights = tf.cast(batch["masked_lm_weights"], tf.float64)
+    mlm_loss = tf.reduce_sum(weights * mlm_cross_entropy) / (tf.reduce_sum(weights) + 1e-5)
+
+    nsp_logits = _next_sentence_logits(variables, _pool(variables, hidden))
+    nsp_loss = tf.reduce_mean(cross_entropy(nsp_logits, np.reshape(batch["next_sentence_labels"], [-1])))
+    return mlm_loss + nsp_loss, mlm_loss, nsp_loss
+
+
+def cross_entropy(logits, labels):
+    """logits [..., classes], integer labels [...] -> the labels' negative log probabilities [...]."""
+    return -tf.gather(tf.nn.log_softmax(logits, axis=-1), labels, batch_dims=logits.shape.rank - 1)
+
+
+def squad_logits(variables, batch, num_attention_heads):
+    """(start, end) scores of every position, float64 [B, S] each."""
+    variables = _as_float64(variables)
+    logits = dense(variables, "cls-squad-output", sequence_output(variables, batch, num_attention_heads))
+    return logits[..., 0], logits[..., 1]
+
+
+def squad_loss(variables, batch, num_attention_heads):
+    """Half the start's plus half the end's mean cross-entropy over the S positions, a float64 scalar."""
+    start_logits, end_logits = squad_logits(variables, batch, num_attention_heads)
+    start_cross_entropy = cross_entropy(start_logits, np.reshape(batch["start_positions"], [-1]))
+    end_cross_entropy = cross_entropy(end_logits, np.reshape(batch["end_positions"], [-1]))
+    return 0.5 * (tf.reduce_mean(start_cross_entropy) + tf.reduce_mean(end_cross_entropy))
+
+
+def pretraining_gradients(variables, batch, num_attention_heads):
+    """((total, masked LM, next sentence) losses as floats, gradients of the total by name).
+
+    The gradients are dense float64 arrays of their variables' shapes; the word embeddings' sums what comes through
+    the input and through the tied output. A variable that the loss does not depend on has none.
+    """
+    return _value_and_gradients(lambda tensors: pretraining_losses(tensors, batch, num_attention_heads), variables)
+
+
+def squad_gradients(variables, batch, num_attention_heads):
+    """((loss,) as a float, gradients by name), as `pretraining_gradients`."""
+    return _value_and_gradients(lambda tensors: (squad_loss(tensors, batch, num_attention_heads),), variables)
+
+
+def _value_and_gradients(losses_of, variables):
+    """`losses_of(tensors)` gives a tuple of scalars; the first one is differentiated."""
+    tensors = _as_float64(variables)
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(tensors)
+        losses = losses_of(tensors)
+    # A lookup's gradient is sparse, with one row for each token: convert_to_tensor adds up the rows of equal ids.
+    gradients = {
+        name: tf.convert_to_tensor(gradient).numpy()
+        for name, gradient in tape.gradient(losses[0], tensors).items()
+        if gradient is not None
+    }
+    return tuple(float(loss) for loss in losses), gradients
+
+
+def _as_float64(variables):
+    return {name: tf.cast(value, tf.float64) for name, value in variables.items()}
+
+
+def clip_by_global_norm(gradients, clip_norm=CLIP_NORM):
+    """The gradients, scaled down together where their joint Euclidean norm exceeds `clip_norm`."""
+    global_norm = math.sqrt(sum(float(np.sum(np.square(gradient))) for gradient in gradients.values()))
+    scale = clip_norm / max(global_norm, clip_norm)
+    return {name: gradient * scale for name, gradient in gradients.items()}
+
+
+def adam_step(variables, gradients, moments_m, moments_v, learning_rate, weight_decay_rate):
+    """One step of google-research/bert's optimiser, in float64: (variables, moments_m, moments_v), all new.
+
+    Gradients are clipped to a global norm of 1. Adam has no bias correction; the decay is decoupled and spares
+    LayerNorm's variables and biases. The moments are dicts by variable name; one that is missing is zero. Variables
+    without a gradient stay as they are.
+    """
+    new_variables = {name: np.asarray(value, np.float64) for name, value in variables.items()}
+    new_m, new_v = dict(moments_m), dict(moments_v)
+    for name, gradient in clip_by_global_norm(gradients).items():
+        value = new_variables[name]
+        new_m[name] = ADAM_BETA_1 * moments_m.get(name, 0.0) + (1.0 - ADAM_BETA_1) * gradient
+        new_v[name] = ADAM_BETA_2 * moments_v.get(name, 0.0) + (1.0 - ADAM_BETA_2) * np.square(gradient)
+        update = new_m[name] / (np.sqrt(new_v[name]) + ADAM_EPSILON)
+        if not NO_WEIGHT_DECAY.search(name):
+            update = update + weight_decay_rate * value
+        new_variables[name] = value - learning_rate * update
+    return new_variables, new_m, new_v
+
+
+def learning_rate_at(step, learning_rate, iter_num, warmup_batches):
+    """The rate that step number `step` (from 0) is taken with.
+
+    Linear from 0 over `warmup_batches` steps; from there on the line that falls from `learning_rate` at step 0 to 0
+    at step `iter_num`, and 0 beyond.
+    """
+    if step < warmup_batches:
+        return learning_rate * step / warmup_batches
+    return learning_rate * (1.0 - min(step, iter_num) / iter_num)
