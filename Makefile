@@ -1,0 +1,43 @@
+# Each target does the set-up it needs, once; see scripts/setup.sh.
+
+PYTHON := .venv/bin/python
+
+.PHONY: help setup pretrain test
+
+help: ## Show the targets
+	@echo "usage: make TARGET"
+	@awk -F ':.*## ' '/^[a-z][a-z0-9_-]*:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## Make .venv: Python 3.10 and the pinned requirements
+	@scripts/setup.sh
+
+pretrain: setup ## Pre-train BERT on the 40 samples, with the tutorial's command line
+	$(PYTHON) ./run_pretraining.py \
+	  --gpu_num_per_node=1 \
+	  --learning_rate=3e-5 \
+	  --batch_size_per_device=1 \
+	  --iter_num=20 \
+	  --loss_print_every_n_iter=50 \
+	  --seq_length=128 \
+	  --max_predictions_per_seq=20 \
+	  --num_hidden_layers=12 \
+	  --num_attention_heads=12 \
+	  --max_position_embeddings=512 \
+	  --type_vocab_size=2 \
+	  --vocab_size=30522 \
+	  --attention_probs_dropout_prob=0.0 \
+	  --hidden_dropout_prob=0.0 \
+	  --hidden_size_per_head=64 \
+	  --use_boxing_v2=True \
+	  --data_dir=./dataset/ \
+	  --data_part_num=1 \
+	  --log_dir=./bert_regresssioin_test/of \
+	  --loss_print_every_n_iter=5 \
+	  --model_save_dir=./bert_regresssioin_test/of \
+	  --warmup_batches 831 \
+	  --save_last_snapshot True
+
+test: setup ## Run all tests
+	$(PYTHON) -m pytest
+
+-include dataset.mk real_weights.mk kernels.mk

@@ -1,0 +1,153 @@
+#!/bin/sh
+# Makes .venv: Python 3.10 with the pinned requirements. The make targets call it; it can be run at any time.
+#
+#   scripts/setup.sh [REQUIREMENTS_FILE]      default: requirements-dev.txt
+#
+# When .venv is ready, that is all it finds out. A change of the requirements installs them into .venv; a .venv that
+# is half built, moved or of another Python is made anew. Exit status: 0 ready, 1 a step failed, 2 something is missing.
+#
+# .venv/.setup says what .venv is: "incomplete" while it is being built; then its state, as current_state prints it.
+# A .venv without this file was made by hand.
+set -eu
+unset CDPATH
+cd "$(dirname "$0")/.."
+
+REQUIREMENTS=${1:-requirements-dev.txt}
+
+# Prints the Python that an interpreter was made from (itself, unless it belongs to a virtual environment, which may be
+# the .venv that is about to go), provided that it is CPython 3.10.
+IS_PYTHON_310='
+import os, sys
+assert sys.version_info[:2] == (3, 10) and sys.implementation.name == "cpython"
+base = os.path.join(sys.base_exec_prefix, "bin", "python3.10")
+print(base if os.path.exists(base) else sys.executable)
+'
+# The same, provided that it can make virtual environments: Debian packages that part separately.
+MAKES_VENV="import ensurepip, venv
+$IS_PYTHON_310"
+
+say() {
+    echo "setup: $*"
+}
+
+fail() {
+    status=$1
+    shift
+    echo "setup: error: $*" >&2
+    exit "$status"
+}
+
+check_platform() {
+    platform="$(uname -s) on $(uname -m)"
+    if [ "$platform" = "Linux on x86_64" ]; then
+        getconf GNU_LIBC_VERSION >/dev/null 2>&1 && return
+        platform="$platform without glibc"
+    fi
+    fail 2 "OneFlow has packages for Linux on x86-64 with glibc only; this is $platform"
+}
+
+# What a .venv that is ready depends on; its own place comes last, because the scripts in it hold that path.
+current_state() {
+    echo "$REQUIREMENTS"
+    cat requirements*.txt "$REQUIREMENTS" | sha256sum
+    .venv/bin/python -I -c 'import sys; print(sys.version)'
+    venv_place
+}
+
+venv_place() {
+    (cd .venv && pwd -P)
+}
+
+is_ready() {
+    [ -f .venv/.setup ] && [ "$(cat .venv/.setup)" = "$(current_state 2>/dev/null)" ]
+}
+
+# Whether the requirements can be installed into .venv as it is: whole, in its place, of Python 3.10, with pip.
+is_usable() {
+    if [ -f .venv/.setup ]; then
+        [ "$(tail -n 1 .venv/.setup)" = "$(venv_place)" ] || return 1
+    fi
+    .venv/bin/python -I -c '
+import sys
+import pip
+assert sys.version_info[:2] == (3, 10) and sys.prefix != sys.base_prefix
+' 2>/dev/null
+}
+
+# The interpreters on PATH, all of them, since the first may be a pyenv shim that does not run; then those of pyenv.
+candidates() {
+    printf '%s\n' "$PATH" | tr ':' '\n' | sed 's|$|/python3.10|'
+    pyenv_root=${PYENV_ROOT:-$(pyenv root 2>/dev/null || echo "${HOME:-}/.pyenv")}
+    printf '%s\n' "$pyenv_root"/versions/3.10.*/bin/python3.10
+}
+
+# first_that CHECK: runs the interpreters named on stdin until one passes, and prints what that one prints.
+first_that() {
+    while IFS= read -r candidate; do
+        if [ -x "$candidate" ] && "$candidate" -I -c "$1" 2>/dev/null </dev/null; then
+            return 0
+        fi
+    done
+    return 1
+}
+
+# Only a Python of uv's own is asked for: what is on PATH has been tried. uv downloads it where it has none.
+uv_python() (
+    cd /
+    unset VIRTUAL_ENV CONDA_PREFIX
+    export UV_PYTHON_PREFERENCE=only-managed
+    if ! uv python find 3.10 2>/dev/null; then
+        uv python install 3.10 >&2 && uv python find 3.10
+    fi
+)
+
+find_python() {
+    candidates | first_that "$MAKES_VENV" && return
+    if command -v uv >/dev/null; then
+        python=$(uv_python) || fail 2 "uv could not provide Python 3.10 (its message is above): install Python 3.10"
+        echo "$python" | first_that "$MAKES_VENV" && return
+    fi
+    if incomplete=$(candidates | first_that "$IS_PYTHON_310"); then
+        fail 2 "$incomplete cannot make virtual environments: install its venv module (Debian, Ubuntu:" \
+            "apt install python3.10-venv)"
+    fi
+    fail 2 "found no Python 3.10, the newest that OneFlow runs on: install it (pyenv install 3.10, or your system's" \
+        "python3.10 and python3.10-venv), or install uv, which fetches it"
+}
+
+make_venv() {
+    python=$(find_python)
+    if [ -e .venv ] || [ -L .venv ]; then
+        say "making .venv anew: it is half built, moved or not of Python 3.10"
+        # Renamed first, so that a half-removed one is never taken for a whole one.
+        rm -rf .venv.old && mv .venv .venv.old
+    fi
+    rm -rf .venv.old
+    say "making .venv with $python"
+    mkdir .venv
+    echo incomplete >.venv/.setup
+    "$python" -m venv .venv || fail 1 "$python could not make .venv (its message is above)"
+}
+
+install_requirements() {
+    say "installing $REQUIREMENTS into .venv (about 5 GB and some minutes the first time)"
+    echo incomplete >.venv/.setup
+    # A user's pip configuration may ask for --user, which no virtual environment can do.
+    PIP_USER=0 .venv/bin/python -I -m pip install --quiet --disable-pip-version-check -r "$REQUIREMENTS" ||
+        fail 1 "pip could not install $REQUIREMENTS (its message is above); run this again when that is put right"
+    current_state >.venv/.setup.new
+    mv .venv/.setup.new .venv/.setup
+}
+
+[ -r "$REQUIREMENTS" ] || fail 2 "$REQUIREMENTS: no such file in $PWD"
+if ! is_ready; then
+    check_platform
+    # One set-up at a time. The lock is the open file's: it ends with the process, and with a pip that outlives it.
+    exec 9>.venv.lock
+    flock -n 9 || { say "waiting for another set-up of this folder"; flock 9; }
+fi
+if ! is_ready; then
+    is_usable || make_venv
+    install_requirements
+fi
+say ".venv is ready"
