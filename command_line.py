@@ -14,7 +14,7 @@ class _HelpFormatter(argparse.HelpFormatter):
         super().__init__(prog, max_help_position=30, width=min(shutil.get_terminal_size().columns, 100) - 2)
 
     def _get_help_string(self, action):
-        if action.required or action.default is argparse.SUPPRESS or isinstance(action, argparse._HelpAction):
+        if action.required or action.default is argparse.SUPPRESS or "(default" in action.help:
             return action.help
         return f"{action.help} (default: %(default)s)"
 

@@ -1,0 +1,47 @@
+"""The OFRecord data loader: reader and decoders, as a module of a job's graph."""
+
+import engine
+
+flow = engine.load()
+nn = flow.nn
+
+_DTYPES = {"int32": flow.int32, "float32": flow.float32}
+
+
+class OFRecordLoader(nn.Module):
+    """Reads the parts of a data set without end, a global batch at a time.
+
+    `paths` are the parts as records.part_paths gives them, `fields` maps names to records.Field, `placement` is where
+    the batches go, split over its ranks. Shuffling draws from a buffer of 1,024 records, and reorders the parts after
+    every epoch.
+    """
+
+    def __init__(self, paths, fields, batch_size, placement, shuffle, seed):
+        super().__init__()
+        self._placement = placement
+        # Each rank reads parts of its own where there are enough; otherwise the first rank reads for all.
+        ranks = placement.ranks if len(paths) >= len(placement.ranks) else placement.ranks[:1]
+        self.reader = nn.OFRecordReader(
+            str(paths[0].parent),
+            batch_size=batch_size,
+            data_part_num=len(paths),
+            part_name_suffix_length=len(paths[0].name) - len("part-"),
+            random_shuffle=shuffle,
+            shuffle_after_epoch=shuffle,
+            random_seed=seed,
+            placement=flow.placement("cpu", ranks),
+            sbp=flow.sbp.split(0),
+        )
+        self._names = list(fields)
+        for name, field in fields.items():
+            decoder = nn.OFRecordRawDecoder(name, shape=(field.length,), dtype=_DTYPES[field.dtype.name])
+            self.add_module(f"decode_{name}", decoder)
+
+    def forward(self):
+        """The next batch: name -> [B, length] tensor."""
+        records = self.reader()
+        decoders = {name: getattr(self, f"decode_{name}") for name in self._names}
+        return {
+            name: decoder(records).to_global(placement=self._placement, sbp=flow.sbp.split(0))
+            for name, decoder in decoders.items()
+        }

@@ -1,0 +1,84 @@
+"""Which device a run uses, and why: the GPU where OneFlow 0.9.0 can use it, else the CPU.
+
+The CUDA driver is asked through its own library, before OneFlow is loaded: OneFlow aborts the process on a GPU that
+its wheel has no machine code for.
+"""
+
+import ctypes
+
+from util import UserError
+
+# The wheel holds machine code for these compute capabilities and no PTX. Code for x.y runs on x.z with z >= y.
+_LOWEST_CAPABILITY = (6, 0)
+_FIRST_UNSUPPORTED_CAPABILITY = (9, 0)
+_LOWEST_DRIVER = 11070  # CUDA 11.7, as cuDriverGetVersion counts
+
+_COMPUTE_CAPABILITY_MAJOR = 75  # CUdevice_attribute
+_COMPUTE_CAPABILITY_MINOR = 76
+
+
+def choose_device(requested, gpu_num_per_node):
+    """("cuda" or "cpu", the reason in words) for `--device` (auto, cuda or cpu).
+
+    Raises UserError if a GPU is demanded and there are not `gpu_num_per_node` that OneFlow can use.
+    """
+    if requested == "cpu":
+        return "cpu", "as --device=cpu asks"
+    gpus, problem = usable_gpus()
+    if problem is None and len(gpus) < gpu_num_per_node:
+        problem = f"--gpu_num_per_node={gpu_num_per_node}, but this machine has {len(gpus)} GPU(s) that OneFlow can use"
+    if problem is None:
+        return "cuda", gpus[0]
+    if requested == "cuda":
+        raise UserError(f"--device=cuda: {problem}; use --device=cpu or --device=auto to run on the CPU")
+    return "cpu", problem
+
+
+def usable_gpus(driver=None):
+    """(names of the GPUs OneFlow 0.9.0 can use, None), or (None, why it can use none).
+
+    `driver` is the CUDA driver's library; tests give a stand-in.
+    """
+    if driver is None:
+        try:
+            driver = ctypes.CDLL("libcuda.so.1")
+        except OSError:
+            return None, "no NVIDIA driver is installed"
+    if driver.cuInit(0) != 0:
+        return None, "the NVIDIA driver finds no GPU"
+    version = _integer(driver.cuDriverGetVersion)
+    if version < _LOWEST_DRIVER:
+        return None, f"the NVIDIA driver supports CUDA {version // 1000}.{version % 1000 // 10}, OneFlow needs 11.7"
+    names = []
+    unsupported = []
+    for index in range(_integer(driver.cuDeviceGetCount)):
+        gpu = _integer(driver.cuDeviceGet, index)
+        capability = (
+            _integer(driver.cuDeviceGetAttribute, _COMPUTE_CAPABILITY_MAJOR, gpu),
+            _integer(driver.cuDeviceGetAttribute, _COMPUTE_CAPABILITY_MINOR, gpu),
+        )
+        name = ctypes.create_string_buffer(256)
+        driver.cuDeviceGetName(name, len(name), gpu)
+        text = f"{name.value.decode(errors='replace')}, compute capability {capability[0]}.{capability[1]}"
+        if _LOWEST_CAPABILITY <= capability < _FIRST_UNSUPPORTED_CAPABILITY:
+            names.append(text)
+        else:
+            unsupported.append(text)
+    if unsupported:
+        # OneFlow numbers the GPUs as the driver does, so one that it cannot use must be hidden by the user.
+        return None, (
+            f"OneFlow 0.9.0 has no code for {unsupported[0]} (it has for 6.0 to 8.x)"
+            + ("; hide it with CUDA_VISIBLE_DEVICES to use the others" if names else "")
+        )
+    if not names:
+        return None, "the NVIDIA driver finds no GPU"
+    return names, None
+
+
+def _integer(function, *arguments):
+    """Calls a driver function that returns an int through its first parameter."""
+    result = ctypes.c_int()
+    status = function(ctypes.byref(result), *arguments)
+    if status != 0:
+        raise UserError(f"the NVIDIA driver fails in {function.__name__} with status {status}")
+    return result.value

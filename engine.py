@@ -1,0 +1,97 @@
+"""Loads OneFlow 0.9.0 so that it works where its wheel alone does not. Everything else gets OneFlow from here.
+
+The wheel is a CUDA 11.7 build: it cannot be imported, on a machine without a GPU either, unless cuBLAS 11 and cuDNN 8
+are loaded first. They come from their PyPI packages; no LD_LIBRARY_PATH is needed.
+"""
+
+import contextlib
+import ctypes
+import os
+import re
+import sys
+import tempfile
+from pathlib import Path
+
+from util import UserError
+
+# In the order of their dependencies.
+_CUDA_LIBRARIES = (
+    ("nvidia-cublas-cu11==11.10.3.66", "nvidia/cublas/lib/libcublasLt.so.11"),
+    ("nvidia-cublas-cu11==11.10.3.66", "nvidia/cublas/lib/libcublas.so.11"),
+    ("nvidia-cudnn-cu11==8.5.0.96", "nvidia/cudnn/lib/libcudnn_ops_infer.so.8"),
+    ("nvidia-cudnn-cu11==8.5.0.96", "nvidia/cudnn/lib/libcudnn_cnn_infer.so.8"),
+    ("nvidia-cudnn-cu11==8.5.0.96", "nvidia/cudnn/lib/libcudnn_ops_train.so.8"),
+    ("nvidia-cudnn-cu11==8.5.0.96", "nvidia/cudnn/lib/libcudnn_cnn_train.so.8"),
+)
+
+_CPU_SETTINGS = {
+    # With oneDNN on, additions of a bias or a mask run in its reference implementation: three quarters of a step.
+    "ONEFLOW_ENABLE_ONEDNN_OPTS": "0",
+}
+
+# What the engine says on stderr at every start, whether or not anything is wrong.
+_NOISE = re.compile(rb"libibverbs not available|CUDA driver version is insufficient")
+
+
+def load(log_file=None):
+    """Imports OneFlow and returns it; a later call returns the same module.
+
+    Settings that make it usable on a CPU are put into the environment unless the user has set them. What it says on
+    stderr at every start goes to `log_file` (or nowhere); anything else it says is passed on to stderr.
+    Raises UserError, naming what to install, if this Python or a library is not the right one.
+    """
+    if "oneflow" in sys.modules:
+        return sys.modules["oneflow"]
+    check_python()
+    for name, value in _CPU_SETTINGS.items():
+        os.environ.setdefault(name, value)
+    for package, library in _CUDA_LIBRARIES:
+        _load_library(package, library)
+    with _noise_to(log_file):
+        try:
+            import oneflow
+        except ImportError as error:
+            raise UserError(f"OneFlow cannot be imported ({error}): pip install -r requirements.txt") from None
+        # Starts what the first graph would start, and says the rest of its noise.
+        oneflow.framework.session_context.GetDefaultSession().TryInit()
+    return oneflow
+
+
+def check_python(version=sys.version_info):
+    """Raises UserError unless this Python can run OneFlow 0.9.0's wheel."""
+    if not (3, 7) <= version[:2] <= (3, 10):
+        raise UserError(
+            f"OneFlow 0.9.0 has no wheel for Python {version[0]}.{version[1]}: use Python 3.10 (make setup makes .venv with it)"
+        )
+
+
+def _load_library(package, library):
+    """Loads a shared library from its PyPI package, or else from wherever the system finds that name."""
+    candidates = [Path(folder) / library for folder in sys.path if (Path(folder) / library).is_file()]
+    try:
+        ctypes.CDLL(str(candidates[0]) if candidates else Path(library).name)
+    except OSError as error:
+        raise UserError(f"OneFlow needs {Path(library).name} ({error}): pip install {package}") from None
+
+
+@contextlib.contextmanager
+def _noise_to(log_file):
+    """Sorts what the block writes to file descriptor 2: the known noise to `log_file`, the rest to stderr."""
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    with tempfile.TemporaryFile() as captured:
+        os.dup2(captured.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(terminal, 2)
+            os.close(terminal)
+            captured.seek(0)
+            lines = captured.read().splitlines(keepends=True)
+            noise = [line for line in lines if _NOISE.search(line)]
+            sys.stderr.buffer.writelines(line for line in lines if not _NOISE.search(line))
+            sys.stderr.buffer.flush()
+            if log_file is not None and noise:
+                with open(log_file, "ab") as log:
+                    log.writelines(noise)

@@ -1,0 +1,104 @@
+"""The pre-training model: masked language model and next sentence prediction over the backbone."""
+
+import bert_util
+import engine
+from training import TrainJob
+
+flow = engine.load()
+nn = flow.nn
+
+
+class Transform(nn.Module):
+    """Dense, GELU and LayerNorm before the masked language model's output."""
+
+    def __init__(self, config, initializer):
+        super().__init__()
+        self.dense = bert_util.FullyConnected(config.hidden_size, config.hidden_size, config, initializer)
+        self.LayerNorm = bert_util.LayerNorm(config.hidden_size, initializer)
+
+    def forward(self, x):
+        """[N, H] -> [N, H]."""
+        return self.LayerNorm(flow._C.gelu(self.dense(x)))
+
+
+class Predictions(nn.Module):
+    """The masked language model's logits; the output weights are the word embeddings."""
+
+    def __init__(self, config, initializer):
+        super().__init__()
+        self.transform = Transform(config, initializer)
+        self.output_bias = initializer.constant((config.vocab_size,), 0.0)
+
+    def forward(self, sequence_output, positions, word_embeddings):
+        """[B, S, H], [B, P] int32 and [V, H] -> logits [B * P, V]."""
+        x = flow._C.batch_gather(sequence_output, positions).reshape(-1, sequence_output.shape[-1])
+        logits = flow._C.matmul(self.transform(x), word_embeddings, transpose_b=True)
+        return flow._C.bias_add(logits, self.output_bias, axis=1)
+
+
+class SequenceRelationship(nn.Module):
+    """Whether the second segment is the one that follows (label 0) or a random one (label 1)."""
+
+    def __init__(self, config, initializer):
+        super().__init__()
+        self.output_weights = initializer.truncated_normal((2, config.hidden_size), config.initializer_range)
+        self.output_bias = initializer.constant((2,), 0.0)
+
+    def forward(self, pooled_output):
+        """[B, H] -> logits [B, 2]."""
+        logits = flow._C.matmul(pooled_output, self.output_weights, transpose_b=True)
+        return flow._C.bias_add(logits, self.output_bias, axis=1)
+
+
+class PretrainingHeads(nn.Module):
+    """What `cls` holds in a pre-training checkpoint."""
+
+    def __init__(self, config, initializer):
+        super().__init__()
+        self.predictions = Predictions(config, initializer)
+        self.seq_relationship = SequenceRelationship(config, initializer)
+
+
+class BertForPretraining(nn.Module):
+    """BERT with both pre-training heads."""
+
+    def __init__(self, config, initializer):
+        super().__init__()
+        self.bert = bert_util.BertBackbone(config, initializer, with_pooler=True)
+        self.cls = PretrainingHeads(config, initializer)
+
+    def logits(self, input_ids, input_mask, segment_ids, masked_lm_positions):
+        """[B, S] three times and [B, P], int32 -> masked LM logits [B * P, V], next sentence logits [B, 2]."""
+        sequence_output = self.bert(input_ids, input_mask, segment_ids)
+        masked_lm_logits = self.cls.predictions(
+            sequence_output, masked_lm_positions, self.bert.embeddings.word_embeddings
+        )
+        return masked_lm_logits, self.cls.seq_relationship(self.bert.pooler(sequence_output))
+
+    def forward(self, batch):
+        """The losses of a global batch: `batch` maps a record's field names to [B, length] tensors.
+
+        Returns scalars by name: mlm_loss = sum(weight x cross-entropy) / (sum(weight) + 1e-5), nsp_loss = mean
+        cross-entropy, total_loss = their sum (google-research/bert, run_pretraining.py).
+        """
+        masked_lm_logits, next_sentence_logits = self.logits(
+            batch["input_ids"], batch["input_mask"], batch["segment_ids"], batch["masked_lm_positions"]
+        )
+        cross_entropy = flow._C.sparse_softmax_cross_entropy(masked_lm_logits, batch["masked_lm_ids"].reshape(-1))
+        weights = batch["masked_lm_weights"].reshape(-1)
+        numerator = _over_all_ranks((weights * cross_entropy).sum())
+        mlm_loss = numerator / (_over_all_ranks(weights.sum()) + 1e-5)
+        cross_entropy = flow._C.sparse_softmax_cross_entropy(
+            next_sentence_logits, batch["next_sentence_labels"].reshape(-1)
+        )
+        nsp_loss = _over_all_ranks(cross_entropy.mean())
+        return {"total_loss": mlm_loss + nsp_loss, "mlm_loss": mlm_loss, "nsp_loss": nsp_loss}
+
+
+class PretrainJob(TrainJob):
+    """The train job of BertForPretraining."""
+
+
+def _over_all_ranks(partial_sum):
+    """Adds up the shares that the ranks hold of a sum over the global batch."""
+    return partial_sum.to_global(sbp=flow.sbp.broadcast)

@@ -1,0 +1,140 @@
+"""Which fields the records of each task hold, and whether the parts of a data set fit a run.
+
+OneFlow's reader aborts the process on a missing part, a truncated record or a field of another length, so all that is
+checked here first, without the engine.
+"""
+
+import dataclasses
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+
+import ofrecord
+from util import UserError
+
+# Up to this many bytes of data, every part is checked for truncation before a run. Beyond, only with --check_data:
+# it means reading the lengths of all records.
+_SCAN_LIMIT = 2**30
+
+_PART_NAME = re.compile(r"part-(0*)0$")
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """A field of a record: `length` numbers, and for integers the exclusive upper bound of their values."""
+
+    length: int
+    bound: int = None
+    dtype: np.dtype = np.dtype(np.int32)
+
+
+def pretraining_fields(args):
+    """name -> Field of the records that pre-training reads."""
+    return {
+        **_sequence_fields(args),
+        "masked_lm_positions": Field(args.max_predictions_per_seq, args.seq_length),
+        "masked_lm_ids": Field(args.max_predictions_per_seq, args.vocab_size),
+        "masked_lm_weights": Field(args.max_predictions_per_seq, dtype=np.dtype(np.float32)),
+        "next_sentence_labels": Field(1, 2),
+    }
+
+
+def _sequence_fields(args):
+    return {
+        "input_ids": Field(args.seq_length, args.vocab_size),
+        "input_mask": Field(args.seq_length, 2),
+        "segment_ids": Field(args.seq_length, args.type_vocab_size),
+    }
+
+
+# The flag that sets a field's length, for messages.
+_FLAG_OF_LENGTH = {
+    "input_ids": "seq_length",
+    "input_mask": "seq_length",
+    "segment_ids": "seq_length",
+    "masked_lm_positions": "max_predictions_per_seq",
+    "masked_lm_ids": "max_predictions_per_seq",
+    "masked_lm_weights": "max_predictions_per_seq",
+}
+_FLAG_OF_BOUND = {
+    "input_ids": "vocab_size",
+    "masked_lm_ids": "vocab_size",
+    "segment_ids": "type_vocab_size",
+    "masked_lm_positions": "seq_length",
+    "start_positions": "seq_length",
+    "end_positions": "seq_length",
+}
+
+
+def part_paths(data_dir, part_num):
+    """The paths of parts 0 to part_num - 1 in `data_dir`: part-0, part-1, ... or, zero-padded, part-00000, ...
+
+    Raises UserError if the folder or one of the parts is missing.
+    """
+    folder = Path(data_dir)
+    if not folder.is_dir():
+        raise UserError(f"--data_dir={data_dir}: there is no such folder")
+    try:
+        names = os.listdir(folder)
+    except OSError as error:
+        raise UserError(f"--data_dir={data_dir}: cannot be read: {error.strerror}") from None
+    first = sorted((name for name in names if _PART_NAME.fullmatch(name)), key=len)
+    if not first:
+        raise UserError(f"--data_dir={data_dir}: holds no part-0; give a folder of OFRecord parts part-0, part-1, ...")
+    digits = len(first[0]) - len("part-")
+    paths = [folder / f"part-{index:0{digits}d}" for index in range(part_num)]
+    missing = [path.name for path in paths if not path.is_file()]
+    if missing:
+        raise UserError(
+            f"--data_part_num={part_num}, but {data_dir} has only {part_num - len(missing)} of these parts: "
+            f"{missing[0]} is missing"
+        )
+    return paths
+
+
+def check_parts(paths, fields, check_all):
+    """Raises UserError, saying file and place, unless the records of the parts `paths` hold `fields` as they should.
+
+    Checks the first record of every part, with `check_all` every record. Returns the number of records where all
+    parts were read through, else None.
+    """
+    scan = check_all or sum(path.stat().st_size for path in paths) <= _SCAN_LIMIT
+    count = 0
+    for path in paths:
+        found = 0
+        for offset, serialized in ofrecord.read_serialized(path):
+            if not serialized:
+                raise UserError(f"{path}: the record at byte {offset} is empty; make or copy the part anew")
+            if found == 0 or check_all:
+                _check_record(ofrecord.parse(serialized, path, offset), fields, f"{path}: record {found}")
+            found += 1
+            if not scan:
+                break
+        if found == 0:
+            raise UserError(f"{path}: the part is empty")
+        count += found
+    return count if scan else None
+
+
+def _check_record(features, fields, place):
+    for name, field in fields.items():
+        if name not in features:
+            raise UserError(f"{place} has no field {name}; it has {', '.join(sorted(features)) or 'no field at all'}")
+        values = features[name]
+        if not isinstance(values, np.ndarray):
+            raise UserError(f"{place}: field {name} holds bytes, not numbers")
+        if field.bound is not None and values.dtype.kind != "i":
+            raise UserError(f"{place}: field {name} holds {values.dtype} numbers, not integers")
+        if len(values) != field.length:
+            flag = _FLAG_OF_LENGTH.get(name)
+            expected = f"--{flag} is {field.length}" if flag else f"{field.length} expected"
+            raise UserError(f"{place}: field {name} holds {len(values)} numbers, but {expected}")
+        if field.bound is None:
+            continue
+        wrong = values[(values < 0) | (values >= field.bound)]
+        if len(wrong):
+            flag = _FLAG_OF_BOUND.get(name)
+            limit = f"--{flag}={field.bound}" if flag else field.bound
+            raise UserError(f"{place}: field {name} holds {wrong[0]}, which is not from 0 to below {limit}")
