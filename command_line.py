@@ -59,6 +59,11 @@ def non_negative_float(text):
     return _number(text, float, lambda value: 0 <= value < float("inf"), "a number of at least 0")
 
 
+def finite_float(text):
+    """argparse's type for a finite number of either sign."""
+    return _number(text, float, lambda value: abs(value) < float("inf"), "a finite number")
+
+
 def probability(text):
     """argparse's type for a number in [0, 1)."""
     return _number(text, float, lambda value: 0 <= value < 1, "a number of at least 0 and below 1")
