@@ -3,6 +3,8 @@
 import contextlib
 import ctypes
 import errno
+import fcntl
+import glob
 import os
 import shutil
 import sys
@@ -64,9 +66,8 @@ def atomic_file(path, mode="wb", **open_arguments):
     Whatever stood at `path` stays as it is until then, also when the process is killed.
     """
     path = Path(path)
-    # O_EXCL keeps two processes apart; 0o666 leaves the permissions to the user's umask.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    os.fchmod(descriptor, 0o666 & ~_umask())
     try:
         with open(descriptor, mode, **open_arguments) as file:
             yield file
@@ -89,9 +90,12 @@ def atomic_folder(path):
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(path)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
-    os.chmod(temporary, 0o777 & ~_umask())
+    lock = os.open(temporary, os.O_RDONLY)
     try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        os.chmod(temporary, 0o777 & ~_umask())
         yield temporary
         if path.exists():
             _exchange(temporary, path)
@@ -100,6 +104,33 @@ def atomic_folder(path):
         sync_folder(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        os.close(lock)
+
+
+def _remove_abandoned(path):
+    """Removes the temporary folders that killed processes have left beside the folder `path`."""
+    for temporary in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        with contextlib.suppress(OSError):
+            lock = os.open(temporary, os.O_RDONLY)
+            try:
+                # A living process holds the lock of the folder that it is filling.
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(temporary)
+            finally:
+                os.close(lock)
+
+
+def check_replaceable(folder, overwrite, marker):
+    """Raises UserError if something stands at `folder` that is not to be replaced.
+
+    With `overwrite` a folder may be replaced that holds the file `marker`, by which it is known to be such an output.
+    """
+    if not os.path.lexists(folder):
+        return
+    if not overwrite:
+        raise UserError(f"{folder}: exists already; give another folder, or --overwrite to replace it")
+    if not os.path.isfile(os.path.join(folder, marker)):
+        raise UserError(f"{folder}: has no file {marker}, so --overwrite does not replace it; give another folder")
 
 
 def sync_folder(folder):
