@@ -1,0 +1,212 @@
+"""BERT's variables in a snapshot: their names and shapes, and the sizes of the model that these imply.
+
+What the converters share. Weights are [inputs, outputs], as TensorFlow has them.
+"""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+from util import UserError
+
+WORD_EMBEDDINGS = "bert-embeddings-word_embeddings"
+POSITION_EMBEDDINGS = "bert-embeddings-position_embeddings"
+TOKEN_TYPE_EMBEDDINGS = "bert-embeddings-token_type_embeddings"
+
+LAYER_NORM_EPSILON = 1e-12
+
+_LARGEST_CONFIG = 1 << 20  # bytes; the published ones have a few hundred
+_MOST_LAYERS = 10000
+_LARGEST_SIZE = 2**31 - 1
+
+# The sizes that nearly every BERT has. They are the defaults of the flags, so only others need be given.
+_USUAL_SIZES = {"vocab_size": 30522, "max_position_embeddings": 512, "type_vocab_size": 2}
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSize:
+    """The sizes of a BERT. The number of attention heads does not show in the variables: None if unknown."""
+
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int | None
+    intermediate_size: int
+    max_position_embeddings: int
+    type_vocab_size: int
+
+
+def encoder_shapes(size):
+    """name -> shape of the embeddings and the encoder layers: what every BERT has."""
+    hidden = size.hidden_size
+    shapes = {
+        WORD_EMBEDDINGS: (size.vocab_size, hidden),
+        POSITION_EMBEDDINGS: (size.max_position_embeddings, hidden),
+        TOKEN_TYPE_EMBEDDINGS: (size.type_vocab_size, hidden),
+        **_layer_norm_shapes("bert-embeddings-LayerNorm", hidden),
+    }
+    for layer in range(size.num_hidden_layers):
+        prefix = f"bert-encoder-layer_{layer}"
+        for name in ("query", "key", "value"):
+            shapes |= _dense_shapes(f"{prefix}-attention-self-{name}", hidden, hidden)
+        shapes |= _dense_shapes(f"{prefix}-attention-output-dense", hidden, hidden)
+        shapes |= _layer_norm_shapes(f"{prefix}-attention-output-LayerNorm", hidden)
+        shapes |= _dense_shapes(f"{prefix}-intermediate-dense", hidden, size.intermediate_size)
+        shapes |= _dense_shapes(f"{prefix}-output-dense", size.intermediate_size, hidden)
+        shapes |= _layer_norm_shapes(f"{prefix}-output-LayerNorm", hidden)
+    return shapes
+
+
+def head_shapes(size):
+    """head -> (name -> shape) of what stands on the encoder: the pooler, the pre-training heads, the SQuAD head."""
+    hidden = size.hidden_size
+    return {
+        "pooler": _dense_shapes("bert-pooler-dense", hidden, hidden),
+        "masked_lm": {
+            **_dense_shapes("cls-predictions-transform-dense", hidden, hidden),
+            **_layer_norm_shapes("cls-predictions-transform-LayerNorm", hidden),
+            "cls-predictions-output_bias": (size.vocab_size,),
+        },
+        "next_sentence": {
+            "cls-seq_relationship-output_weights": (2, hidden),
+            "cls-seq_relationship-output_bias": (2,),
+        },
+        "squad": _dense_shapes("cls-squad-output", hidden, 2),
+    }
+
+
+def _dense_shapes(prefix, inputs, outputs):
+    return {f"{prefix}-weight": (inputs, outputs), f"{prefix}-bias": (outputs,)}
+
+
+def _layer_norm_shapes(prefix, width):
+    return {f"{prefix}-gamma": (width,), f"{prefix}-beta": (width,)}
+
+
+def infer_size(shapes, source):
+    """The ModelSize (heads unknown) of the variables in `shapes` (name -> shape).
+
+    Raises UserError, with `source` saying where they are from, unless they hold a whole encoder that fits together
+    and every variable of a head fits it.
+    """
+    first_layer = "bert-encoder-layer_0-intermediate-dense-weight"
+    for name in (WORD_EMBEDDINGS, POSITION_EMBEDDINGS, TOKEN_TYPE_EMBEDDINGS, first_layer):
+        if name not in shapes:
+            raise UserError(f"{source}: not a BERT: it has no variable {name}")
+        if len(shapes[name]) != 2 or 0 in shapes[name]:
+            raise UserError(f"{source}: {name} has shape {list(shapes[name])}, expected two sizes of at least 1")
+    layers = {match[1] for name in shapes if (match := re.match(r"bert-encoder-layer_(\d+)-", name))}
+    size = ModelSize(
+        vocab_size=shapes[WORD_EMBEDDINGS][0],
+        hidden_size=shapes[WORD_EMBEDDINGS][1],
+        num_hidden_layers=len(layers),
+        num_attention_heads=None,
+        intermediate_size=shapes[first_layer][1],
+        max_position_embeddings=shapes[POSITION_EMBEDDINGS][0],
+        type_vocab_size=shapes[TOKEN_TYPE_EMBEDDINGS][0],
+    )
+    check_shapes(shapes, size, source)
+    return size
+
+
+def check_shapes(shapes, size, source):
+    """Raises UserError unless `shapes` (name -> shape) holds a whole encoder of that size and heads that fit it."""
+    expected = encoder_shapes(size)
+    for name in expected:
+        if name not in shapes:
+            raise UserError(f"{source}: has no variable {name}, which a BERT of {size.num_hidden_layers} layers needs")
+    for head in head_shapes(size).values():
+        expected |= head
+    for name, shape in expected.items():
+        if name in shapes and tuple(shapes[name]) != shape:
+            raise UserError(f"{source}: {name} has shape {list(shapes[name])}, the rest of the model needs {list(shape)}")
+
+
+def check_config_fits(config_size, size, config_path):
+    """Raises UserError where the sizes in a configuration file are not those of the variables (heads aside)."""
+    for field in dataclasses.fields(ModelSize):
+        stated, found = getattr(config_size, field.name), getattr(size, field.name)
+        if found is not None and stated != found:
+            raise UserError(f"{config_path}: says {field.name} {stated}, but the weights are of a model with {found}")
+
+
+def describe_size(size):
+    """One line for the user: the flags that fit the model, or what can be said of them without the number of heads."""
+    if size.num_attention_heads is None:
+        return (
+            f"layers: {size.num_hidden_layers}, hidden size: {size.hidden_size} (the weights do not tell the number of "
+            "heads: num_attention_heads x hidden_size_per_head must be the hidden size; Google's models have 64 a head)"
+        )
+    return f"flags that fit this model: {size_flags(size)}"
+
+
+def size_flags(size):
+    """The flags that build a model of that size: those of its layers, and others where they are not the usual ones."""
+    flags = {
+        "num_hidden_layers": size.num_hidden_layers,
+        "num_attention_heads": size.num_attention_heads,
+        "hidden_size_per_head": size.hidden_size // size.num_attention_heads,
+    }
+    if size.intermediate_size != 4 * size.hidden_size:
+        flags["intermediate_size"] = size.intermediate_size
+    for name, usual in _USUAL_SIZES.items():
+        if getattr(size, name) != usual:
+            flags[name] = getattr(size, name)
+    return " ".join(f"--{name}={value}" for name, value in flags.items())
+
+
+def read_config(path):
+    """(ModelSize, the whole dict) from a BERT's configuration file: Google's bert_config.json or a config.json.
+
+    Raises UserError if it cannot be read, is not that of a BERT, or asks for what this suite's model does not compute.
+    """
+    path = Path(path)
+    try:
+        with open(path, "rb") as file:
+            config = json.loads(file.read(_LARGEST_CONFIG))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError):
+        raise UserError(f"{path}: not a JSON file") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: not a model configuration: it holds no JSON object")
+    if config.get("model_type", "bert") != "bert":
+        raise UserError(f"{path}: the model is of type {config['model_type']!r:.40}; only 'bert' can be converted")
+    sizes = {}
+    for field in dataclasses.fields(ModelSize):
+        value = config.get(field.name)
+        largest = _MOST_LAYERS if field.name == "num_hidden_layers" else _LARGEST_SIZE
+        if type(value) is not int or not 1 <= value <= largest:
+            found = f"is {value!r:.40}" if field.name in config else "is missing"
+            raise UserError(f"{path}: {field.name} {found}; it must be a whole number from 1 to {largest}")
+        sizes[field.name] = value
+    size = ModelSize(**sizes)
+    check_heads(size, path)
+    _check_is_computed_as_here(config, path)
+    return size, config
+
+
+def check_heads(size, source):
+    """Raises UserError unless the attention heads share the hidden size evenly."""
+    if size.hidden_size % size.num_attention_heads:
+        raise UserError(
+            f"{source}: {size.num_attention_heads} attention heads cannot share a hidden size of {size.hidden_size}"
+        )
+
+
+def _check_is_computed_as_here(config, path):
+    """Weights of a network that differs from this suite's would convert, load, and give wrong results."""
+    expected = {
+        "hidden_act": "gelu",
+        "position_embedding_type": "absolute",
+        "layer_norm_eps": LAYER_NORM_EPSILON,
+        "is_decoder": False,
+        "add_cross_attention": False,
+    }
+    for name, value in expected.items():
+        if config.get(name, value) != value:
+            raise UserError(
+                f"{path}: {name} is {config[name]!r:.40}, this suite's model has {value!r}; to convert the weights "
+                "all the same change that in a copy of the file"
+            )

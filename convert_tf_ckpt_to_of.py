@@ -1,0 +1,253 @@
+"""Converts a TensorFlow checkpoint of BERT (Google's, or one trained with google-research/bert) to a snapshot.
+
+    python convert_tf_ckpt_to_of.py --tf_checkpoint_path ./uncased_L-12_H-768_A-12 --of_dump_path ./bert-oneflow
+
+A variable keeps its name, with `/` as `-` and `kernel` as `weight`; Adam's moments `adam_m` and `adam_v` become `-m`
+and `-v`. The training step stays behind, so that a run from the snapshot starts its schedule at 0.
+"""
+
+import collections
+import glob
+import math
+import os
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+from google.protobuf import text_encoding
+from tqdm import tqdm
+
+import bert_variables
+import snapshot
+from command_line import ArgumentParser, add_bool
+from util import UserError, check_replaceable, run_script
+
+CONFIG_FILE = "bert_config.json"
+
+# Slots of google-research/bert's AdamWeightDecayOptimizer.
+_MOMENTS = {"adam_m": "m", "adam_v": "v"}
+
+# The head of its run_squad.py, with weights [2, hidden]; a snapshot has a dense layer like any other, [hidden, 2].
+_SQUAD_WEIGHTS = "cls/squad/output_weights"
+_SQUAD_HEAD = {_SQUAD_WEIGHTS: "cls-squad-output-weight", "cls/squad/output_bias": "cls-squad-output-bias"}
+
+_LARGEST_STATE_FILE = 1 << 20  # characters; it names a few files
+_TF2_OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
+_SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,199}")
+
+
+def parse_arguments():
+    parser = ArgumentParser(description="Convert a TensorFlow checkpoint of BERT to a snapshot.")
+    parser.add_argument(
+        "--tf_checkpoint_path",
+        required=True,
+        metavar="PATH",
+        help=f"folder of the checkpoint, or its prefix (such as bert_model.ckpt); if a {CONFIG_FILE} lies beside it, "
+        "the flags that fit the model are printed",
+    )
+    parser.add_argument("--of_dump_path", required=True, metavar="DIR", help="folder of the snapshot to write")
+    add_bool(parser, "--overwrite", help="replace a snapshot that exists at --of_dump_path")
+    return parser.parse_args()
+
+
+def find_checkpoint(path):
+    """The prefix of the checkpoint at `path`: a folder or a prefix.
+
+    In a folder it is the one that the file `checkpoint` names, or, without that file, the only one there is.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _find_in_folder(path)
+    # Completion by the shell gives one of the checkpoint's files rather than their common prefix.
+    prefix = Path(re.sub(r"\.(index|meta|data-\d+-of-\d+)$", "", str(path)))
+    if not _is_checkpoint(prefix):
+        raise UserError(f"{path}: there is no checkpoint: no such folder, and no file {prefix}.index")
+    return prefix
+
+
+def _find_in_folder(folder):
+    state_file = folder / "checkpoint"
+    if state_file.exists():
+        try:
+            with open(state_file) as file:
+                text = file.read(_LARGEST_STATE_FILE)
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{state_file}: cannot be read: {error}") from None
+        match = re.search(r'^\s*model_checkpoint_path\s*:\s*"([^"]+)"', text, re.MULTILINE)
+        if match is None:
+            raise UserError(f'{state_file}: has no line model_checkpoint_path: "..."; correct it or remove it')
+        # A text protobuf, so what is not ASCII is escaped.
+        named = Path(os.fsdecode(text_encoding.CUnescape(match[1])))
+        # Of an absolute path the folder may have been moved or copied since: its own files come first.
+        for prefix in (folder / named.name, named) if named.is_absolute() else (folder / named,):
+            if _is_checkpoint(prefix):
+                return prefix
+        raise UserError(f"{state_file}: names the checkpoint {named}, but there is no {folder / named}.index")
+    found = sorted(folder.glob("*.index"))
+    if len(found) != 1:
+        names = f"several ({', '.join(file.stem for file in found[:5])})" if found else "none (no file *.index)"
+        raise UserError(f"{folder}: expected one checkpoint, found {names}; give the checkpoint's prefix")
+    return found[0].with_suffix("")
+
+
+def _is_checkpoint(prefix):
+    return Path(f"{prefix}.index").is_file()
+
+
+def open_checkpoint(prefix):
+    """TensorFlow's reader of the name-based checkpoint at `prefix`."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # its remarks on the processor it runs on
+    try:
+        import tensorflow as tf
+    except ImportError as error:
+        raise UserError(
+            f"TensorFlow is needed to read a checkpoint ({error}); pip install -r requirements.txt has it"
+        ) from None
+    try:
+        reader = tf.train.load_checkpoint(str(prefix))
+    except (tf.errors.OpError, IndexError, ValueError, RuntimeError) as error:
+        raise UserError(f"{prefix}: damaged or no checkpoint: {_reason(error)}") from None
+    if reader.has_tensor(_TF2_OBJECT_GRAPH):
+        raise UserError(
+            f"{prefix}: a TensorFlow 2 object-based checkpoint, whose variables have no names of their own; convert "
+            "the TensorFlow 1 release of the model, or its Hugging Face form with tools/convert_hf.py"
+        )
+    return reader
+
+
+def read_variable(reader, name, prefix):
+    """The array of the variable `name`, in the type the checkpoint at `prefix` has it in."""
+    import tensorflow as tf
+
+    try:
+        return reader.get_tensor(name)
+    except (tf.errors.OpError, IndexError, ValueError, RuntimeError) as error:
+        raise UserError(f"{prefix}: variable {name} cannot be read: {_reason(error)}") from None
+
+
+def _reason(error):
+    return getattr(error, "message", None) or str(error)
+
+
+def skip_reason(name, shape, dtype, names):
+    """Why the variable `name` has no place in a snapshot, or None if it has one. `names` are all in the checkpoint."""
+    parent, _, last = name.rpartition("/")
+    if name == "global_step":
+        return "the training step: a run from the snapshot starts its schedule at 0"
+    if not dtype.is_floating:
+        return f"of type {dtype.name}, so not a weight"
+    if not shape:
+        return "a single number: state of the training, not a weight"
+    if parent in names and last not in _MOMENTS:
+        return "state of another optimiser than Adam"
+    return None
+
+
+def snapshot_name(name):
+    """The name in a snapshot of the TensorFlow variable `name`."""
+    parent, _, last = name.rpartition("/")
+    if last in _MOMENTS:
+        return f"{snapshot_name(parent)}-{_MOMENTS[last]}"
+    if name in _SQUAD_HEAD:
+        return _SQUAD_HEAD[name]
+    return re.sub(r"/kernel$", "/weight", name).replace("/", "-")
+
+
+def plan_conversion(shapes, dtypes, prefix):
+    """(name -> name in the snapshot, name -> why it is skipped) for the variables of the checkpoint at `prefix`.
+
+    A checkpoint may come from anywhere: raises UserError for a name that cannot be a folder's, and where two would
+    get the same one.
+    """
+    targets, skipped, source_of = {}, {}, {}
+    for name in sorted(shapes):
+        reason = skip_reason(name, shapes[name], dtypes[name], shapes)
+        if reason:
+            skipped[name] = reason
+            continue
+        target = snapshot_name(name)
+        is_path = not {"", ".", ".."}.isdisjoint(name.split("/"))
+        if is_path or not _SAFE_NAME.fullmatch(target) or target == snapshot.DONE_FILE:
+            raise UserError(f"{prefix}: the name of variable {name!r:.100} cannot become the name of a folder")
+        if target in source_of:
+            raise UserError(f"{prefix}: the variables {source_of[target]} and {name} would both become {target}")
+        targets[name] = target
+        source_of[target] = name
+    return targets, skipped
+
+
+def is_transposed(name):
+    """Whether the TensorFlow variable `name` lies the other way round than in a snapshot."""
+    parent, _, last = name.rpartition("/")
+    return (parent if last in _MOMENTS else name) == _SQUAD_WEIGHTS
+
+
+def check_data_size(shapes, dtypes, prefix):
+    """Raises UserError if the numbers that the index promises cannot all be in the checkpoint's data files."""
+    needed = sum(
+        math.prod(shape) * dtypes[name].size
+        for name, shape in shapes.items()
+        if dtypes[name].is_floating or dtypes[name].is_integer
+    )
+    available = sum(file.stat().st_size for file in prefix.parent.glob(f"{glob.escape(prefix.name)}.data-*-of-*"))
+    if needed > available:
+        raise UserError(
+            f"{prefix}: its variables take {needed} bytes, but the data files ({prefix.name}.data-*) have only "
+            f"{available}: truncated or missing; copy or download them anew"
+        )
+
+
+def summarise(names, skipped, shapes, dtypes, folder):
+    """The lines that say what was converted, and what was not and why."""
+    moments = [name for name in names if name.rpartition("/")[2] in _MOMENTS]
+    parameters = sum(math.prod(shapes[name]) for name in names)
+    of_them = f" ({len(moments)} of them moments of Adam)" if moments else ""
+    lines = [
+        f"converted {len(names)} variables{of_them}: {parameters:,} parameters, {4 * parameters:,} bytes, in {folder}"
+    ]
+    widened = collections.Counter(dtypes[name].name for name in names)
+    lines += [f"stored as float32: {n} variables of {dtype}" for dtype, n in widened.items() if dtype != "float32"]
+    names_by_reason = collections.defaultdict(list)
+    for name, reason in skipped.items():
+        names_by_reason[reason].append(name)
+    for reason, names in names_by_reason.items():
+        more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+        lines.append(f"skipped {', '.join(names[:4])}{more}: {reason}")
+    return lines
+
+
+def main():
+    arguments = parse_arguments()
+    check_replaceable(arguments.of_dump_path, arguments.overwrite, snapshot.DONE_FILE)
+    prefix = find_checkpoint(arguments.tf_checkpoint_path)
+    config_file = prefix.parent / CONFIG_FILE
+    config_size = bert_variables.read_config(config_file)[0] if config_file.exists() else None
+
+    reader = open_checkpoint(prefix)
+    shapes = {name: tuple(shape) for name, shape in reader.get_variable_to_shape_map().items()}
+    dtypes = reader.get_variable_to_dtype_map()
+    check_data_size(shapes, dtypes, prefix)
+    targets, skipped = plan_conversion(shapes, dtypes, prefix)
+    size = bert_variables.infer_size(
+        {target: shapes[name][::-1] if is_transposed(name) else shapes[name] for name, target in targets.items()},
+        prefix,
+    )
+    if config_size is not None:
+        bert_variables.check_config_fits(config_size, size, config_file)
+
+    # On a terminal a bar, else a line for each variable.
+    on_terminal = sys.stdout.isatty()
+    progress = tqdm(targets.items(), unit=" variables", disable=not on_terminal)
+    with snapshot.open_writer(os.path.realpath(arguments.of_dump_path)) as write:
+        for name, target in progress:
+            array = read_variable(reader, name, prefix).astype(np.float32, copy=False)
+            write(target, array.T if is_transposed(name) else array)
+            if not on_terminal:
+                print(f"saved to: {os.path.join(arguments.of_dump_path, target)}", flush=True)
+    print("\n".join(summarise(targets, skipped, shapes, dtypes, arguments.of_dump_path)))
+    print(bert_variables.describe_size(config_size or size))
+
+
+if __name__ == "__main__":
+    run_script(main)
