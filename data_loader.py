@@ -19,6 +19,7 @@ class OFRecordLoader(nn.Module):
     def __init__(self, paths, fields, batch_size, placement, shuffle, seed):
         super().__init__()
         self._placement = placement
+        self._sbp = _split_over(placement.ranks)
         # Each rank reads parts of its own where there are enough; otherwise the first rank reads for all.
         ranks = placement.ranks if len(paths) >= len(placement.ranks) else placement.ranks[:1]
         self.reader = nn.OFRecordReader(
@@ -30,7 +31,7 @@ class OFRecordLoader(nn.Module):
             shuffle_after_epoch=shuffle,
             random_seed=seed,
             placement=flow.placement("cpu", ranks),
-            sbp=flow.sbp.split(0),
+            sbp=_split_over(ranks),
         )
         self._names = list(fields)
         for name, field in fields.items():
@@ -42,6 +43,11 @@ class OFRecordLoader(nn.Module):
         records = self.reader()
         decoders = {name: getattr(self, f"decode_{name}") for name in self._names}
         return {
-            name: decoder(records).to_global(placement=self._placement, sbp=flow.sbp.split(0))
+            name: decoder(records).to_global(placement=self._placement, sbp=self._sbp)
             for name, decoder in decoders.items()
         }
+
+
+def _split_over(ranks):
+    """How a batch lies on `ranks`. One rank holds it whole: OneFlow aborts on a batch of 1 that is called split."""
+    return flow.sbp.split(0) if len(ranks) > 1 else flow.sbp.broadcast

@@ -34,16 +34,12 @@ def choose_device(requested, gpu_num_per_node):
     return "cpu", problem
 
 
-def usable_gpus(driver=None):
-    """(names of the GPUs OneFlow 0.9.0 can use, None), or (None, why it can use none).
-
-    `driver` is the CUDA driver's library; tests give a stand-in.
-    """
-    if driver is None:
-        try:
-            driver = ctypes.CDLL("libcuda.so.1")
-        except OSError:
-            return None, "no NVIDIA driver is installed"
+def usable_gpus():
+    """(names of the GPUs OneFlow 0.9.0 can use, None), or (None, why it can use none)."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None, "no NVIDIA driver is installed"
     if driver.cuInit(0) != 0:
         return None, "the NVIDIA driver finds no GPU"
     version = _integer(driver.cuDriverGetVersion)

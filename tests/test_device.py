@@ -1,0 +1,84 @@
+"""Which device a run takes, on machines that are not at hand: the CUDA driver is a stand-in."""
+
+import ctypes
+
+import pytest
+
+import device
+from util import UserError
+
+
+class Driver:
+    """Answers like libcuda.so.1 for a machine with the given (name, compute capability) GPUs."""
+
+    def __init__(self, gpus, version=12020, init=0):
+        self._gpus = gpus
+        self._version = version
+        self._init = init
+
+    def cuInit(self, flags):
+        return self._init
+
+    def cuDriverGetVersion(self, version):
+        version._obj.value = self._version
+        return 0
+
+    def cuDeviceGetCount(self, count):
+        count._obj.value = len(self._gpus)
+        return 0
+
+    def cuDeviceGet(self, gpu, index):
+        gpu._obj.value = index
+        return 0
+
+    def cuDeviceGetAttribute(self, value, attribute, gpu):
+        value._obj.value = self._gpus[gpu][1][{75: 0, 76: 1}[attribute]]
+        return 0
+
+    def cuDeviceGetName(self, name, size, gpu):
+        ctypes.memmove(name, self._gpus[gpu][0].encode() + b"\0", len(self._gpus[gpu][0]) + 1)
+        return 0
+
+
+A100 = ("A100", (8, 0))
+H100 = ("H100", (9, 0))
+K80 = ("K80", (3, 7))
+
+
+def choose(monkeypatch, driver, requested="auto", gpu_num_per_node=1):
+    monkeypatch.setattr(device.ctypes, "CDLL", lambda name: driver)
+    return device.choose_device(requested, gpu_num_per_node)
+
+
+def test_takes_a_usable_gpu(monkeypatch):
+    assert choose(monkeypatch, Driver([A100])) == ("cuda", "A100, compute capability 8.0")
+    assert choose(monkeypatch, Driver([A100]), "cuda")[0] == "cuda"
+    assert choose(monkeypatch, Driver([("V100", (7, 0)), ("V100", (7, 0))]), "cuda", 2)[0] == "cuda"
+
+
+def test_cpu_on_request(monkeypatch):
+    assert choose(monkeypatch, Driver([A100]), "cpu")[0] == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("driver", "reason"),
+    [
+        (Driver([H100]), "no code for H100, compute capability 9.0"),
+        (Driver([K80]), "no code for K80, compute capability 3.7"),
+        (Driver([A100, H100]), "CUDA_VISIBLE_DEVICES"),
+        (Driver([]), "finds no GPU"),
+        (Driver([A100], init=100), "finds no GPU"),
+        (Driver([A100], version=11040), "supports CUDA 11.4, OneFlow needs 11.7"),
+    ],
+)
+def test_says_why_the_gpu_cannot_be_used(monkeypatch, driver, reason):
+    kind, text = choose(monkeypatch, driver)
+    assert kind == "cpu" and reason in text
+    with pytest.raises(UserError, match="--device=cuda"):
+        choose(monkeypatch, driver, "cuda")
+
+
+def test_fewer_gpus_than_asked_for(monkeypatch):
+    with pytest.raises(UserError, match="--gpu_num_per_node=2"):
+        choose(monkeypatch, Driver([A100]), "cuda", 2)
+    assert choose(monkeypatch, Driver([A100]), "auto", 2)[0] == "cpu"

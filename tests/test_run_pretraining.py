@@ -1,0 +1,447 @@
+"""run_pretraining.py as its users run it: the form of its output, snapshots, resumption, and one line for bad input."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import engine
+import ofrecord
+import snapshot
+from conftest import ROOT, TINY_MODEL, assert_fails_with_one_line, run, write_pretraining_part
+
+SCRIPT = "run_pretraining.py"
+NO_DROPOUT = {"attention_probs_dropout_prob": 0.0, "hidden_dropout_prob": 0.0}
+LOSS_LINE = re.compile(
+    r"iter (\d+), total_loss: (\d+\.\d{3}), mlm_loss: (\d+\.\d{3}), nsp_loss: (\d+\.\d{3}), "
+    r"speed: \d+\.\d{3}\(sec/batch\), \d+\.\d{3}\(sentences/sec\)"
+)
+
+
+def pretrain(data_dir, output, **flags):
+    """A run of a tiny model; flags given here win."""
+    settings = {
+        **TINY_MODEL,
+        "data_dir": data_dir,
+        "data_part_num": 1,
+        "seq_length": 32,
+        "max_predictions_per_seq": 5,
+        "batch_size_per_device": 4,
+        "learning_rate": 1e-3,
+        "warmup_batches": 2,
+        "iter_num": 4,
+        "loss_print_every_n_iter": 1,
+        "log_dir": output,
+        "model_save_dir": output,
+        **flags,
+    }
+    return run(SCRIPT, **settings)
+
+
+def logged(output):
+    """The JSON lines of the one run that logged into `output`."""
+    (path,) = Path(output).glob("metrics-*.jsonl")
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def loss_lines(result):
+    assert result.returncode == 0, result.stderr
+    return [LOSS_LINE.fullmatch(line).groups() for line in result.stdout.splitlines() if line.startswith("iter ")]
+
+
+def expected_variables(vocab_size=200, hidden=32, layers=2, positions=40, intermediate=128):
+    """name -> shape of all that a pre-training model has, as docs/snapshot-format.md lists it."""
+    shapes = {
+        "bert-embeddings-word_embeddings": (vocab_size, hidden),
+        "bert-embeddings-token_type_embeddings": (2, hidden),
+        "bert-embeddings-position_embeddings": (positions, hidden),
+        "bert-pooler-dense-weight": (hidden, hidden),
+        "bert-pooler-dense-bias": (hidden,),
+        "cls-predictions-transform-dense-weight": (hidden, hidden),
+        "cls-predictions-transform-dense-bias": (hidden,),
+        "cls-predictions-output_bias": (vocab_size,),
+        "cls-seq_relationship-output_weights": (2, hidden),
+        "cls-seq_relationship-output_bias": (2,),
+    }
+    normalised = ["bert-embeddings", "cls-predictions-transform"]
+    for index in range(layers):
+        layer = f"bert-encoder-layer_{index}"
+        for name in ("query", "key", "value"):
+            shapes[f"{layer}-attention-self-{name}-weight"] = (hidden, hidden)
+            shapes[f"{layer}-attention-self-{name}-bias"] = (hidden,)
+        for name, inputs, outputs in (
+            ("attention-output", hidden, hidden),
+            ("intermediate", hidden, intermediate),
+            ("output", intermediate, hidden),
+        ):
+            shapes[f"{layer}-{name}-dense-weight"] = (inputs, outputs)
+            shapes[f"{layer}-{name}-dense-bias"] = (outputs,)
+        normalised += [f"{layer}-attention-output", f"{layer}-output"]
+    for name in normalised:
+        shapes[f"{name}-LayerNorm-gamma"] = shapes[f"{name}-LayerNorm-beta"] = (hidden,)
+    return shapes
+
+
+@pytest.fixture(scope="module")
+def first_run(tmp_path_factory):
+    """A run of 30 iterations over 12 samples: (the finished process, its output folder)."""
+    folder = tmp_path_factory.mktemp("first_run")
+    (folder / "data").mkdir()
+    write_pretraining_part(folder / "data" / "part-0", 12)
+    result = pretrain(
+        folder / "data",
+        folder / "output",
+        iter_num=30,
+        loss_print_every_n_iter=5,
+        save_last_snapshot=True,
+        model_save_every_n_iter=12,
+    )
+    return result, folder / "output"
+
+
+def test_output_has_the_tutorials_form(first_run):
+    result, output = first_run
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    lines = result.stdout.splitlines()
+    assert lines[:3] == ["=" * 66, "Running bert: num_gpu_per_node = 1, num_nodes = 1.", "=" * 66]
+    names = (
+        "gpu_num_per_node node_num node_list learning_rate weight_decay_rate batch_size_per_device iter_num "
+        "warmup_batches log_every_n_iter data_dir data_part_num use_fp16 use_boxing_v2 loss_print_every_n_iter "
+        "model_save_every_n_iter model_save_dir save_last_snapshot model_load_dir log_dir seq_length "
+        "max_predictions_per_seq num_hidden_layers num_attention_heads max_position_embeddings type_vocab_size "
+        "vocab_size attention_probs_dropout_prob hidden_dropout_prob hidden_size_per_head"
+    ).split()
+    assert [line.split(" = ")[0] for line in lines[3 : 3 + len(names)]] == names
+    assert "node_list = None" in lines and "use_fp16 = None" in lines and "save_last_snapshot = True" in lines
+    rule = lines.index("-" * 66)
+    assert re.fullmatch(r"Time stamp: \d{4}-\d\d-\d\d-\d\d:\d\d:\d\d", lines[rule + 1])
+    assert lines[rule + 2].startswith("Device: ")
+    assert lines[rule + 3] == "Init model on demand"
+    rest = [re.sub(r"^iter (\d+), .*", r"iter \1", line) for line in lines[rule + 4 :]]
+    rest = [re.sub(r"[\d.]+\(sentences/sec\)", "N(sentences/sec)", line) for line in rest]
+    assert rest == [
+        "iter 4",
+        "iter 9",
+        f"Saving model to {output}/snapshot_12.",
+        "iter 14",
+        "iter 19",
+        f"Saving model to {output}/snapshot_24.",
+        "iter 24",
+        "iter 29",
+        f"Saving model to {output}/last_snapshot.",
+        "-" * 66,
+        "average speed: N(sentences/sec)",
+        "-" * 66,
+    ]
+    assert len(loss_lines(result)) == 6
+
+
+def test_printed_losses_are_means_of_the_logged_ones(first_run):
+    result, output = first_run
+    log = logged(output)
+    assert [line["iter"] for line in log] == list(range(30))
+    for line in loss_lines(result):
+        last = int(line[0])
+        for name, printed in zip(("total_loss", "mlm_loss", "nsp_loss"), line[1:]):
+            mean = np.mean([entry[name] for entry in log[last - 4 : last + 1]])
+            assert printed == f"{mean:.3f}"
+    rates = [entry["learning_rate"] for entry in log]
+    assert rates[:4] == pytest.approx([0, 0.5e-3, 1e-3 * 28 / 30, 1e-3 * 27 / 30])
+
+
+def test_loss_falls(first_run):
+    losses = [float(line[1]) for line in loss_lines(first_run[0])]
+    assert losses[-1] < losses[0] - 0.3
+
+
+def test_start_up_noise_is_in_the_log_file_only(first_run):
+    assert "libibverbs" in (first_run[1] / "oneflow.log").read_text()
+
+
+def test_snapshot_layout(first_run):
+    folder = first_run[1] / "last_snapshot"
+    shapes = expected_variables()
+    variables = snapshot.variable_names(folder)
+    step = "System-Train-TrainStep-PretrainJob"
+    assert set(variables) == {name + suffix for name in shapes for suffix in ("", "-m", "-v")} | {step}
+    assert sorted(os.listdir(folder)) == sorted([*variables, "snapshot_done"])
+    for name, shape in shapes.items():
+        for suffix in ("", "-m", "-v"):
+            assert snapshot.read_meta(folder / (name + suffix)) == (shape, np.float32)
+            assert (folder / (name + suffix) / "out").stat().st_size == 4 * np.prod(shape)
+    assert (folder / step / "out").read_bytes() == (30).to_bytes(8, "little")
+    assert (first_run[1] / "snapshot_12" / step / "out").read_bytes() == (12).to_bytes(8, "little")
+
+
+def test_oneflow_reads_the_snapshot(first_run):
+    folder = first_run[1] / "last_snapshot"
+    loaded = engine.load().load(str(folder))
+    assert set(loaded) == set(snapshot.variable_names(folder))
+    for name, tensor in loaded.items():
+        np.testing.assert_array_equal(tensor.numpy(), snapshot.read_variable(folder, name))
+
+
+def test_snapshots_obey_the_umask(tiny_data, tmp_path):
+    command = f"umask 027; exec {sys.executable} {SCRIPT} " + " ".join(
+        f"--{name}={value}"
+        for name, value in {
+            **TINY_MODEL,
+            "data_dir": tiny_data,
+            "data_part_num": 1,
+            "seq_length": 32,
+            "max_predictions_per_seq": 5,
+            "batch_size_per_device": 2,
+            "iter_num": 1,
+            "log_dir": tmp_path,
+            "model_save_dir": tmp_path,
+            "save_last_snapshot": "True",
+        }.items()
+    )
+    subprocess.run(["bash", "-c", command], cwd=ROOT, check=True, stdout=subprocess.DEVNULL, timeout=300)
+    folder = tmp_path / "last_snapshot"
+    assert folder.stat().st_mode & 0o777 == 0o750
+    assert (folder / "bert-pooler-dense-bias" / "out").stat().st_mode & 0o777 == 0o640
+
+
+def test_equal_seeds_give_equal_losses(tiny_data, tmp_path):
+    losses = []
+    for index, seed in enumerate((5, 5, 6)):
+        result = pretrain(tiny_data, tmp_path / str(index), seed=seed)
+        assert result.returncode == 0, result.stderr
+        losses.append([line["total_loss"] for line in logged(tmp_path / str(index))])
+    assert losses[0] == losses[1]
+    assert losses[0] != losses[2]
+
+
+def read_all(folder):
+    return {name: (folder / name / "out").read_bytes() for name in snapshot.variable_names(folder)}
+
+
+def test_restored_step_equals_the_uninterrupted_one(tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    write_pretraining_part(data / "part-0", 1)  # so that every batch is the same
+    flags = {**NO_DROPOUT, "iter_num": 6, "save_last_snapshot": True, "batch_size_per_device": 2}
+    whole = pretrain(data, tmp_path / "whole", **flags, model_save_every_n_iter=1)
+    assert whole.returncode == 0, whole.stderr
+    restored = pretrain(
+        data,
+        tmp_path / "restored",
+        **flags,
+        model_save_every_n_iter=1,
+        model_load_dir=tmp_path / "whole" / "snapshot_3",
+    )
+    assert f"Restoring model from {tmp_path}/whole/snapshot_3." in restored.stdout.splitlines(), restored.stderr
+    before = read_all(tmp_path / "whole" / "snapshot_3")
+    expected = read_all(tmp_path / "whole" / "snapshot_4")
+    assert expected["bert-pooler-dense-weight"] != before["bert-pooler-dense-weight"]
+    assert read_all(tmp_path / "restored" / "snapshot_1") == expected
+    assert read_all(tmp_path / "restored" / "snapshot_3") == read_all(tmp_path / "whole" / "last_snapshot")
+
+
+def test_zeroed_train_step_restarts_the_schedule(first_run, tiny_data, tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(first_run[1] / "last_snapshot", model)
+    (model / "System-Train-TrainStep-PretrainJob" / "out").write_bytes(bytes(8))
+    result = pretrain(tiny_data, tmp_path / "zeroed", model_load_dir=model)
+    assert result.returncode == 0, result.stderr
+    assert [line["train_step"] for line in logged(tmp_path / "zeroed")] == [0, 1, 2, 3]
+    assert [line["learning_rate"] for line in logged(tmp_path / "zeroed")][:2] == [0, 0.5e-3]
+
+
+def test_restoring_without_meta_and_with_other_variables(first_run, tiny_data, tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(first_run[1] / "last_snapshot", model)
+    for meta in model.glob("*/meta"):
+        meta.unlink()
+    shutil.rmtree(model / "cls-seq_relationship-output_bias")
+    shutil.rmtree(model / "cls-seq_relationship-output_weights")
+    shutil.copytree(model / "bert-pooler-dense-bias", model / "cls-squad-output-bias")
+    result = pretrain(tiny_data, tmp_path / "output", model_load_dir=model)
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    missing = "cls-seq_relationship-output_weights, cls-seq_relationship-output_bias"
+    assert f"Initialised, as the snapshot lacks them: {missing}." in lines
+    assert "Ignored 1 other variable(s) of the snapshot." in lines
+    assert [line["train_step"] for line in logged(tmp_path / "output")] == [30, 31, 32, 33]
+
+
+def test_kill_during_a_save_leaves_whole_snapshots(tiny_data, tmp_path):
+    output = tmp_path / "output"
+    flags = {
+        **TINY_MODEL,
+        "data_dir": tiny_data,
+        "data_part_num": 1,
+        "seq_length": 32,
+        "max_predictions_per_seq": 5,
+        "vocab_size": 30000,
+        "batch_size_per_device": 1,
+        "model_save_every_n_iter": 1,
+        "log_dir": output,
+        "model_save_dir": output,
+    }
+    command = [sys.executable, SCRIPT, *(f"--{name}={value}" for name, value in flags.items())]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 120
+        while not list(output.glob(".snapshot_3.*")):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.001)
+        process.send_signal(signal.SIGKILL)
+    assert list(output.glob(".snapshot_3.*")), "the kill came too late to prove anything"
+    assert sorted(path.name for path in output.glob("snapshot_*")) == ["snapshot_1", "snapshot_2"]
+    for name in ("snapshot_1", "snapshot_2"):
+        for variable in snapshot.variable_names(output / name):
+            snapshot.read_variable(output / name, variable)
+    # The next save of the same name clears away what the killed one has left.
+    result = run(SCRIPT, **flags, iter_num=3)
+    assert result.returncode == 0, result.stderr
+    assert not list(output.glob(".snapshot_3.*"))
+    assert (output / "snapshot_3" / "snapshot_done").is_file()
+
+
+def test_booleans_and_repeated_flags(tiny_data, tmp_path):
+    result = run(
+        SCRIPT,
+        *("--save_last_snapshot", "False", "--use_boxing_v2", "--iter_num=99", "--iter_num", "1"),
+        **TINY_MODEL,
+        data_dir=tiny_data,
+        data_part_num=1,
+        seq_length=32,
+        max_predictions_per_seq=5,
+        batch_size_per_device=2,
+        log_dir=tmp_path / "log",
+        model_save_dir=tmp_path / "save",
+    )
+    assert result.returncode == 0, result.stderr
+    assert "save_last_snapshot = False" in result.stdout and "use_boxing_v2 = True" in result.stdout
+    assert "iter_num = 1\n" in result.stdout
+    assert not (tmp_path / "save").exists()
+
+
+def test_help_reads_well():
+    result = subprocess.run(
+        [sys.executable, SCRIPT, "--help"], cwd=ROOT, capture_output=True, text=True, env={**os.environ, "COLUMNS": "80"}
+    )
+    assert result.returncode == 0
+    assert max(map(len, result.stdout.splitlines())) <= 80
+    for text in ("--warmup_batches N", "(default: 1144000)", "devices:", "model:", "--device {auto,cuda,cpu}"):
+        assert text in result.stdout
+
+
+class TestBadInput:
+    """Each ends with status 2 and one line, before anything is trained."""
+
+    def check(self, tiny_data, tmp_path, *fragments, status=2, **flags):
+        data_dir = flags.pop("data_dir", tiny_data)
+        assert_fails_with_one_line(pretrain(data_dir, tmp_path / "output", **flags), *fragments, status=status)
+
+    def test_data_dir_missing(self, tiny_data, tmp_path):
+        self.check(tiny_data, tmp_path, "--data_dir", "no such folder", data_dir=tmp_path / "nothing")
+
+    def test_no_part(self, tiny_data, tmp_path):
+        (tmp_path / "empty").mkdir()
+        self.check(tiny_data, tmp_path, "part-0", tmp_path / "empty", data_dir=tmp_path / "empty")
+
+    def test_too_few_parts(self, tiny_data, tmp_path):
+        self.check(tiny_data, tmp_path, "--data_part_num=3", "part-1 is missing", data_part_num=3)
+
+    def test_truncated_part(self, tiny_data, tmp_path):
+        part = tiny_data / "part-0"
+        part.write_bytes(part.read_bytes()[:-7])
+        self.check(tiny_data, tmp_path, part, "truncated")
+
+    def test_garbage_part(self, tiny_data, tmp_path):
+        (tiny_data / "part-0").write_bytes(np.random.default_rng(0).bytes(5000))
+        self.check(tiny_data, tmp_path, tiny_data / "part-0")
+
+    def test_empty_part(self, tiny_data, tmp_path):
+        (tiny_data / "part-0").write_bytes(b"")
+        self.check(tiny_data, tmp_path, tiny_data / "part-0", "empty")
+
+    def test_missing_field(self, tiny_data, tmp_path):
+        _rewrite(tiny_data / "part-0", lambda index, features: features.pop("segment_ids"))
+        self.check(tiny_data, tmp_path, "record 0 has no field segment_ids")
+
+    def test_other_seq_length(self, tiny_data, tmp_path):
+        self.check(tiny_data, tmp_path, "holds 32 numbers, but --seq_length is 30", seq_length=30)
+
+    def test_other_max_predictions(self, tiny_data, tmp_path):
+        self.check(tiny_data, tmp_path, "holds 5 numbers, but --max_predictions_per_seq is 9", max_predictions_per_seq=9)
+
+    def test_ids_beyond_the_vocabulary(self, tiny_data, tmp_path):
+        self.check(tiny_data, tmp_path, "input_ids", "--vocab_size=20", vocab_size=20)
+
+    def test_later_record_with_check_data(self, tiny_data, tmp_path):
+        def spoil(index, features):
+            if index == 9:
+                features["input_ids"][3] = 5000
+
+        _rewrite(tiny_data / "part-0", spoil)
+        self.check(tiny_data, tmp_path, "record 9", "5000", check_data=True)
+
+    def test_sequence_longer_than_positions(self, tiny_data, tmp_path):
+        self.check(tiny_data, tmp_path, "--max_position_embeddings=40", seq_length=64)
+
+    def test_model_load_dir_missing(self, tiny_data, tmp_path):
+        self.check(tiny_data, tmp_path, "no such folder", model_load_dir=tmp_path / "nothing")
+
+    def test_model_load_dir_is_no_snapshot(self, tiny_data, tmp_path):
+        self.check(tiny_data, tmp_path, "snapshot_done", model_load_dir=tiny_data)
+
+    def test_snapshot_of_another_size(self, first_run, tiny_data, tmp_path):
+        self.check(
+            tiny_data,
+            tmp_path,
+            "bert-embeddings-word_embeddings",
+            "[200, 32]",
+            "[300, 32]",
+            model_load_dir=first_run[1] / "last_snapshot",
+            vocab_size=300,
+        )
+
+    def test_truncated_variable(self, first_run, tiny_data, tmp_path):
+        model = tmp_path / "model"
+        shutil.copytree(first_run[1] / "last_snapshot", model)
+        out = model / "bert-pooler-dense-bias" / "out"
+        out.write_bytes(out.read_bytes()[:-1])
+        self.check(tiny_data, tmp_path, out, "127 bytes", "128", model_load_dir=model)
+
+    def test_unwritable_model_save_dir(self, tiny_data, tmp_path):
+        (tmp_path / "file").touch()
+        self.check(
+            tiny_data, tmp_path, "--model_save_dir", model_save_dir=tmp_path / "file" / "x", save_last_snapshot=True
+        )
+
+    @pytest.mark.parametrize("flag", ["iter_num", "batch_size_per_device"])
+    def test_zero(self, tiny_data, tmp_path, flag):
+        self.check(tiny_data, tmp_path, flag, "at least 1", **{flag: 0})
+
+    def test_cuda_without_a_gpu(self, tiny_data, tmp_path):
+        if shutil.which("nvidia-smi"):
+            pytest.skip("this machine may have a GPU")
+        self.check(tiny_data, tmp_path, "--device=cuda", "--device=cpu", device="cuda")
+
+    def test_unknown_flag_and_missing_data_dir(self):
+        assert_fails_with_one_line(run(SCRIPT, "--no_such_flag"), "--data_dir")
+        assert_fails_with_one_line(run(SCRIPT, data_dir="x", no_such_flag=1), "--no_such_flag")
+
+    def test_not_a_boolean(self, tiny_data, tmp_path):
+        self.check(tiny_data, tmp_path, "--save_last_snapshot", "'maybe'", save_last_snapshot="maybe")
+
+
+def _rewrite(path, change):
+    """Changes the features of every record of a part in place: change(index, features)."""
+    records = [features for _, features in ofrecord.read(path)]
+    with ofrecord.open_writer(path) as write:
+        for index, features in enumerate(records):
+            change(index, features)
+            write(ofrecord.serialize(features))
