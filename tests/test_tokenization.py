@@ -1,0 +1,82 @@
+"""tokenization.py against the plain implementation in reference_squad.py, on hard text."""
+
+import sys
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import hard_text
+import reference_squad
+from tokenization import Tokenizer, read_vocab, split_words
+from util import UserError
+
+
+@pytest.mark.parametrize("do_lower_case", [True, False])
+def test_every_character_alone_and_within_a_word(do_lower_case):
+    for code_point in range(sys.maxunicode + 1):
+        character = chr(code_point)
+        # The reference takes 20 microseconds a character; one of eight of the planes beyond the first will do.
+        if code_point < 0x3000 or 0xA000 <= code_point < 0xAC00 or code_point % 8 == 0:
+            text = character + "A" + character
+            assert split_words(text, do_lower_case) == reference_squad.split_words(text, do_lower_case), hex(code_point)
+
+
+@pytest.mark.parametrize("do_lower_case", [True, False])
+@pytest.mark.parametrize("text", hard_text.EXAMPLES)
+def test_pieces_of_hard_text(text, do_lower_case):
+    tokenizer = Tokenizer(hard_text.VOCAB, do_lower_case)
+    expected = reference_squad.tokenize(text, hard_text.VOCAB, do_lower_case)
+    assert tokenizer.tokenize(text) == expected
+    assert tokenizer.tokenize(text) == expected, "the remembered pieces differ"
+
+
+@settings(max_examples=400, deadline=None)
+@given(hard_text.texts, st.booleans())
+def test_pieces_of_any_text(text, do_lower_case):
+    tokenizer = Tokenizer(hard_text.VOCAB, do_lower_case)
+    assert tokenizer.tokenize(text) == reference_squad.tokenize(text, hard_text.VOCAB, do_lower_case)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.text("ab", min_size=1, max_size=4), max_size=20), st.text("ab ", max_size=60))
+def test_longest_match_first_with_any_vocabulary(entries, text):
+    pieces = ["[UNK]", *entries, *("##" + entry for entry in entries)]
+    vocab = {piece: index for index, piece in enumerate(pieces)}
+    assert Tokenizer(vocab, True).tokenize(text) == reference_squad.tokenize(text, vocab, True)
+
+
+def test_words_as_published():
+    assert split_words("John Johanson's, \tHOUSE", True) == ["john", "johanson", "'", "s", ",", "house"]
+    assert split_words("Zoë 中国x", False) == ["Zoë", "中", "国", "x"]
+    vocab = {"[UNK]": 0, "un": 1, "##aff": 2, "##able": 3}
+    assert Tokenizer(vocab, True).tokenize("unaffable unaffabler") == ["un", "##aff", "##able", "[UNK]"]
+
+
+def test_vocabulary_file(tmp_path):
+    path = tmp_path / "vocab.txt"
+    # Line ends of Windows, blanks around a piece, other line separators within one, an empty line, a repeated piece.
+    path.write_bytes("[UNK]\r\n  [CLS]\t\n[SEP]\na\u2028b\n\n[UNK]".encode())
+    assert read_vocab(path) == {"[UNK]": 5, "[CLS]": 1, "[SEP]": 2, "a\u2028b": 3, "": 4}
+
+
+@pytest.mark.parametrize(
+    "content, fragment",
+    [
+        (b"", "0 entries"),
+        (b"[UNK]\n[CLS]\n", "no [SEP]"),
+        (b"[UNK]\n\xff\n", "not UTF-8"),
+    ],
+)
+def test_what_is_no_vocabulary(tmp_path, content, fragment):
+    path = tmp_path / "vocab.txt"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=str(path)) as error:
+        read_vocab(path)
+    assert fragment in str(error.value)
+
+
+def test_vocabulary_that_cannot_be_read(tmp_path):
+    for path in (tmp_path / "none.txt", tmp_path):
+        with pytest.raises(UserError, match=f"vocab_file.*{path}"):
+            read_vocab(path)

@@ -1,0 +1,132 @@
+"""WordPiece tokenisation with google-research/bert's semantics, to the code point: text -> words -> pieces.
+
+The words are made here, with this Python's own Unicode tables, as google's script makes them; the normalisers of the
+`tokenizers` library differ from it in places (the final sigma, unassigned and control characters, the version of
+Unicode). The pieces of a word are found by `tokenizers`.
+"""
+
+import unicodedata
+
+from tokenizers.models import WordPiece
+
+from util import UserError, describe_os_error
+
+UNKNOWN = "[UNK]"
+CLASSIFIER = "[CLS]"
+SEPARATOR = "[SEP]"
+# A longer word becomes [UNK] whole.
+MAX_CHARACTERS_PER_WORD = 200
+
+# The blocks whose characters are words of their own. Hangul, Hiragana and Katakana are written with spaces or treated
+# as if they were.
+_CJK_BLOCKS = (
+    (0x3400, 0x4DBF),
+    (0x4E00, 0x9FFF),
+    (0xF900, 0xFAFF),
+    (0x20000, 0x2A6DF),
+    (0x2A700, 0x2B73F),
+    (0x2B740, 0x2B81F),
+    (0x2B820, 0x2CEAF),
+    (0x2F800, 0x2FA1F),
+)
+# What ASCII has besides letters, digits and blanks counts as punctuation, also where Unicode calls it a symbol ($, ^).
+_ASCII_PUNCTUATION = frozenset("!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~")
+
+
+def read_vocab(path, required=(UNKNOWN, CLASSIFIER, SEPARATOR)):
+    """Reads a vocabulary file, one piece a line, into a dict: piece -> id, the number of its line from 0.
+
+    Of a piece that occurs twice the last line counts. Raises UserError if the file cannot be read, is not UTF-8 or
+    lacks one of the `required` pieces.
+    """
+    try:
+        with open(path, encoding="utf-8", newline="\n") as file:
+            vocab = {line.strip(): index for index, line in enumerate(file)}
+    except OSError as error:
+        raise UserError(f"--vocab_file cannot be read: {describe_os_error(error)}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: no vocabulary: not UTF-8 (byte {error.start})") from None
+    missing = [piece for piece in required if piece not in vocab]
+    if missing:
+        raise UserError(f"{path}: no BERT vocabulary: it has {len(vocab)} entries, but no {' and no '.join(missing)}")
+    return vocab
+
+
+def split_words(text, do_lower_case):
+    """Splits `text` into a list of words, as google-research/bert's BasicTokenizer does.
+
+    Control characters and U+FFFD go, every blank separates, a CJK or punctuation character is a word of its own;
+    with `do_lower_case` letters become small and lose their accents (NFD without non-spacing marks).
+    """
+    text = text.translate(_CLEANED)
+    if do_lower_case:
+        text = unicodedata.normalize("NFD", text.lower()).translate(_WITHOUT_ACCENTS)
+    return text.translate(_PUNCTUATION_APART).split()
+
+
+class Tokenizer:
+    """Makes word pieces of text. It remembers the pieces of every blank-separated stretch of text it has met."""
+
+    def __init__(self, vocab, do_lower_case):
+        """`vocab`: piece -> id, as `read_vocab` gives it."""
+        self.vocab = vocab
+        self.do_lower_case = do_lower_case
+        self._word_piece = WordPiece(
+            vocab=vocab, unk_token=UNKNOWN, max_input_chars_per_word=MAX_CHARACTERS_PER_WORD
+        )
+        self._pieces = {}
+
+    def tokenize(self, text):
+        """The pieces of `text`: a list of strings."""
+        # No rule looks across a blank, so that the stretches between them can be tokenised, and remembered, singly.
+        return [piece for stretch in text.split(" ") for piece in self._pieces_of(stretch)]
+
+    def _pieces_of(self, stretch):
+        pieces = self._pieces.get(stretch)
+        if pieces is None:
+            words = split_words(stretch, self.do_lower_case)
+            pieces = self._pieces[stretch] = tuple(piece for word in words for piece in self._split_word(word))
+        return pieces
+
+    def _split_word(self, word):
+        try:
+            return [token.value for token in self._word_piece.tokenize(word)]
+        except UnicodeEncodeError:
+            # JSON can express half a surrogate pair, which no vocabulary can hold.
+            return [UNKNOWN]
+
+
+class _CharacterTable(dict):
+    """A table for str.translate that asks `replacement(character)` for each character when it is first met."""
+
+    def __init__(self, replacement):
+        super().__init__()
+        self._replacement = replacement
+
+    def __missing__(self, code_point):
+        self[code_point] = text = self._replacement(chr(code_point))
+        return text
+
+
+def _clean(character):
+    if character in "\t\n\r" or unicodedata.category(character) == "Zs":
+        return " "
+    if character == "\ufffd" or unicodedata.category(character) in ("Cc", "Cf"):
+        return ""
+    if any(first <= ord(character) <= last for first, last in _CJK_BLOCKS):
+        return f" {character} "
+    return character
+
+
+def _strip_accent(character):
+    return "" if unicodedata.category(character) == "Mn" else character
+
+
+def _set_punctuation_apart(character):
+    is_punctuation = character in _ASCII_PUNCTUATION or unicodedata.category(character).startswith("P")
+    return f" {character} " if is_punctuation else character
+
+
+_CLEANED = _CharacterTable(_clean)
+_WITHOUT_ACCENTS = _CharacterTable(_strip_accent)
+_PUNCTUATION_APART = _CharacterTable(_set_punctuation_apart)
