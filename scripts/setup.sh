@@ -130,11 +130,14 @@ make_venv() {
 }
 
 install_requirements() {
-    say "installing $REQUIREMENTS into .venv (about 5 GB and some minutes the first time)"
+    say "installing $REQUIREMENTS (the first time about 5 GB and some minutes; pip's progress is in .venv/pip.log)"
     echo incomplete >.venv/.setup
     # A user's pip configuration may ask for --user, which no virtual environment can do.
-    PIP_USER=0 .venv/bin/python -I -m pip install --quiet --disable-pip-version-check -r "$REQUIREMENTS" ||
+    if ! PIP_USER=0 .venv/bin/python -I -m pip install --disable-pip-version-check -r "$REQUIREMENTS" \
+        >.venv/pip.log 2>&1; then
+        tail -n 20 .venv/pip.log >&2
         fail 1 "pip could not install $REQUIREMENTS (its message is above); run this again when that is put right"
+    fi
     current_state >.venv/.setup.new
     mv .venv/.setup.new .venv/.setup
 }
@@ -142,6 +145,7 @@ install_requirements() {
 [ -r "$REQUIREMENTS" ] || fail 2 "$REQUIREMENTS: no such file in $PWD"
 if ! is_ready; then
     check_platform
+    [ -w . ] || fail 1 "$PWD is not writable, and .venv has to be made in it"
     # One set-up at a time. The lock is the open file's: it ends with the process, and with a pip that outlives it.
     exec 9>.venv.lock
     flock -n 9 || { say "waiting for another set-up of this folder"; flock 9; }

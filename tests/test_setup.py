@@ -16,6 +16,7 @@ import pytest
 
 PROJECT = Path(__file__).resolve().parent.parent
 TOOLS = "cat dirname flock getconf mkdir mv rm sed sh sha256sum sleep tail tr uname".split()
+WAITING = "setup: waiting for another set-up of this folder\n"
 REAL_PYTHON = os.path.join(sys.base_exec_prefix, "bin", "python3.10")
 
 
@@ -126,34 +127,43 @@ def wheel_server(wheel):
 
 
 def kill(process):
-    os.killpg(process.pid, signal.SIGKILL)
+    """Kills the process and its children."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
 
 
 def test_installs_once_and_again_when_requirements_change(sandbox, tmp_path):
     sandbox.add_python()
-    sandbox.require(write_wheel(tmp_path, "first_module"))
+    sandbox.require("-r requirements.txt")
+    included = sandbox.project / "requirements.txt"
+    included.write_text(f"{write_wheel(tmp_path, 'first_module')}\n")
     assert f"making .venv with {REAL_PYTHON}" in sandbox.succeeds()
     assert sandbox.imports("first_module")
 
     assert sandbox.succeeds() == "setup: .venv is ready\n"
 
-    (sandbox.project / "requirements.txt").write_text(f"{write_wheel(tmp_path, 'second_module')}\n")
-    sandbox.require("-r requirements.txt")
+    included.write_text(f"{write_wheel(tmp_path, 'second_module')}\n")
     stdout = sandbox.succeeds()
     assert "installing" in stdout and "making" not in stdout
     assert sandbox.imports("second_module")
 
 
 def test_killed_while_it_installs(sandbox, tmp_path):
+    """Only the script is killed, so that its pip lives on: the next call must wait for that, too."""
     sandbox.add_python()
     with wheel_server(write_wheel(tmp_path, "some_module")) as (address, asked, answer):
         sandbox.require(f"some_module @ {address}")
-        process = sandbox.start()
+        killed = sandbox.start()
         assert asked.wait(60)
-        kill(process)
+        killed.kill()
+        next_one = sandbox.start()
+        assert next_one.stdout.readline() == WAITING
         answer.set()
-        assert "making .venv anew" in sandbox.succeeds()
+        stdout, _ = next_one.communicate(timeout=60)
+        kill(killed)
+    assert next_one.returncode == 0
+    assert "making .venv anew" in stdout
     assert sandbox.imports("some_module")
 
 
@@ -182,7 +192,7 @@ def test_two_at_once(sandbox, tmp_path):
         first = sandbox.start()
         assert asked.wait(60)
         second = sandbox.start()
-        assert second.stdout.readline() == "setup: waiting for another set-up of this folder\n"
+        assert second.stdout.readline() == WAITING
         answer.set()
         for process in (first, second):
             stdout, stderr = process.communicate(timeout=60)
@@ -294,9 +304,7 @@ def test_no_python_leaves_the_old_venv(sandbox):
 
 
 def test_python_without_venv(sandbox):
-    sandbox.add_program(
-        "python3.10", 'case "$3" in *ensurepip*) exit 1;; esac', f'exec {REAL_PYTHON} "$@"'
-    )
+    sandbox.add_program("python3.10", 'case "$3" in *ensurepip*) exit 1;; esac', f'exec {REAL_PYTHON} "$@"')
     sandbox.fails_with(2, "apt install python3.10-venv")
 
 
