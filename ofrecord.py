@@ -82,6 +82,55 @@ def serialize(features):
     return record.SerializeToString(deterministic=True)
 
 
+def serialize_batch(features):
+    """Serializes N records at once: equal to `serialize` of each row of `features`, but about ten times as fast.
+
+    `features`: name -> 2-D array [N, length] of int32, int64, float32 or float64. Returns a list of N bytes objects.
+    """
+    columns = []
+    for name in sorted(features):
+        values = features[name]
+        if values.dtype.kind == "f":
+            encoded = values.astype(values.dtype.newbyteorder("<")).tobytes()
+            sizes = np.full(len(values), values.shape[1] * values.dtype.itemsize)
+        else:
+            encoded, sizes = _varints(values)
+        heads = {size: _entry_head(name, values.dtype, size) for size in np.unique(sizes).tolist()}
+        ends = np.cumsum(sizes).tolist()
+        columns.append([heads[size] + encoded[end - size : end] for size, end in zip(sizes.tolist(), ends)])
+    return [b"".join(entries) for entries in zip(*columns)]
+
+
+def _varints(values):
+    """The rows of a 2-D array of integers as varints (7 bits a byte, lowest first): bytes, and how many a row takes."""
+    rest = values.astype(np.int64).view(np.uint64)
+    longest = max(1, -(-int(rest.max(initial=0)).bit_length() // 7))
+    groups = np.empty((*values.shape, longest), dtype=np.uint8)
+    is_used = np.ones(groups.shape, dtype=bool)
+    for index in range(longest):
+        groups[..., index] = rest & np.uint64(0x7F)
+        rest = rest >> np.uint64(7)
+        if index + 1 < longest:
+            is_used[..., index + 1] = rest > 0
+            groups[..., index] |= is_used[..., index + 1].view(np.uint8) << 7
+    return groups[is_used].tobytes(), np.count_nonzero(is_used, axis=(1, 2))
+
+
+def _entry_head(name, dtype, size):
+    """What stands before the `size` bytes of packed values in the serialized map entry `name` of an OFRecord."""
+    number = _KINDS[_KIND_OF_DTYPE[dtype]][0]
+    head = b"" if size == 0 else _length_delimited(1, size)
+    head = _length_delimited(number, len(head) + size) + head
+    head = _length_delimited(2, len(head) + size) + head
+    head = _length_delimited(1, len(name.encode())) + name.encode() + head
+    return _length_delimited(1, len(head) + size) + head
+
+
+def _length_delimited(field_number, size):
+    """The tag and the length of a length-delimited field (wire type 2)."""
+    return bytes([field_number << 3 | 2]) + _varints(np.array([[size]]))[0]
+
+
 def parse(serialized, path, offset):
     """The features of one serialized record: name -> 1-D NumPy array (bytes features: a list of bytes).
 
