@@ -1,0 +1,285 @@
+"""SQuAD v1.1 and v2.0 files: reading them, and cutting questions and contexts into a model's input windows.
+
+Windows, ids and positions are those of google-research/bert's run_squad.py, in its order.
+"""
+
+import json
+import re
+from bisect import bisect_right
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tokenization import CLASSIFIER, SEPARATOR
+from util import UserError, describe_os_error
+
+# The unique_id of a file's first window; those of the others follow one by one.
+FIRST_UNIQUE_ID = 1000000000
+# [CLS] and [SEP] stand before a window's part of the context, another [SEP] behind it.
+SPECIAL_PIECES = 3
+
+# A word of a context is what these five characters separate; the no-break space, say, is part of a word.
+_WORD = re.compile("[^ \t\r\n\u202f]+")
+
+
+class Question(NamedTuple):
+    """One entry of `qas`. `place` says where in the file it stands; `entry` is the JSON object itself."""
+
+    id: str
+    text: str
+    place: str
+    entry: dict[str, Any]
+
+
+class Paragraph(NamedTuple):
+    """A context and the questions about it."""
+
+    context: str
+    questions: list[Question]
+
+
+class Document(NamedTuple):
+    """A context as words and as word pieces.
+
+    `word_starts[w]` is the offset of word w in the context, in characters; `first_piece[w]` the index of its first
+    piece (of the next word's, if it has none); `word_of_piece[p]` the word that piece p belongs to.
+    """
+
+    words: list[str]
+    word_starts: list[int]
+    pieces: list[str]
+    first_piece: list[int]
+    word_of_piece: list[int]
+
+
+class Window(NamedTuple):
+    """The pieces of a document that one input holds: [start, start + length)."""
+
+    start: int
+    length: int
+
+
+class AnswerNotFound(Exception):
+    """The text of an answer does not stand in the context where `answer_start` says."""
+
+
+def read_json(path):
+    """The content of a JSON file. Raises UserError, one line, whatever is wrong with it."""
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            return json.load(file)
+    except OSError as error:
+        raise UserError(f"{describe_os_error(error)}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text (byte {error.start}: 0x{error.object[error.start]:02x})") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: not JSON: {error.msg} (line {error.lineno}, column {error.colno})") from None
+    except (RecursionError, ValueError) as error:
+        raise UserError(f"{path}: not JSON that can be read: {error}") from None
+
+
+def read_paragraphs(path):
+    """Reads a SQuAD file into (its version: str or None, list of Paragraph).
+
+    Raises UserError, naming the place, where it has not the form of SQuAD. Answers are left for their user to check.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict) or "data" not in content:
+        raise UserError(f"{path}: no SQuAD file: it is no JSON object with the key data")
+    paragraphs = []
+    for i, article in enumerate(field(content, "data", list, path)):
+        place = f"{path}: data[{i}]"
+        for j, paragraph in enumerate(field(article, "paragraphs", list, place)):
+            place = f"{path}: data[{i}].paragraphs[{j}]"
+            questions = []
+            for k, entry in enumerate(field(paragraph, "qas", list, place)):
+                place_of_question = f"{place}.qas[{k}]"
+                question_id = field(entry, "id", str, place_of_question)
+                question_text = field(entry, "question", str, place_of_question)
+                questions.append(Question(question_id, question_text, place_of_question, entry))
+            paragraphs.append(Paragraph(field(paragraph, "context", str, place), questions))
+    return content.get("version"), paragraphs
+
+
+def field(parent, key, kind, place):
+    """`parent[key]`, where `parent` must be an object and its value of the type `kind`; else UserError with `place`."""
+    if not isinstance(parent, dict):
+        raise UserError(f"{place}: expected an object, found {_name_of_type(parent)}")
+    if key not in parent:
+        raise UserError(f"{place}: {key} is missing")
+    value = parent[key]
+    # Not isinstance: True is no number here.
+    if type(value) is not kind:
+        raise UserError(f"{place}.{key}: expected {_TYPE_NAMES[kind]}, found {_name_of_type(value)}")
+    return value
+
+
+_TYPE_NAMES = {
+    dict: "an object",
+    list: "an array",
+    str: "a string",
+    int: "a whole number",
+    float: "a number with a fraction",
+    bool: "true or false",
+    type(None): "null",
+}
+
+
+def _name_of_type(value):
+    return _TYPE_NAMES[type(value)]
+
+
+def check_unique_ids(paragraphs, path):
+    """Raises UserError if two questions have the same id: their predictions could not be told apart."""
+    places = {}
+    for paragraph in paragraphs:
+        for question in paragraph.questions:
+            first = places.setdefault(question.id, question)
+            if first is not question:
+                at = question.place.removeprefix(f"{path}: ")
+                raise UserError(f"{first.place} and {at} have the same id, {question.id!r}; every question needs its own")
+
+
+def check_lengths(max_seq_length, max_query_length):
+    """Raises UserError unless a window has room for the context beside the longest question."""
+    if max_seq_length <= max_query_length + SPECIAL_PIECES:
+        raise UserError(
+            f"--max_seq_length {max_seq_length} must be more than --max_query_length + 3, that is "
+            f"{max_query_length + SPECIAL_PIECES}"
+        )
+
+
+def tokenize_document(context, tokenizer):
+    """Makes a Document of a context."""
+    matches = list(_WORD.finditer(context))
+    document = Document([match.group() for match in matches], [match.start() for match in matches], [], [], [])
+    for index, word in enumerate(document.words):
+        pieces = tokenizer.tokenize(word)
+        document.first_piece.append(len(document.pieces))
+        document.pieces.extend(pieces)
+        document.word_of_piece.extend([index] * len(pieces))
+    return document
+
+
+def tokenize_question(text, tokenizer, max_query_length):
+    """The first `max_query_length` pieces of a question."""
+    return tokenizer.tokenize(text)[:max_query_length]
+
+
+def make_windows(num_pieces, max_length, doc_stride):
+    """Covers `num_pieces` pieces by windows of at most `max_length`, each `doc_stride` after the one before.
+
+    No pieces, no windows.
+    """
+    windows = []
+    start = 0
+    while start < num_pieces:
+        length = min(max_length, num_pieces - start)
+        windows.append(Window(start, length))
+        if start + length == num_pieces:
+            break
+        start += min(length, doc_stride)
+    return windows
+
+
+def windows_of_maximum_context(windows):
+    """For every piece of a document the index of the window that shows most of its surroundings, int array [pieces].
+
+    As google-research/bert defines it: the lesser of the numbers of pieces to its left and to its right counts, plus
+    0.01 times the window's length; of equals the first window wins.
+    """
+    num_pieces = windows[-1].start + windows[-1].length if windows else 0
+    best_score = np.full(num_pieces, -1.0)
+    best_window = np.full(num_pieces, -1)
+    for index, (start, length) in enumerate(windows):
+        left = np.arange(length)
+        score = np.minimum(left, left[::-1]) + 0.01 * length
+        is_better = score > best_score[start : start + length]
+        best_score[start : start + length][is_better] = score[is_better]
+        best_window[start : start + length][is_better] = index
+    return best_window
+
+
+def find_answer(question, document, context, tokenizer, version_2_with_negative):
+    """The pieces of `document` that answer a training question: (first, last), or None if it is marked as impossible.
+
+    Of several answers the first counts; an empty answer has its last piece before its first. Raises UserError if the
+    question has no answer and AnswerNotFound if the answer's text does not stand where `answer_start` says.
+    """
+    entry, place = question.entry, question.place
+    # The key is absent from v1.1 files.
+    if version_2_with_negative and "is_impossible" in entry and field(entry, "is_impossible", bool, place):
+        return None
+    answers = field(entry, "answers", list, place)
+    if not answers:
+        hint = "" if version_2_with_negative else "; for SQuAD v2.0 give --version_2_with_negative"
+        raise UserError(f"{place} has no answer; for training every question needs one{hint}")
+    text = field(answers[0], "text", str, f"{place}.answers[0]")
+    offset = field(answers[0], "answer_start", int, f"{place}.answers[0]")
+    first_word, last_word = _words_of_answer(text, offset, document, context)
+    first = document.first_piece[first_word]
+    if last_word < len(document.words) - 1:
+        last = document.first_piece[last_word + 1] - 1
+    else:
+        last = len(document.pieces) - 1
+    return _narrow_to_answer(document.pieces, first, last, tokenizer.tokenize(text))
+
+
+def _words_of_answer(text, offset, document, context):
+    """The first and the last word of the context that the characters of the answer `text` at `offset` belong to."""
+    if not document.words or not 0 <= offset < len(context) or offset + len(text) > len(context):
+        raise AnswerNotFound
+    # A blank belongs to the word before it. What comes before the first word has the index -1, which Python takes for
+    # the last one; so does the end of an empty answer at offset 0. Odd, but just what run_squad.py does.
+    first_word = bisect_right(document.word_starts, offset) - 1
+    end = (offset + len(text) - 1) % len(context)
+    last_word = bisect_right(document.word_starts, end) - 1
+    if " ".join(text.split()) not in " ".join(document.words[first_word : last_word + 1]):
+        raise AnswerNotFound
+    return first_word, last_word
+
+
+def _narrow_to_answer(pieces, first, last, answer):
+    """The first span within [first, last] whose pieces are those of `answer`; if there is none, (first, last).
+
+    An answer that is part of a word, say 1895 of (1895-1943), is found so.
+    """
+    if answer:
+        for start in range(first, last - len(answer) + 2):
+            if pieces[start : start + len(answer)] == answer:
+                return start, start + len(answer) - 1
+    return first, last
+
+
+def answer_positions(answer, window, num_query_pieces):
+    """Where the answer, (first, last) in pieces of the document or None, lies in the input that shows `window`.
+
+    (0, 0), that is [CLS], if it does not lie within the window.
+    """
+    if answer is None:
+        return 0, 0
+    first, last = answer
+    if first < window.start or last > window.start + window.length - 1:
+        return 0, 0
+    offset = num_query_pieces + 2 - window.start
+    return first + offset, last + offset
+
+
+def input_arrays(query_ids, document_ids, window, vocab, max_seq_length):
+    """`[CLS] question [SEP] window [SEP]`, padded: input_ids, input_mask, segment_ids, each int32 [max_seq_length].
+
+    `query_ids` and `document_ids` are the ids of all pieces of the question and of the document.
+    """
+    num_query = len(query_ids)
+    end = num_query + 2 + window.length
+    input_ids = np.zeros(max_seq_length, np.int32)
+    input_ids[0] = vocab[CLASSIFIER]
+    input_ids[1 : num_query + 1] = query_ids
+    input_ids[num_query + 1] = vocab[SEPARATOR]
+    input_ids[num_query + 2 : end] = document_ids[window.start : window.start + window.length]
+    input_ids[end] = vocab[SEPARATOR]
+    input_mask = np.zeros(max_seq_length, np.int32)
+    input_mask[: end + 1] = 1
+    segment_ids = np.zeros(max_seq_length, np.int32)
+    segment_ids[num_query + 2 : end + 1] = 1
+    return {"input_ids": input_ids, "input_mask": input_mask, "segment_ids": segment_ids}

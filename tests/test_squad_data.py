@@ -1,0 +1,365 @@
+"""squad_data.py and tools/create_squad_data.py against the plain implementation in reference_squad.py."""
+
+import json
+import random
+import sys
+import tempfile
+from pathlib import Path
+from unittest import mock
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import create_squad_data
+import hard_text
+import ofrecord
+import reference_squad
+import squad_data
+from conftest import assert_fails_with_one_line, run
+from tokenization import Tokenizer
+from util import UserError
+
+SCRIPT = "tools/create_squad_data.py"
+TOKENIZER = Tokenizer(hard_text.VOCAB, do_lower_case=True)
+# So narrow that contexts of hard text need many windows.
+LIMITS = {"max_seq_length": 24, "doc_stride": 5, "max_query_length": 6}
+
+
+def one_paragraph(context, *questions):
+    """The content of a SQuAD file of one context; a question is (text, answer, answer_start)."""
+    qas = [
+        {"id": f"q{number}", "question": text, "answers": [{"text": answer, "answer_start": start}]}
+        for number, (text, answer, start) in enumerate(questions)
+    ]
+    return {"version": "1.1", "data": [{"title": "t", "paragraphs": [{"context": context, "qas": qas}]}]}
+
+
+@st.composite
+def squad_contents(draw, version_2=False):
+    """SQuAD files over hard text, with answers anywhere, empty ones and wrong ones."""
+    paragraphs = []
+    for _ in range(draw(st.integers(1, 3))):
+        context = draw(st.lists(hard_text.texts, max_size=6).map(" ".join))
+        qas = []
+        for _ in range(draw(st.integers(1, 2))):
+            start = draw(st.integers(0, len(context)))
+            end = draw(st.integers(start, min(start + 12, len(context))))
+            answer = draw(st.one_of(st.just(context[start:end]), st.just(""), hard_text.texts))
+            qas.append(
+                {
+                    "id": f"{len(paragraphs)}-{len(qas)}",
+                    "question": draw(hard_text.texts),
+                    "answers": [{"text": answer, "answer_start": start}],
+                }
+            )
+            if version_2:
+                qas[-1]["is_impossible"] = draw(st.booleans())
+        paragraphs.append({"context": context, "qas": qas})
+    return {"version": "v2.0" if version_2 else "1.1", "data": [{"paragraphs": paragraphs}]}
+
+
+def write_inputs(folder, content, vocab=hard_text.VOCAB):
+    """Writes content.json and vocab.txt to `folder` and returns the flags that name them."""
+    (folder / "content.json").write_text(json.dumps(content))
+    (folder / "vocab.txt").write_text("\n".join(vocab) + "\n", encoding="utf-8")
+    return {"input_file": folder / "content.json", "vocab_file": folder / "vocab.txt"}
+
+
+def read_records(folder):
+    """The records of all parts of `folder`, in order: dicts of lists."""
+    records = []
+    for number in range(len(list(folder.iterdir()))):
+        for _, features in ofrecord.read(folder / f"part-{number}"):
+            assert all(values.dtype == "int32" for values in features.values())
+            records.append({name: values.tolist() for name, values in features.items()})
+    return records
+
+
+def expected_records(content, vocab, is_training, version_2=False, do_lower_case=True, shuffle_seed=None, **limits):
+    examples = reference_squad.read_examples(content, is_training, version_2)
+    if shuffle_seed is not None:
+        random.Random(shuffle_seed).shuffle(examples)
+    features = reference_squad.make_features(
+        examples, vocab, do_lower_case=do_lower_case, is_training=is_training, **limits
+    )
+    records = []
+    for feature in features:
+        record = {name: feature[name] for name in ("input_ids", "input_mask", "segment_ids")}
+        if is_training:
+            record.update(start_positions=[feature["start"]], end_positions=[feature["end"]])
+        else:
+            record["unique_ids"] = [feature["unique_id"]]
+        records.append(record)
+    return records
+
+
+def make_records(content, **flags):
+    """The records that create_squad_data.py makes of `content`, run within this process; [] if there are none."""
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        flags = {**write_inputs(folder, content), "output_dir": folder / "parts", **flags}
+        arguments = [SCRIPT, *(f"--{name}={value}" for name, value in flags.items())]
+        with mock.patch.object(sys, "argv", arguments):
+            try:
+                create_squad_data.main()
+            except UserError as error:
+                assert "makes 0 records" in str(error)
+                return []
+        return read_records(folder / "parts")
+
+
+@settings(max_examples=150, deadline=None)
+@given(squad_contents(), st.booleans(), st.integers(1, 30), st.integers(1, 8), st.booleans())
+def test_records_of_any_text(content, is_training, doc_stride, max_query_length, do_lower_case):
+    limits = {"max_seq_length": 24, "doc_stride": doc_stride, "max_query_length": max_query_length}
+    expected = expected_records(content, hard_text.VOCAB, is_training, do_lower_case=do_lower_case, **limits)
+    assert make_records(content, is_training=is_training, do_lower_case=do_lower_case, **limits) == expected
+
+
+@settings(max_examples=50, deadline=None)
+@given(squad_contents(version_2=True))
+def test_training_records_of_version_2(content):
+    expected = expected_records(content, hard_text.VOCAB, is_training=True, version_2=True, **LIMITS)
+    assert make_records(content, is_training=True, version_2_with_negative=True, **LIMITS) == expected
+
+
+@pytest.mark.parametrize("is_training", [True, False])
+def test_records_of_each_hard_text(is_training):
+    contexts = [text for text in hard_text.EXAMPLES if text.strip()]
+    contents = [
+        one_paragraph(text, (question, text[start:end], start))
+        for text in contexts
+        for question in ("what the", "old " * 30)
+        for start, end in [(0, 1), (0, 4), (len(text) - 3, len(text)), (0, len(text)), (2, 2), (0, 0), (1, 9)]
+    ]
+    content = {"data": [article for content in contents for article in content["data"]]}
+    for number, article in enumerate(content["data"]):
+        article["paragraphs"][0]["qas"][0]["id"] = str(number)
+    expected = expected_records(content, hard_text.VOCAB, is_training, **LIMITS)
+    assert len(expected) > len(contents) / 2
+    assert make_records(content, is_training=is_training, **LIMITS) == expected
+
+
+def test_context_of_more_than_ten_windows():
+    context = " ".join(f"the old house {number}" for number in range(60))
+    content = one_paragraph(context, ("old", "house 59", context.index("house 59")), ("old", "the", 0))
+    records = make_records(content, is_training=True, **LIMITS)
+    assert records == expected_records(content, hard_text.VOCAB, True, **LIMITS)
+    first, second = records[: len(records) // 2], records[len(records) // 2 :]
+    assert len(first) > 10
+    assert [bool(record["start_positions"][0]) for record in first] == [False] * (len(first) - 1) + [True]
+    assert [bool(record["start_positions"][0]) for record in second] == [True] + [False] * (len(second) - 1)
+
+
+def test_question_of_more_than_64_pieces():
+    content = one_paragraph("old house", ("the " * 100, "house", 4))
+    (record,) = make_records(content, is_training=True, max_seq_length=128)
+    the, old, house = (hard_text.VOCAB[piece] for piece in ("the", "old", "house"))
+    assert record["input_ids"][:69] == [2] + [the] * 64 + [3, old, house, 3]
+    assert record["segment_ids"][:70] == [0] * 66 + [1] * 3 + [0]
+    assert sum(record["input_mask"]) == 69
+    assert record["start_positions"] == record["end_positions"] == [67]
+
+
+@pytest.mark.parametrize(
+    "context, answer, expected",
+    [
+        # The examples with which google-research/bert explains itself: 1895 is a piece of its own, Japan is not.
+        ("The leader was John Smith (1895-1943).", "1895", "1895"),
+        ("The house electronics industry", "hous", "house"),
+        ("The old house", "The", "the"),
+        ("The old house", "house", "house"),
+        ("The  old\t house.", "old\t house", "old house"),
+        ("a Zoë's b", "Zoë", "zoe"),
+        # U+202F separates words, the no-break space does not.
+        ("old\u202fhouse a\u00a0b", "house", "house"),
+    ],
+)
+def test_answers_end_where_pieces_do(context, answer, expected):
+    entry = {"answers": [{"text": answer, "answer_start": context.index(answer)}]}
+    document = squad_data.tokenize_document(context, TOKENIZER)
+    question = squad_data.Question("id", "?", "here", entry)
+    first, last = squad_data.find_answer(question, document, context, TOKENIZER, version_2_with_negative=False)
+    assert " ".join(document.pieces[first : last + 1]).replace(" ##", "") == expected
+
+
+@pytest.mark.parametrize(
+    "context, answer, start",
+    [
+        ("The old house", "new", 4),
+        ("The old house", "old", 8),
+        ("The old house", "house", 9),
+        ("The old house", "e", 13),
+        ("The old house", "e", -1),
+        ("The old house", "", 10**30),
+        ("", "", 0),
+        (" \t ", "", 1),
+    ],
+)
+def test_answers_that_are_not_there_are_left_out_and_counted(tmp_path, context, answer, start):
+    content = one_paragraph("The old house", ("?", "old", 4))
+    content["data"] += one_paragraph(context, ("?", answer, start))["data"]
+    flags = write_inputs(tmp_path, content)
+    result = run(SCRIPT, output_dir=tmp_path / "parts", is_training=True, **flags)
+    assert result.returncode == 0
+    assert result.stderr.startswith("1 of 2 questions left out") and result.stderr.endswith("answer_start says: q0\n")
+    assert len(read_records(tmp_path / "parts")) == 1
+
+
+def test_windows():
+    assert squad_data.make_windows(0, 10, 3) == []
+    assert squad_data.make_windows(10, 10, 3) == [(0, 10)]
+    assert squad_data.make_windows(11, 10, 3) == [(0, 10), (3, 8)]
+    # A stride longer than the windows leaves nothing out.
+    assert squad_data.make_windows(25, 10, 100) == [(0, 10), (10, 10), (20, 5)]
+    # "bought" is seen best by the last of the windows in run_squad.py's explanation.
+    words = "the man went to the store and bought a gallon of milk".split()
+    windows = [squad_data.Window(0, 5), squad_data.Window(3, 5), squad_data.Window(6, 5)]
+    assert squad_data.windows_of_maximum_context(windows)[words.index("bought")] == 2
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 80), st.integers(1, 20), st.integers(1, 30))
+def test_maximum_context(num_pieces, max_length, doc_stride):
+    windows = squad_data.make_windows(num_pieces, max_length, doc_stride)
+    ranges = [range(start, start + length) for start, length in windows]
+    expected = [reference_squad.max_context_window(ranges, piece) for piece in range(num_pieces)]
+    assert squad_data.windows_of_maximum_context(windows).tolist() == expected
+
+
+def test_parts_are_contiguous_blocks(tmp_path):
+    content = one_paragraph("The old house", *[("what " + "x" * number, "old", 4) for number in range(11)])
+    flags = write_inputs(tmp_path, content)
+    result = run(SCRIPT, output_dir=tmp_path / "parts", is_training=False, part_num=4, **flags)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "11 questions, 11 records" in result.stdout
+    sizes = [len(list(ofrecord.read(tmp_path / "parts" / f"part-{number}"))) for number in range(4)]
+    assert sum(sizes) == 11 and max(sizes) - min(sizes) <= 1
+    records = read_records(tmp_path / "parts")
+    assert [record["unique_ids"] for record in records] == [[1000000000 + number] for number in range(11)]
+    assert set(records[0]) == {"unique_ids", "input_ids", "input_mask", "segment_ids"}
+
+    # The same again with fewer parts leaves none of the first ones.
+    assert run(SCRIPT, output_dir=tmp_path / "parts", is_training=False, part_num=2, **flags).returncode == 0
+    assert read_records(tmp_path / "parts") == records
+
+
+def test_shuffled_as_google_does_and_only_then():
+    content = one_paragraph("The old house", *[("what " + "x" * number, "old", 4) for number in range(30)])
+    limits = {"max_seq_length": 64, "doc_stride": 5, "max_query_length": 40}
+    plain = make_records(content, is_training=True, **limits)
+    assert plain == expected_records(content, hard_text.VOCAB, True, **limits)
+    shuffled = make_records(content, is_training=True, shuffle=True, random_seed=7, **limits)
+    assert shuffled == expected_records(content, hard_text.VOCAB, True, shuffle_seed=7, **limits) != plain
+
+
+def test_the_first_of_several_answers_is_used(tmp_path):
+    content = one_paragraph("The old house", ("?", "old", 4))
+    content["data"][0]["paragraphs"][0]["qas"][0]["answers"].append({"text": "house", "answer_start": 8})
+    result = run(SCRIPT, output_dir=tmp_path / "parts", is_training=True, **write_inputs(tmp_path, content))
+    assert result.returncode == 0
+    assert result.stderr == "1 questions have several answers: the first of each is used\n"
+    assert read_records(tmp_path / "parts")[0]["start_positions"] == [4]
+
+
+GOOD = one_paragraph("The old house", ("?", "old", 4))
+
+
+def changed(path, value):
+    """GOOD with the value at `path`, a list of keys, replaced, or removed if it is `...`."""
+    content = json.loads(json.dumps(GOOD))
+    place = content
+    for key in path[:-1]:
+        place = place[key]
+    if value is ...:
+        del place[path[-1]]
+    else:
+        place[path[-1]] = value
+    return content
+
+
+PARAGRAPH = ["data", 0, "paragraphs", 0]
+QUESTION = [*PARAGRAPH, "qas", 0]
+ANSWER = [*QUESTION, "answers", 0]
+
+
+@pytest.mark.parametrize(
+    "content, fragments",
+    [
+        (b"", ["not JSON", "line 1"]),
+        (b'{"data": [', ["not JSON", "line 1, column 11"]),
+        (b"\xff\xfe{}", ["not UTF-8", "byte 0"]),
+        (b"[" * 100_000, ["not JSON"]),
+        (b'{"data": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", ["not JSON", "recursion"]),
+        (b"\x80\x04K\x01.", ["not UTF-8"]),
+        ([], ["no SQuAD file"]),
+        (3, ["no SQuAD file"]),
+        ({"version": "1.1"}, ["no SQuAD file", "data"]),
+        (changed(["data"], {}), ["data: expected an array, found an object"]),
+        (changed(["data", 0], "x"), ["data[0]: expected an object, found a string"]),
+        (changed(["data", 0, "paragraphs"], ...), ["data[0]: paragraphs is missing"]),
+        (changed(["data", 0, "paragraphs"], None), ["data[0].paragraphs: expected an array, found null"]),
+        (changed(PARAGRAPH, []), ["data[0].paragraphs[0]: expected an object, found an array"]),
+        (changed([*PARAGRAPH, "context"], ...), ["paragraphs[0]: context is missing"]),
+        (changed([*PARAGRAPH, "context"], 1.5), ["context: expected a string, found a number"]),
+        (changed([*PARAGRAPH, "qas"], "q"), ["qas: expected an array"]),
+        (changed(QUESTION, 1), ["qas[0]: expected an object"]),
+        (changed([*QUESTION, "id"], 5), ["qas[0].id: expected a string, found a whole number"]),
+        (changed([*QUESTION, "question"], ...), ["qas[0]: question is missing"]),
+        (changed([*QUESTION, "answers"], ...), ["qas[0]: answers is missing"]),
+        (changed([*QUESTION, "answers"], []), ["qas[0] has no answer", "--version_2_with_negative"]),
+        (changed(ANSWER, "old"), ["answers[0]: expected an object"]),
+        (changed([*ANSWER, "text"], ["old"]), ["answers[0].text: expected a string"]),
+        (changed([*ANSWER, "answer_start"], "4"), ["answers[0].answer_start: expected a whole number"]),
+        (changed([*ANSWER, "answer_start"], True), ["answers[0].answer_start: expected a whole number, found true"]),
+        (changed([*ANSWER, "answer_start"], 4.0), ["answers[0].answer_start: expected a whole number"]),
+        (changed(["data"], []), ["makes 0 records"]),
+    ],
+)
+def test_hostile_json_gets_one_line(tmp_path, content, fragments):
+    path = write_inputs(tmp_path, GOOD)["input_file"]
+    path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+    result = run(
+        SCRIPT, input_file=path, vocab_file=tmp_path / "vocab.txt", output_dir=tmp_path / "parts", is_training=True
+    )
+    assert_fails_with_one_line(result, path, *fragments)
+    assert not (tmp_path / "parts").exists()
+
+
+@pytest.mark.parametrize(
+    "flags, fragments",
+    [
+        ({"input_file": "none.json"}, ["No such file", "none.json"]),
+        ({"input_file": "."}, ["Is a directory"]),
+        ({"vocab_file": "none.txt"}, ["vocab_file", "none.txt"]),
+        ({"max_seq_length": 67}, ["max_seq_length 67", "67"]),
+        ({"max_seq_length": 0}, ["max_seq_length"]),
+        ({"doc_stride": 0}, ["doc_stride"]),
+        ({"part_num": 0}, ["part_num"]),
+        ({"part_num": 2}, ["makes 1 records", "--part_num 2"]),
+        ({"is_training": "maybe"}, ["is_training", "maybe"]),
+        ({"is_training": False, "shuffle": True}, ["shuffle"]),
+        ({"output_dir": "content.json"}, ["content.json is no folder"]),
+        ({"output_dir": "."}, ["--output_dir", "too"]),
+        ({"do_lowercase": True}, ["--do_lowercase"]),
+    ],
+)
+def test_bad_flags_get_one_line(tmp_path, flags, fragments):
+    flags = {**write_inputs(tmp_path, GOOD), "output_dir": "parts", "is_training": True, **flags}
+    assert_fails_with_one_line(run(SCRIPT, cwd=tmp_path, **flags), *fragments)
+    assert {path.name for path in tmp_path.iterdir()} == {"content.json", "vocab.txt"}
+
+
+def test_is_training_has_no_default(tmp_path):
+    result = run(SCRIPT, output_dir=tmp_path / "parts", **write_inputs(tmp_path, GOOD))
+    assert_fails_with_one_line(result, "--is_training")
+
+
+def test_two_questions_of_one_id(tmp_path):
+    content = one_paragraph("The old house", ("?", "old", 4), ("who?", "The", 0))
+    content["data"][0]["paragraphs"][0]["qas"][1]["id"] = "q0"
+    flags = {"output_dir": tmp_path / "parts", **write_inputs(tmp_path, content)}
+    assert_fails_with_one_line(run(SCRIPT, is_training=False, **flags), "qas[0]", "qas[1]", "same id", "'q0'")
+    # Training records carry no ids.
+    assert run(SCRIPT, is_training=True, **flags).returncode == 0

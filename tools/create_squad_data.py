@@ -1,0 +1,179 @@
+"""Makes OFRecord parts for fine-tuning or prediction of a SQuAD v1.1 or v2.0 JSON file.
+
+The records are, window for window and in the same order, those of google-research/bert's run_squad.py.
+"""
+
+import random
+import re
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import ofrecord  # noqa: E402
+import squad_data  # noqa: E402
+from command_line import ArgumentParser, add_bool, parse_bool, positive_int  # noqa: E402
+from tokenization import Tokenizer, read_vocab  # noqa: E402
+from util import UserError, atomic_folder, run_script  # noqa: E402
+
+# So many of the questions left out are named.
+NAMED_QUESTIONS = 5
+
+
+class Example(NamedTuple):
+    """A question ready to be cut into windows; `answer` is as squad_data.find_answer gives it, None for prediction."""
+
+    query_ids: np.ndarray
+    document_ids: np.ndarray
+    answer: tuple[int, int] | None
+
+
+def main():
+    arguments = parse_arguments()
+    squad_data.check_lengths(arguments.max_seq_length, arguments.max_query_length)
+    check_output_dir(arguments.output_dir)
+    tokenizer = Tokenizer(read_vocab(arguments.vocab_file), arguments.do_lower_case)
+    _, paragraphs = squad_data.read_paragraphs(arguments.input_file)
+    if not arguments.is_training:
+        squad_data.check_unique_ids(paragraphs, arguments.input_file)
+
+    examples = make_examples(paragraphs, tokenizer, arguments)
+    if arguments.shuffle:
+        random.Random(arguments.random_seed).shuffle(examples)
+
+    windows = [(example, window) for example in examples for window in windows_of(example, arguments)]
+    if len(windows) < arguments.part_num:
+        raise UserError(
+            f"{arguments.input_file} makes {len(windows)} records, too few for --part_num {arguments.part_num}: "
+            "every part needs one"
+        )
+    write_parts(windows, tokenizer.vocab, arguments)
+    print(
+        f"{len(examples)} questions, {len(windows)} records of length {arguments.max_seq_length} in "
+        f"{arguments.output_dir}, --data_part_num={arguments.part_num}"
+    )
+
+
+def parse_arguments():
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
+    files = parser.add_argument_group("files")
+    files.add_argument("--input_file", required=True, metavar="JSON", help="SQuAD questions, v1.1 or v2.0")
+    files.add_argument(
+        "--output_dir", required=True, metavar="DIR", help="folder for part-0, part-1, ...; earlier parts are replaced"
+    )
+    files.add_argument("--vocab_file", required=True, metavar="TXT", help="vocabulary of the model, one piece a line")
+    files.add_argument("--part_num", type=positive_int, default=1, metavar="N", help="number of parts")
+
+    records = parser.add_argument_group("records")
+    records.add_argument(
+        "--is_training",
+        type=parse_bool,
+        required=True,
+        metavar="BOOL",
+        help="True: records with answer positions, for run_squad.py; False: with unique_ids, for run_squad_predict.py",
+    )
+    records.add_argument(
+        "--max_seq_length", type=positive_int, default=384, metavar="N", help="length of a record, in pieces"
+    )
+    records.add_argument(
+        "--doc_stride", type=positive_int, default=128, metavar="N", help="pieces from one window to the next"
+    )
+    records.add_argument(
+        "--max_query_length", type=positive_int, default=64, metavar="N", help="longer questions are cut"
+    )
+    add_bool(records, "--do_lower_case", True, "lower case and no accents, for uncased models")
+    add_bool(
+        records, "--version_2_with_negative", False, "train on SQuAD v2.0: impossible questions are answered by [CLS]"
+    )
+    add_bool(records, "--shuffle", False, "shuffle the questions as run_squad.py does (only with --is_training=True)")
+    records.add_argument("--random_seed", type=int, default=12345, metavar="N", help="seed of --shuffle")
+    arguments = parser.parse_args()
+    if arguments.shuffle and not arguments.is_training:
+        parser.error("--shuffle is for training: predictions need their records in the order of the questions")
+    return arguments
+
+
+def check_output_dir(output_dir):
+    """Raises UserError unless the folder is new, empty or holds parts only, for it is replaced as a whole."""
+    output_dir = Path(output_dir)
+    if not output_dir.exists():
+        return
+    if not output_dir.is_dir():
+        raise UserError(f"--output_dir {output_dir} is no folder")
+    for path in output_dir.iterdir():
+        if not re.fullmatch(r"part-\d+", path.name):
+            raise UserError(f"--output_dir {output_dir} holds {path.name} too; choose a folder for the parts alone")
+
+
+def make_examples(paragraphs, tokenizer, arguments):
+    """Tokenises everything into a list of Example; says on stderr which questions are not used as they stand."""
+    vocab = tokenizer.vocab
+    examples = []
+    left_out = []
+    num_with_several_answers = 0
+    for paragraph in tqdm(paragraphs, desc="tokenising", unit="context", disable=None):
+        document = squad_data.tokenize_document(paragraph.context, tokenizer)
+        document_ids = np.array([vocab[piece] for piece in document.pieces], np.int32)
+        for question in paragraph.questions:
+            answer = None
+            if arguments.is_training:
+                try:
+                    answer = squad_data.find_answer(
+                        question, document, paragraph.context, tokenizer, arguments.version_2_with_negative
+                    )
+                except squad_data.AnswerNotFound:
+                    left_out.append(question.id)
+                    continue
+                num_with_several_answers += answer is not None and len(question.entry["answers"]) > 1
+            query = squad_data.tokenize_question(question.text, tokenizer, arguments.max_query_length)
+            query_ids = np.array([vocab[piece] for piece in query], np.int32)
+            examples.append(Example(query_ids, document_ids, answer))
+    if num_with_several_answers:
+        print(f"{num_with_several_answers} questions have several answers: the first of each is used", file=sys.stderr)
+    if left_out:
+        names = ", ".join(left_out[:NAMED_QUESTIONS]) + (", ..." if len(left_out) > NAMED_QUESTIONS else "")
+        print(
+            f"{len(left_out)} of {len(examples) + len(left_out)} questions left out, whose answer is not where "
+            f"answer_start says: {names}",
+            file=sys.stderr,
+        )
+    return examples
+
+
+def windows_of(example, arguments):
+    """The windows over an example's document that fit beside its question."""
+    max_length = arguments.max_seq_length - len(example.query_ids) - squad_data.SPECIAL_PIECES
+    return squad_data.make_windows(len(example.document_ids), max_length, arguments.doc_stride)
+
+
+def write_parts(windows, vocab, arguments):
+    """Writes the records of `windows`, (Example, Window) each, to part-0 ...: contiguous blocks of near equal size."""
+    num_windows, num_parts = len(windows), arguments.part_num
+    with (
+        atomic_folder(Path(arguments.output_dir).resolve()) as folder,
+        tqdm(total=num_windows, desc="writing", unit="record", disable=None) as progress,
+    ):
+        for part in range(num_parts):
+            block = range(part * num_windows // num_parts, (part + 1) * num_windows // num_parts)
+            with ofrecord.open_writer(folder / f"part-{part}") as write:
+                for index in block:
+                    example, window = windows[index]
+                    record = squad_data.input_arrays(
+                        example.query_ids, example.document_ids, window, vocab, arguments.max_seq_length
+                    )
+                    if arguments.is_training:
+                        start, end = squad_data.answer_positions(example.answer, window, len(example.query_ids))
+                        record["start_positions"] = np.array([start], np.int32)
+                        record["end_positions"] = np.array([end], np.int32)
+                    else:
+                        record["unique_ids"] = np.array([squad_data.FIRST_UNIQUE_ID + index], np.int32)
+                    write(ofrecord.serialize(record))
+                    progress.update()
+
+
+if __name__ == "__main__":
+    run_script(main)
