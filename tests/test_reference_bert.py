@@ -63,9 +63,8 @@ def make_batch(seed=1):
 
 def numpy_layer_norm(variables, prefix, vector):
     centred = vector - vector.mean()
-    return centred / math.sqrt(centred.dot(centred) / len(vector) + 1e-12) * variables[f"{prefix}-gamma"] + (
-        variables[f"{prefix}-beta"]
-    )
+    normalised = centred / math.sqrt(centred.dot(centred) / len(vector) + 1e-12)
+    return normalised * variables[f"{prefix}-gamma"] + variables[f"{prefix}-beta"]
 
 
 def numpy_dense(variables, prefix, vector):
@@ -105,7 +104,7 @@ def numpy_sequence_output(variables, input_ids, input_mask, segment_ids):
             + variables["bert-embeddings-token_type_embeddings"][segment]
             + variables["bert-embeddings-position_embeddings"][position],
         )
-        for position, (token, segment) in enumerate(zip(input_ids, segment_ids))
+        for position, (token, segment) in enumerate(zip(input_ids, segment_ids, strict=True))
     ]
     for layer in range(LAYERS):
         prefix = f"bert-encoder-layer_{layer}"
@@ -123,7 +122,7 @@ def numpy_sequence_outputs(variables, batch):
     return np.stack(
         [
             numpy_sequence_output(variables, *arrays)
-            for arrays in zip(batch["input_ids"], batch["input_mask"], batch["segment_ids"])
+            for arrays in zip(batch["input_ids"], batch["input_mask"], batch["segment_ids"], strict=True)
         ]
     )
 
@@ -132,9 +131,8 @@ def numpy_pretraining_losses(variables, batch):
     """(total, masked LM, next sentence)."""
     mlm_sum = nsp_sum = 0.0
     for index, states in enumerate(numpy_sequence_outputs(variables, batch)):
-        for position, token, weight in zip(
-            batch["masked_lm_positions"][index], batch["masked_lm_ids"][index], batch["masked_lm_weights"][index]
-        ):
+        predictions = (batch[f"masked_lm_{field}"][index] for field in ("positions", "ids", "weights"))
+        for position, token, weight in zip(*predictions, strict=True):
             state = numpy_gelu(numpy_dense(variables, "cls-predictions-transform-dense", states[position]))
             state = numpy_layer_norm(variables, "cls-predictions-transform-LayerNorm", state)
             logits = variables["bert-embeddings-word_embeddings"] @ state + variables["cls-predictions-output_bias"]
