@@ -5,6 +5,8 @@ from datetime import datetime
 from command_line import ArgumentParser, add_bool, non_negative_float, non_negative_int, positive_int, probability
 from util import UserError
 
+_DEFAULT_ITER_NUM = 1144000
+
 
 def parse_pretraining_args(arguments=None):
     """The flags of run_pretraining.py; `arguments` is a list of strings (default: the command line)."""
@@ -13,122 +15,163 @@ def parse_pretraining_args(arguments=None):
         usage="%(prog)s --data_dir DIR [flags]",
         description="Pre-trains BERT on OFRecord parts, in one OneFlow graph.",
     )
-    _add_device_flags(parser)
-    _add_training_flags(parser)
-    _add_data_flags(parser)
-    _add_run_flags(parser)
-    _add_saving_flags(parser)
-    _add_model_flags(parser)
-    _add_later_flags(parser)
+    groups = _groups(parser)
+    _add_tutorial_flags(groups)
+    _add_later_flags(groups)
     return _complete(parser.parse_args(arguments))
 
 
-def _add_device_flags(parser):
-    group = parser.add_argument_group("devices")
-    group.add_argument("--gpu_num_per_node", type=positive_int, default=1, metavar="N", help="devices on each node")
-    group.add_argument("--node_num", type=positive_int, default=1, metavar="N", help="number of nodes (hosts)")
-    group.add_argument(
+def parse_squad_args(arguments=None):
+    """The flags of run_squad.py; `iter_num` may be None until set_iter_num."""
+    parser = ArgumentParser(
+        prog="run_squad.py",
+        usage="%(prog)s --data_dir DIR [flags]",
+        description="Fine-tunes BERT on SQuAD, read from OFRecord parts, in one OneFlow graph.",
+    )
+    groups = _groups(parser)
+    groups["unused"] = parser.add_argument_group("accepted from a pre-training command line, without effect here")
+    _add_tutorial_flags(groups, iter_num_default=f"{_DEFAULT_ITER_NUM}, or as --num_epochs says", predicts_masks=False)
+    _add_later_flags(groups)
+    groups["training"].add_argument(
+        "--num_epochs", type=positive_int, metavar="N", help="instead of --iter_num: passes over the data set"
+    )
+    args = parser.parse_args(arguments)
+    if args.num_epochs is not None and args.iter_num is not None:
+        parser.error("--num_epochs and --iter_num exclude each other")
+    return _complete(args)
+
+
+def parse_squad_predict_args(arguments=None):
+    """The flags of run_squad_predict.py; `iter_num` may be None until set_prediction_iter_num."""
+    parser = ArgumentParser(
+        prog="run_squad_predict.py",
+        usage="%(prog)s --data_dir DIR --model_load_dir DIR [flags]",
+        description="Predicts the answers to SQuAD questions, read from OFRecord parts, in one OneFlow graph.",
+    )
+    groups = _groups(parser)
+    groups["unused"] = parser.add_argument_group("accepted from a training command line, without effect here")
+    _add_tutorial_flags(groups, iter_num_default="as many as the data set has", predicts_masks=False, trains=False)
+    _add_later_flags(groups, trains=False)
+    groups["data"].add_argument(
+        "--all_results_file", default="all_results.npy", metavar="NPY", help="where the results go"
+    )
+    args = parser.parse_args(arguments)
+    if args.model_load_dir is None:
+        parser.error("--model_load_dir is missing: give the snapshot of a fine-tuned model")
+    return _complete(args)
+
+
+def _groups(parser):
+    titles = {
+        "devices": "devices",
+        "training": "training",
+        "data": "data",
+        "output": "snapshots and logs",
+        "model": "model",
+    }
+    return {key: parser.add_argument_group(title) for key, title in titles.items()}
+
+
+def _add_tutorial_flags(groups, iter_num_default=None, predicts_masks=True, trains=True):
+    """The tutorial's flags, in the order of its parameter list.
+
+    `iter_num_default` describes a default that only the data set gives. Flags that mean nothing to a script that does
+    not predict masked tokens, or does not train, are accepted all the same: the tutorial's command lines have them.
+    """
+    devices, data, model = groups["devices"], groups["data"], groups["model"]
+    training = groups["training"] if trains else groups["unused"]
+    output = groups["output"] if trains else groups["unused"]
+    masks = model if predicts_masks else groups["unused"]
+    dropout = model if trains else groups["unused"]
+
+    devices.add_argument("--gpu_num_per_node", type=positive_int, default=1, metavar="N", help="devices on each node")
+    devices.add_argument("--node_num", type=positive_int, default=1, metavar="N", help="nodes (hosts)")
+    devices.add_argument(
         "--node_list", metavar="A,B,...", help="addresses of the nodes, comma-separated; the first is the master"
     )
-
-
-def _add_training_flags(parser):
-    group = parser.add_argument_group("training")
-    group.add_argument("--learning_rate", type=non_negative_float, default=1e-4, metavar="X", help="peak learning rate")
-    group.add_argument(
+    training.add_argument(
+        "--learning_rate", type=non_negative_float, default=1e-4, metavar="X", help="peak learning rate"
+    )
+    training.add_argument(
         "--weight_decay_rate",
         type=non_negative_float,
         default=0.01,
         metavar="X",
         help="decoupled weight decay, of all but biases and LayerNorm",
     )
-    group.add_argument(
+    data.add_argument(
         "--batch_size_per_device", type=positive_int, default=64, metavar="N", help="sequences in a device's batch"
     )
-    group.add_argument("--iter_num", type=positive_int, default=1144000, metavar="N", help="iterations to run")
-    group.add_argument(
+    data.add_argument(
+        "--iter_num",
+        type=positive_int,
+        default=None if iter_num_default else _DEFAULT_ITER_NUM,
+        metavar="N",
+        help=f"batches to run (default: {iter_num_default or _DEFAULT_ITER_NUM})",
+    )
+    training.add_argument(
         "--warmup_batches",
         type=non_negative_int,
         default=10000,
         metavar="N",
         help="train steps in which the learning rate rises to its peak",
     )
-    group.add_argument(
+    output.add_argument(
         "--log_every_n_iter",
         type=positive_int,
         default=1,
         metavar="N",
         help="write every n-th iteration's numbers to log_dir, one JSON line each",
     )
-
-
-def _add_data_flags(parser):
-    group = parser.add_argument_group("data")
-    group.add_argument("--data_dir", required=True, metavar="DIR", help="folder of the OFRecord parts part-0, part-1, ...")
-    group.add_argument(
-        "--data_part_num", type=positive_int, default=32, metavar="N", help="how many parts of data_dir to read"
-    )
-
-
-def _add_run_flags(parser):
-    group = parser.add_argument_group("speed and output")
+    data.add_argument("--data_dir", required=True, metavar="DIR", help="folder of the OFRecord parts part-0, part-1, ...")
+    data.add_argument("--data_part_num", type=positive_int, default=32, metavar="N", help="parts of data_dir to read")
     add_bool(
-        group,
+        devices,
         "--use_fp16",
         default=None,
         help="mixed precision with dynamic loss scaling, on GPUs; the CPU computes in float32 all the same",
     )
     add_bool(
-        group,
+        devices,
         "--use_boxing_v2",
         default=None,
         help="fuse the gradients' NCCL all-reduces up to 8 MB, without a copy into a buffer; GPUs only",
     )
-    group.add_argument(
+    output.add_argument(
         "--loss_print_every_n_iter", type=positive_int, default=10, metavar="N", help="print the losses every n iterations"
     )
-
-
-def _add_saving_flags(parser):
-    group = parser.add_argument_group("snapshots and logs")
-    group.add_argument(
+    output.add_argument(
         "--model_save_every_n_iter",
         type=positive_int,
         default=10000,
         metavar="N",
         help="save model_save_dir/snapshot_<iteration> every n iterations",
     )
-    group.add_argument(
+    output.add_argument(
         "--model_save_dir",
         default=f"./output/model_save-{datetime.now():%Y-%m-%d-%H:%M:%S}",
         metavar="DIR",
         help="folder for snapshots",
     )
-    add_bool(group, "--save_last_snapshot", help="save model_save_dir/last_snapshot at the end")
-    group.add_argument("--model_load_dir", metavar="DIR", help="start from this snapshot")
-    group.add_argument("--log_dir", default="./output", metavar="DIR", help="folder for logs")
-
-
-def _add_model_flags(parser):
-    group = parser.add_argument_group("model")
-    group.add_argument("--seq_length", type=positive_int, default=512, metavar="N", help="tokens in a sequence")
-    group.add_argument(
+    add_bool(output, "--save_last_snapshot", help="save model_save_dir/last_snapshot at the end")
+    groups["output"].add_argument("--model_load_dir", metavar="DIR", help="start from this snapshot")
+    groups["output"].add_argument("--log_dir", default="./output", metavar="DIR", help="folder for logs")
+    model.add_argument("--seq_length", type=positive_int, default=512, metavar="N", help="tokens in a sequence")
+    masks.add_argument(
         "--max_predictions_per_seq", type=positive_int, default=80, metavar="N", help="masked tokens in a sequence, at most"
     )
-    group.add_argument("--num_hidden_layers", type=positive_int, default=24, metavar="N", help="layers")
-    group.add_argument("--num_attention_heads", type=positive_int, default=16, metavar="N", help="attention heads a layer")
-    group.add_argument(
+    model.add_argument("--num_hidden_layers", type=positive_int, default=24, metavar="N", help="layers")
+    model.add_argument("--num_attention_heads", type=positive_int, default=16, metavar="N", help="attention heads a layer")
+    model.add_argument(
         "--max_position_embeddings", type=positive_int, default=512, metavar="N", help="positions, at least seq_length"
     )
-    group.add_argument("--type_vocab_size", type=positive_int, default=2, metavar="N", help="segment types")
-    group.add_argument("--vocab_size", type=positive_int, default=30522, metavar="N", help="size of the vocabulary")
-    group.add_argument(
+    model.add_argument("--type_vocab_size", type=positive_int, default=2, metavar="N", help="segment types")
+    model.add_argument("--vocab_size", type=positive_int, default=30522, metavar="N", help="words in the vocabulary")
+    dropout.add_argument(
         "--attention_probs_dropout_prob", type=probability, default=0.1, metavar="P", help="dropout of attention"
     )
-    group.add_argument(
-        "--hidden_dropout_prob", type=probability, default=0.1, metavar="P", help="dropout of hidden units"
-    )
-    group.add_argument(
+    dropout.add_argument("--hidden_dropout_prob", type=probability, default=0.1, metavar="P", help="dropout of hidden units")
+    model.add_argument(
         "--hidden_size_per_head",
         type=positive_int,
         default=64,
@@ -137,19 +180,18 @@ def _add_model_flags(parser):
     )
 
 
-def _add_later_flags(parser):
+def _add_later_flags(groups, trains=True):
     """What the tutorial does not have. Added last, so that the parameter list begins as the tutorial's."""
-    group = parser.add_argument_group("beyond the tutorial")
-    group.add_argument(
-        "--intermediate_size", type=positive_int, metavar="N", help="width of the feed-forward layers (default: 4 x hidden size)"
+    groups["model"].add_argument(
+        "--intermediate_size", type=positive_int, metavar="N", help="feed-forward units (default: 4 x the hidden size)"
     )
-    group.add_argument(
+    groups["devices"].add_argument(
         "--device", choices=("auto", "cuda", "cpu"), default="auto", help="auto: the GPU where OneFlow can use it, else the CPU"
     )
-    group.add_argument(
+    groups["training" if trains else "unused"].add_argument(
         "--seed", type=non_negative_int, default=12345, metavar="N", help="seed of initial weights, dropout and shuffling"
     )
-    add_bool(group, "--check_data", help="check every record before the run, not only the first of each part")
+    add_bool(groups["data"], "--check_data", help="check every record before the run, not only the first of each part")
 
 
 def _complete(args):
@@ -169,6 +211,33 @@ def _complete(args):
     if args.intermediate_size is None:
         args.intermediate_size = 4 * args.num_attention_heads * args.hidden_size_per_head
     return args
+
+
+def set_iter_num(args, record_count):
+    """Sets args.iter_num from --num_epochs and the number of records, as google-research/bert does (rounded down)."""
+    if args.num_epochs is None:
+        args.iter_num = args.iter_num or _DEFAULT_ITER_NUM
+        return
+    print(f"The data set has {record_count} records.")
+    args.iter_num = max(1, record_count * args.num_epochs // global_batch_size(args))
+
+
+def set_prediction_iter_num(args, record_count):
+    """Sets args.iter_num, unless it was given, to as many batches as hold every record once."""
+    print(f"The data set has {record_count} records.")
+    if args.iter_num is None:
+        args.iter_num = -(-record_count // global_batch_size(args))
+
+
+def global_batch_size(args):
+    """Sequences in a batch over all devices."""
+    return args.node_num * args.gpu_num_per_node * args.batch_size_per_device
+
+
+def saved_snapshots(args):
+    """The names of the snapshots that a training run will write into --model_save_dir."""
+    names = [f"snapshot_{n}" for n in range(args.model_save_every_n_iter, args.iter_num + 1, args.model_save_every_n_iter)]
+    return names + ["last_snapshot"] * args.save_last_snapshot
 
 
 def bert_config(args):

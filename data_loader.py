@@ -11,13 +11,13 @@ _DTYPES = {"int32": flow.int32, "float32": flow.float32}
 class OFRecordLoader(nn.Module):
     """Reads the parts of a data set without end, a global batch at a time.
 
-    `paths` are the parts as records.part_paths gives them, `fields` maps names to records.Field, `placement` is where
-    the batches go, split over its ranks. Shuffling draws from a buffer of 1,024 records, and reorders the parts after
-    every epoch.
+    `data_set` is a records.DataSet, `placement` is where the batches of `batch_size` sequences go, split over its
+    ranks. Shuffling draws from a buffer of 1,024 records, and reorders the parts after every epoch.
     """
 
-    def __init__(self, paths, fields, batch_size, placement, shuffle, seed):
+    def __init__(self, data_set, batch_size, placement, shuffle, seed):
         super().__init__()
+        paths = data_set.paths
         self._placement = placement
         self._sbp = _split_over(placement.ranks)
         # Each rank reads parts of its own where there are enough; otherwise the first rank reads for all.
@@ -33,8 +33,8 @@ class OFRecordLoader(nn.Module):
             placement=flow.placement("cpu", ranks),
             sbp=_split_over(ranks),
         )
-        self._names = list(fields)
-        for name, field in fields.items():
+        self._names = list(data_set.fields)
+        for name, field in data_set.fields.items():
             decoder = nn.OFRecordRawDecoder(name, shape=(field.length,), dtype=_DTYPES[field.dtype.name])
             self.add_module(f"decode_{name}", decoder)
 

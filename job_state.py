@@ -5,6 +5,7 @@ import numpy as np
 import bert_util
 import engine
 import snapshot
+from util import UserError
 
 flow = engine.load()
 
@@ -32,6 +33,33 @@ def _tensors(job):
             yield bert_util.variable_name(name[len(_MODEL) :]), tensor
 
 
+def initialise(job, model_load_dir):
+    """Readies `job` for its first step, from the snapshot `model_load_dir` if there is one; returns the train step."""
+    if model_load_dir:
+        print(f"Restoring model from {model_load_dir}.", flush=True)
+        return restore(job, model_load_dir)
+    print("Init model on demand", flush=True)
+    return 0
+
+
+def restore_for_prediction(job, folder):
+    """Takes the parameters of `job`'s model from the snapshot `folder`; raises UserError unless it has them all."""
+    print(f"Restoring model from {folder}.", flush=True)
+    names = set(snapshot.variable_names(folder))
+    parameters = _parameters(job)
+    missing = [name for name in parameters if name not in names]
+    if missing:
+        raise UserError(f"{folder}: lacks {', '.join(missing)}; give the snapshot of a model fine-tuned for this task")
+    for name, (_, parameter) in parameters.items():
+        parameter.copy_(_like(parameter, snapshot.read_variable(folder, name, tuple(parameter.shape), np.float32)))
+
+
+def _parameters(job):
+    """name in a snapshot -> (name in the model, parameter)."""
+    model = job.model.to(flow.nn.Module)
+    return {bert_util.variable_name(name): (name, parameter) for name, parameter in model.named_parameters()}
+
+
 def restore(job, folder):
     """Takes the state of `job`, before its first step, from the snapshot `folder`; returns the train step.
 
@@ -40,8 +68,7 @@ def restore(job, folder):
     Adam with it. Raises UserError for what does not fit, before anything of `job` has changed.
     """
     names = set(snapshot.variable_names(folder))
-    model = job.model.to(flow.nn.Module)
-    parameters = {bert_util.variable_name(name): (name, value) for name, value in model.named_parameters()}
+    parameters = _parameters(job)
     step_name = f"{_TRAIN_STEP}-{type(job).__name__}"
     step = 0
     if step_name in names:

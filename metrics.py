@@ -2,6 +2,10 @@
 
 import json
 import time
+from datetime import datetime
+from pathlib import Path
+
+import config
 
 
 class MetricLog:
@@ -10,11 +14,11 @@ class MetricLog:
     Times are wall-clock seconds between the ends of iterations; time spent saving snapshots counts.
     """
 
-    def __init__(self, path, batch_size, print_every, log_every):
-        self._file = open(path, "a", buffering=1)
-        self._batch_size = batch_size
-        self._print_every = print_every
-        self._log_every = log_every
+    def __init__(self, args):
+        self._file = open(Path(args.log_dir) / f"metrics-{datetime.now():%Y-%m-%d-%H:%M:%S}.jsonl", "a", buffering=1)
+        self._batch_size = config.global_batch_size(args)
+        self._print_every = args.loss_print_every_n_iter
+        self._log_every = args.log_every_n_iter
         self._sums = {}
         self._iterations = 0
         self.start()

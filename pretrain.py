@@ -2,7 +2,7 @@
 
 import bert_util
 import engine
-from training import TrainJob
+from training import TrainJob, over_all_ranks
 
 flow = engine.load()
 nn = flow.nn
@@ -86,19 +86,14 @@ class BertForPretraining(nn.Module):
         )
         cross_entropy = flow._C.sparse_softmax_cross_entropy(masked_lm_logits, batch["masked_lm_ids"].reshape(-1))
         weights = batch["masked_lm_weights"].reshape(-1)
-        numerator = _over_all_ranks((weights * cross_entropy).sum())
-        mlm_loss = numerator / (_over_all_ranks(weights.sum()) + 1e-5)
+        numerator = over_all_ranks((weights * cross_entropy).sum())
+        mlm_loss = numerator / (over_all_ranks(weights.sum()) + 1e-5)
         cross_entropy = flow._C.sparse_softmax_cross_entropy(
             next_sentence_logits, batch["next_sentence_labels"].reshape(-1)
         )
-        nsp_loss = _over_all_ranks(cross_entropy.mean())
+        nsp_loss = over_all_ranks(cross_entropy.mean())
         return {"total_loss": mlm_loss + nsp_loss, "mlm_loss": mlm_loss, "nsp_loss": nsp_loss}
 
 
 class PretrainJob(TrainJob):
     """The train job of BertForPretraining."""
-
-
-def _over_all_ranks(partial_sum):
-    """Adds up the shares that the ranks hold of a sum over the global batch."""
-    return partial_sum.to_global(sbp=flow.sbp.broadcast)

@@ -41,6 +41,20 @@ def pretraining_fields(args):
     }
 
 
+def squad_train_fields(args):
+    """name -> Field of the records that SQuAD fine-tuning reads."""
+    return {
+        **_sequence_fields(args),
+        "start_positions": Field(1, args.seq_length),
+        "end_positions": Field(1, args.seq_length),
+    }
+
+
+def squad_predict_fields(args):
+    """name -> Field of the records that SQuAD prediction reads."""
+    return {**_sequence_fields(args), "unique_ids": Field(1)}
+
+
 def _sequence_fields(args):
     return {
         "input_ids": Field(args.seq_length, args.vocab_size),
@@ -94,13 +108,27 @@ def part_paths(data_dir, part_num):
     return paths
 
 
-def check_parts(paths, fields, check_all):
-    """Raises UserError, saying file and place, unless the records of the parts `paths` hold `fields` as they should.
+@dataclasses.dataclass(frozen=True)
+class DataSet:
+    """The parts of a data set, found to fit a run."""
 
-    Checks the first record of every part, with `check_all` every record. Returns the number of records where all
-    parts were read through, else None.
+    paths: list
+    fields: dict  # name -> Field
+    record_count: int  # None where the parts are too large to be read through before a run
+
+
+def check_data_set(args, fields, count_records=False):
+    """The DataSet that --data_dir and --data_part_num name.
+
+    Raises UserError, saying file and place, unless its records hold `fields` as they should: the first record of
+    every part, with --check_data every record. The records are counted if `count_records` says so or they are few.
     """
-    scan = check_all or sum(path.stat().st_size for path in paths) <= _SCAN_LIMIT
+    paths = part_paths(args.data_dir, args.data_part_num)
+    return DataSet(paths, fields, _check_parts(paths, fields, args.check_data, count_records))
+
+
+def _check_parts(paths, fields, check_all, count_all):
+    scan = check_all or count_all or sum(path.stat().st_size for path in paths) <= _SCAN_LIMIT
     count = 0
     for path in paths:
         found = 0
@@ -125,7 +153,7 @@ def _check_record(features, fields, place):
         values = features[name]
         if not isinstance(values, np.ndarray):
             raise UserError(f"{place}: field {name} holds bytes, not numbers")
-        if field.bound is not None and values.dtype.kind != "i":
+        if field.dtype.kind == "i" and values.dtype.kind != "i":
             raise UserError(f"{place}: field {name} holds {values.dtype} numbers, not integers")
         if len(values) != field.length:
             flag = _FLAG_OF_LENGTH.get(name)

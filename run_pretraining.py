@@ -2,32 +2,29 @@
 
 import config
 import records
-from run_setup import prepare_run
+import run_setup
 from util import run_script
 
 
 def main():
     args = config.parse_pretraining_args()
-    saves = args.save_last_snapshot or args.iter_num >= args.model_save_every_n_iter
-    run = prepare_run(args, records.pretraining_fields(args), saves)
+    data_set = records.check_data_set(args, records.pretraining_fields(args))
+    run_setup.check_training_folders(args, config.saved_snapshots(args))
+    config.print_args(args)
+    placement = run_setup.start_engine(args)
 
-    # The modules below build on OneFlow, which prepare_run has loaded.
+    # These build on OneFlow, which is loaded only now that nothing is wrong with flags and data.
     import job_state
+    import training
     from bert_util import Initializer
     from data_loader import OFRecordLoader
     from pretrain import BertForPretraining, PretrainJob
-    from training import train
 
-    model = BertForPretraining(config.bert_config(args), Initializer(run.placement, args.seed))
-    loader = OFRecordLoader(run.part_paths, run.fields, run.batch_size, run.placement, shuffle=True, seed=args.seed)
-    job = PretrainJob(model, loader, args, mixed_precision=run.mixed_precision)
-    first_step = 0
-    if args.model_load_dir:
-        print(f"Restoring model from {args.model_load_dir}.", flush=True)
-        first_step = job_state.restore(job, args.model_load_dir)
-    else:
-        print("Init model on demand", flush=True)
-    train(job, args, first_step, run.log_path)
+    model = BertForPretraining(config.bert_config(args), Initializer(placement, args.seed))
+    loader = OFRecordLoader(data_set, config.global_batch_size(args), placement, shuffle=True, seed=args.seed)
+    job = PretrainJob(model, loader, args)
+    first_step = job_state.initialise(job, args.model_load_dir)
+    training.train(job, args, first_step)
 
 
 if __name__ == "__main__":

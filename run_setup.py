@@ -1,66 +1,34 @@
-"""What a run needs before its model is built: checked flags and data, a device, and OneFlow loaded."""
+"""What a run needs besides its model and data: folders that can be written, a device, and OneFlow loaded."""
 
-import dataclasses
 import os
 import tempfile
-from datetime import datetime
 from pathlib import Path
 
-import config
 import device
 import engine
-import records
+import snapshot
 from util import UserError, describe_os_error
 
 
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """How a run goes, as its flags and this machine decide."""
+def check_training_folders(args, saved):
+    """Makes --log_dir and, if any snapshots (by name) are to be `saved`, --model_save_dir.
 
-    placement: object  # where the model lies: an oneflow.placement
-    mixed_precision: bool
-    batch_size: int  # sequences in a global batch
-    part_paths: list
-    fields: dict  # name -> records.Field
-    record_count: int  # None where the parts are too large to be counted before a run
-    log_path: Path
-
-
-def prepare_run(args, fields, saves):
-    """Checks what can go wrong, prints the header and loads OneFlow; returns the Run.
-
-    `fields` are the records' fields (records.pretraining_fields, say), `saves` whether the run will write snapshots.
-    Raises UserError before anything expensive begins.
+    Raises UserError where one cannot be written, or where a snapshot would take the place of something else.
     """
-    paths = records.part_paths(args.data_dir, args.data_part_num)
-    record_count = records.check_parts(paths, fields, args.check_data)
     _check_writable("--log_dir", args.log_dir)
-    if saves:
+    if saved:
         _check_writable("--model_save_dir", args.model_save_dir)
-    device_type, reason = device.choose_device(args.device, args.gpu_num_per_node)
-    if device_type == "cpu":
-        # OneFlow fails on a GPU that it cannot use even if it is not asked to use it.
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    config.print_args(args)
-    print(f"Device: {device_type} ({reason})")
-    if args.use_fp16 and device_type == "cpu":
-        print("Notice: --use_fp16 has no effect on the CPU, which computes in float32.")
-    log_dir = Path(args.log_dir)
-    flow = engine.load(log_dir / "oneflow.log")
-    flow.manual_seed(args.seed)
-    if args.use_boxing_v2:
-        # The settings that the published scripts made for it.
-        flow.boxing.nccl.set_fusion_threshold_mbytes(8)
-        flow.boxing.nccl.enable_use_buffer_to_fuse_all_reduce(False)
-    return Run(
-        placement=flow.placement(device_type, list(range(args.node_num * args.gpu_num_per_node))),
-        mixed_precision=bool(args.use_fp16) and device_type == "cuda",
-        batch_size=args.node_num * args.gpu_num_per_node * args.batch_size_per_device,
-        part_paths=paths,
-        fields=fields,
-        record_count=record_count,
-        log_path=log_dir / f"metrics-{datetime.now():%Y-%m-%d-%H:%M:%S}.jsonl",
-    )
+        for name in set(saved).intersection(os.listdir(args.model_save_dir)):
+            folder = Path(args.model_save_dir) / name
+            if (folder / snapshot.DONE_FILE).is_file():
+                continue
+            raise UserError(f"--model_save_dir: {folder} is no snapshot, so a snapshot will not replace it; move it away")
+
+
+def check_prediction_folders(args):
+    """Makes --log_dir and the folder of --all_results_file; raises UserError where one cannot be written."""
+    _check_writable("--log_dir", args.log_dir)
+    _check_writable("--all_results_file: the folder", os.path.dirname(args.all_results_file) or ".")
 
 
 def _check_writable(flag, folder):
@@ -70,4 +38,22 @@ def _check_writable(flag, folder):
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise UserError(f"{flag}={folder}: cannot be written: {describe_os_error(error)}") from None
+        raise UserError(f"{flag} {folder} cannot be written: {describe_os_error(error)}") from None
+
+
+def start_engine(args):
+    """Chooses the device, says which and why, and loads OneFlow; returns the oneflow.placement of the model."""
+    device_type, reason = device.choose_device(args.device, args.gpu_num_per_node)
+    print(f"Device: {device_type} ({reason})", flush=True)
+    if device_type == "cpu":
+        # OneFlow fails on a GPU that it cannot use even if it is not asked to use it.
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        if args.use_fp16:
+            print("Notice: --use_fp16 has no effect on the CPU, which computes in float32.", flush=True)
+    flow = engine.load(Path(args.log_dir) / "oneflow.log")
+    flow.manual_seed(args.seed)
+    if args.use_boxing_v2:
+        # The settings that the published scripts made for it.
+        flow.boxing.nccl.set_fusion_threshold_mbytes(8)
+        flow.boxing.nccl.enable_use_buffer_to_fuse_all_reduce(False)
+    return flow.placement(device_type, list(range(args.node_num * args.gpu_num_per_node)))

@@ -60,11 +60,12 @@ class TrainJob(nn.Graph):
     The name of the subclass is the job's name, under which snapshots keep the train step.
     """
 
-    def __init__(self, model, loader, args, mixed_precision):
+    def __init__(self, model, loader, args):
         super().__init__()
         self.model = model
         self.loader = loader
         self._parameters = list(model.parameters())
+        mixed_precision = args.use_fp16 and self._parameters[0].placement.type == "cuda"
         self._clips_itself = not mixed_precision
         optimizer, schedule = make_optimizer(self._parameters, args)
         if mixed_precision:
@@ -90,7 +91,7 @@ def clip_by_global_norm(parameters, max_norm):
     As TensorFlow's clip_by_global_norm. OneFlow's own clipping adds up the squares of all gradients one after the
     other in float32, which loses most of the sum for a model of 100 million parameters.
     """
-    gradients = [parameter.grad.to_global(sbp=flow.sbp.broadcast) for parameter in parameters]
+    gradients = [over_all_ranks(parameter.grad) for parameter in parameters]
     squares = [(gradient * gradient).sum(dim=-1).sum() for gradient in gradients]
     norm = flow._C.stack(squares, dim=0).sum().sqrt()
     scale = max_norm / flow._C.clamp(norm, min=max_norm, max=None)
@@ -99,14 +100,18 @@ def clip_by_global_norm(parameters, max_norm):
     return norm
 
 
-def train(job, args, first_step, log_path):
+def over_all_ranks(partial):
+    """What the ranks hold of a sum or mean over the global batch, put together on all of them."""
+    return partial.to_global(sbp=flow.sbp.broadcast)
+
+
+def train(job, args, first_step):
     """Runs args.iter_num iterations of `job`, printing losses and saving snapshots as the flags say.
 
     `first_step` is the train step at which the job begins. The result of an iteration is fetched while the next one
     runs, so that the engine never waits for Python.
     """
-    batch_size = args.node_num * args.gpu_num_per_node * args.batch_size_per_device
-    with MetricLog(log_path, batch_size, args.loss_print_every_n_iter, args.log_every_n_iter) as log:
+    with MetricLog(args) as log:
         running = None
         for iteration in range(args.iter_num):
             metrics = job()

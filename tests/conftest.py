@@ -77,3 +77,25 @@ def tiny_data(tmp_path):
     folder.mkdir()
     write_pretraining_part(folder / "part-0", 12)
     return folder
+
+
+def write_squad_parts(folder, count, parts=1, seq_length=32, vocab_size=200, seed=0, is_training=True):
+    """Writes made-up SQuAD records, numbered from 1000000000 if not for training, in contiguous blocks to parts."""
+    generator = np.random.default_rng(seed)
+    folder.mkdir(exist_ok=True)
+    records = []
+    for index in range(count):
+        features = random_pretraining_features(generator, seq_length, 1, vocab_size)
+        features = {name: features[name] for name in ("input_ids", "input_mask", "segment_ids")}
+        if is_training:
+            features["start_positions"], features["end_positions"] = (
+                generator.integers(0, seq_length // 2, (2, 1)).astype(np.int32)
+            )
+        else:
+            features["unique_ids"] = np.array([1000000000 + index], dtype=np.int32)
+        records.append(features)
+    for part, block in enumerate(np.array_split(np.arange(count), parts)):
+        with ofrecord.open_writer(folder / f"part-{part}") as write:
+            for index in block:
+                write(ofrecord.serialize(records[index]))
+    return records

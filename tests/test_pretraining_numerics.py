@@ -31,7 +31,7 @@ CONFIG = bert_util.BertConfig(
     attention_probs_dropout_prob=0.0,
 )
 # Warm-up, peak and decay within three steps, with gradients well beyond the clipping norm.
-ARGS = argparse.Namespace(learning_rate=0.01, weight_decay_rate=0.1, iter_num=5, warmup_batches=2)
+ARGS = argparse.Namespace(learning_rate=0.01, weight_decay_rate=0.1, iter_num=5, warmup_batches=2, use_fp16=None)
 
 
 @pytest.fixture(scope="module")
@@ -57,9 +57,8 @@ def make_loader(path):
     args = argparse.Namespace(
         seq_length=SEQ_LENGTH, max_predictions_per_seq=5, vocab_size=CONFIG.vocab_size, type_vocab_size=2
     )
-    return data_loader.OFRecordLoader(
-        [path], records.pretraining_fields(args), BATCH, flow.placement("cpu", [0]), shuffle=False, seed=1
-    )
+    data_set = records.DataSet([path], records.pretraining_fields(args), BATCH)
+    return data_loader.OFRecordLoader(data_set, BATCH, flow.placement("cpu", [0]), shuffle=False, seed=1)
 
 
 def values_of(model):
@@ -78,7 +77,7 @@ def test_losses_and_gradients(batch):
             return losses, {name: parameter.grad for name, parameter in parameters.items()}
 
     variables = values_of(model)
-    losses, gradients = Gradients(model, make_loader(path), ARGS, mixed_precision=False)()
+    losses, gradients = Gradients(model, make_loader(path), ARGS)()
     expected_losses, expected = reference_bert.pretraining_gradients(variables, arrays, NUM_HEADS)
     np.testing.assert_allclose([loss.numpy() for loss in losses.values()], expected_losses, rtol=1e-5)
     assert {bert_util.variable_name(name) for name in gradients} == set(expected)
@@ -94,7 +93,7 @@ def test_three_train_steps(batch):
     path, arrays = batch
     model = make_model()
     variables = values_of(model)
-    job = pretrain.PretrainJob(model, make_loader(path), ARGS, mixed_precision=False)
+    job = pretrain.PretrainJob(model, make_loader(path), ARGS)
     moments_m = {name: np.zeros(value.shape) for name, value in variables.items()}
     moments_v = {name: np.zeros(value.shape) for name, value in variables.items()}
     for step in range(3):

@@ -1,0 +1,32 @@
+"""Fine-tunes BERT on SQuAD: which tokens of a passage begin and end the answer to a question."""
+
+import config
+import records
+import run_setup
+from util import run_script
+
+
+def main():
+    args = config.parse_squad_args()
+    data_set = records.check_data_set(args, records.squad_train_fields(args), count_records=args.num_epochs is not None)
+    config.set_iter_num(args, data_set.record_count)
+    run_setup.check_training_folders(args, config.saved_snapshots(args))
+    config.print_args(args)
+    placement = run_setup.start_engine(args)
+
+    # These build on OneFlow, which is loaded only now that nothing is wrong with flags and data.
+    import job_state
+    import training
+    from bert_util import Initializer
+    from data_loader import OFRecordLoader
+    from squad import BertForQuestionAnswering, SquadFinetuneJob
+
+    model = BertForQuestionAnswering(config.bert_config(args), Initializer(placement, args.seed))
+    loader = OFRecordLoader(data_set, config.global_batch_size(args), placement, shuffle=True, seed=args.seed)
+    job = SquadFinetuneJob(model, loader, args)
+    first_step = job_state.initialise(job, args.model_load_dir)
+    training.train(job, args, first_step)
+
+
+if __name__ == "__main__":
+    run_script(main)

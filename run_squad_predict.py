@@ -1,0 +1,33 @@
+"""Predicts, for every token of every SQuAD window, how well it would begin and end the answer."""
+
+import config
+import prediction_file
+import records
+import run_setup
+from util import run_script
+
+
+def main():
+    args = config.parse_squad_predict_args()
+    data_set = records.check_data_set(args, records.squad_predict_fields(args), count_records=True)
+    config.set_prediction_iter_num(args, data_set.record_count)
+    run_setup.check_prediction_folders(args)
+    config.print_args(args)
+    placement = run_setup.start_engine(args)
+
+    # These build on OneFlow, which is loaded only now that nothing is wrong with flags and data.
+    import job_state
+    from bert_util import Initializer
+    from data_loader import OFRecordLoader
+    from squad import BertForQuestionAnswering, SquadPredictJob, predict
+
+    model = BertForQuestionAnswering(config.bert_config(args), Initializer(placement, args.seed))
+    loader = OFRecordLoader(data_set, config.global_batch_size(args), placement, shuffle=False, seed=args.seed)
+    job = SquadPredictJob(model, loader)
+    job_state.restore_for_prediction(job, args.model_load_dir)
+    results = predict(job, args.iter_num, args.seq_length)
+    prediction_file.write(args.all_results_file, results)
+
+
+if __name__ == "__main__":
+    run_script(main)

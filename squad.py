@@ -1,0 +1,91 @@
+"""The SQuAD model: a layer over the backbone that scores each token as the start and as the end of the answer."""
+
+import numpy as np
+from tqdm import tqdm
+
+import bert_util
+import engine
+import prediction_file
+from training import TrainJob, over_all_ranks
+
+flow = engine.load()
+nn = flow.nn
+
+
+class SquadHead(nn.Module):
+    """What `cls-squad` holds in a snapshot."""
+
+    def __init__(self, config, initializer):
+        super().__init__()
+        self.output = bert_util.FullyConnected(config.hidden_size, 2, config, initializer)
+
+    def forward(self, sequence_output):
+        """[B, S, H] -> start logits and end logits, [B, S] each."""
+        seq_length = sequence_output.shape[1]
+        logits = self.output(sequence_output.reshape(-1, sequence_output.shape[2])).reshape(-1, seq_length, 2)
+        return logits[:, :, 0], logits[:, :, 1]
+
+
+class Heads(nn.Module):
+    """What `cls` holds in a SQuAD checkpoint."""
+
+    def __init__(self, config, initializer):
+        super().__init__()
+        self.squad = SquadHead(config, initializer)
+
+
+class BertForQuestionAnswering(nn.Module):
+    """BERT with the SQuAD head, without the pooler."""
+
+    def __init__(self, config, initializer):
+        super().__init__()
+        self.bert = bert_util.BertBackbone(config, initializer, with_pooler=False)
+        self.cls = Heads(config, initializer)
+
+    def logits(self, batch):
+        """`batch` maps a record's field names to [B, length] tensors -> start and end logits, [B, S] each."""
+        return self.cls.squad(self.bert(batch["input_ids"], batch["input_mask"], batch["segment_ids"]))
+
+    def forward(self, batch):
+        """total_loss by name: half the start's plus half the end's mean cross-entropy over the S positions."""
+        start_logits, end_logits = self.logits(batch)
+        start_loss = _position_loss(start_logits, batch["start_positions"])
+        end_loss = _position_loss(end_logits, batch["end_positions"])
+        return {"total_loss": 0.5 * (start_loss + end_loss)}
+
+
+def _position_loss(logits, positions):
+    """[B, S] and the right positions [B, 1] -> mean cross-entropy over the global batch."""
+    return over_all_ranks(flow._C.sparse_softmax_cross_entropy(logits, positions.reshape(-1)).mean())
+
+
+class SquadFinetuneJob(TrainJob):
+    """The train job of BertForQuestionAnswering."""
+
+
+class SquadPredictJob(nn.Graph):
+    """Reads a batch and scores its tokens."""
+
+    def __init__(self, model, loader):
+        super().__init__()
+        self.model = model.eval()
+        self.loader = loader
+
+    def build(self):
+        """(unique ids [B, 1], start logits [B, S], end logits [B, S]) of the next batch."""
+        with flow.no_grad():
+            batch = self.loader()
+            return (batch["unique_ids"], *self.model.logits(batch))
+
+
+def predict(job, iter_num, seq_length):
+    """Runs `iter_num` batches of `job`; returns the results as prediction_file.result_dtype, ordered by unique id.
+
+    Batches beyond the data set begin it anew: each unique id is kept once.
+    """
+    dtype = prediction_file.result_dtype(seq_length)
+    results = {}
+    for _ in tqdm(range(iter_num), unit="batch", disable=None):
+        for unique_id, start_logits, end_logits in zip(*(output.to_local().numpy() for output in job())):
+            results.setdefault(int(unique_id[0]), (start_logits.copy(), end_logits.copy()))
+    return np.array([(unique_id, *results[unique_id]) for unique_id in sorted(results)], dtype=dtype)
