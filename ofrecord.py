@@ -5,6 +5,7 @@ its own, so that data can be prepared and checked without loading the engine.
 """
 
 import contextlib
+import functools
 import os
 import struct
 from pathlib import Path
@@ -116,6 +117,7 @@ def _varints(values):
     return groups[is_used].tobytes(), np.count_nonzero(is_used, axis=(1, 2))
 
 
+@functools.lru_cache(maxsize=1 << 16)
 def _entry_head(name, dtype, size):
     """What stands before the `size` bytes of packed values in the serialized map entry `name` of an OFRecord."""
     number = _KINDS[_KIND_OF_DTYPE[dtype]][0]
