@@ -1,13 +1,10 @@
 """convert_tf_ckpt_to_of.py on checkpoints that TensorFlow itself writes."""
 
-import contextlib
-import io
 import json
 import re
 import shutil
 import subprocess
 import sys
-from unittest import mock
 
 import ml_dtypes
 import numpy as np
@@ -17,7 +14,7 @@ import tensorflow as tf
 import convert_tf_ckpt_to_of
 import snapshot
 from conftest import ROOT, assert_fails_with_one_line, run
-from util import run_script
+from in_process import run_in_process
 
 VOCAB, HIDDEN, LAYERS, HEADS, POSITIONS, TYPES = 50, 16, 2, 4, 24, 2
 CONFIG = {
@@ -121,17 +118,10 @@ SCRIPT = "convert_tf_ckpt_to_of.py"
 
 
 def convert(source, target, *arguments):
-    """What running the script gives, but within this process, which has TensorFlow loaded already."""
-    command = [SCRIPT, "--tf_checkpoint_path", str(source), "--of_dump_path", str(target), *arguments]
-    stdout, stderr = io.StringIO(), io.StringIO()
-    with (
-        mock.patch.object(sys, "argv", command),
-        contextlib.redirect_stdout(stdout),
-        contextlib.redirect_stderr(stderr),
-        pytest.raises(SystemExit) as exit_,
-    ):
-        run_script(convert_tf_ckpt_to_of.main)
-    return subprocess.CompletedProcess(command, exit_.value.code, stdout.getvalue(), stderr.getvalue())
+    """Runs the script within this process, which has TensorFlow loaded already."""
+    return run_in_process(
+        convert_tf_ckpt_to_of.main, SCRIPT, *arguments, tf_checkpoint_path=source, of_dump_path=target
+    )
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,25 @@
+"""Running a script's main within the test's own process, for the many cases that need no process of their own."""
+
+import contextlib
+import io
+import subprocess
+import sys
+from unittest import mock
+
+import pytest
+
+from util import run_script
+
+
+def run_in_process(main, script, *arguments, **flags):
+    """What conftest.run gives for the script whose `main` this is: a CompletedProcess, with text."""
+    command = [script, *map(str, arguments), *(f"--{name}={value}" for name, value in flags.items())]
+    stdout, stderr = io.StringIO(), io.StringIO()
+    with (
+        mock.patch.object(sys, "argv", command),
+        contextlib.redirect_stdout(stdout),
+        contextlib.redirect_stderr(stderr),
+        pytest.raises(SystemExit) as exit_,
+    ):
+        run_script(main)
+    return subprocess.CompletedProcess(command, exit_.value.code, stdout.getvalue(), stderr.getvalue())

@@ -1,0 +1,487 @@
+"""tools/convert_hf.py. What transformers itself makes of the exported folders: test_transformers.py."""
+
+import json
+import stat
+
+import ml_dtypes
+import numpy as np
+import pytest
+import tokenizers
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+import convert_hf
+import snapshot
+from conftest import assert_fails_with_one_line, run
+from in_process import run_in_process
+
+SCRIPT = "tools/convert_hf.py"
+VOCAB, HIDDEN, LAYERS, HEADS, INTERMEDIATE, POSITIONS, TYPES = 50, 16, 2, 4, 64, 24, 2
+CONFIG = {
+    "model_type": "bert",
+    "vocab_size": VOCAB,
+    "hidden_size": HIDDEN,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": HEADS,
+    "intermediate_size": INTERMEDIATE,
+    "hidden_act": "gelu",
+    "max_position_embeddings": POSITIONS,
+    "type_vocab_size": TYPES,
+    "layer_norm_eps": 1e-12,
+}
+FLAGS_LINE = (
+    "flags that fit this model: --num_hidden_layers=2 --num_attention_heads=4 --hidden_size_per_head=4 "
+    "--vocab_size=50 --max_position_embeddings=24"
+)
+
+# The tensors of transformers' BERT with their shapes there (torch.nn.Linear: [outputs, inputs]), as its documentation
+# and its own files have them, beside the snapshot's names. T marks the linear weights.
+EMBEDDINGS = {
+    "bert.embeddings.word_embeddings.weight": ("bert-embeddings-word_embeddings", (VOCAB, HIDDEN)),
+    "bert.embeddings.position_embeddings.weight": ("bert-embeddings-position_embeddings", (POSITIONS, HIDDEN)),
+    "bert.embeddings.token_type_embeddings.weight": ("bert-embeddings-token_type_embeddings", (TYPES, HIDDEN)),
+    "bert.embeddings.LayerNorm.weight": ("bert-embeddings-LayerNorm-gamma", (HIDDEN,)),
+    "bert.embeddings.LayerNorm.bias": ("bert-embeddings-LayerNorm-beta", (HIDDEN,)),
+}
+LAYER = {
+    "attention.self.query.weight": ("attention-self-query-weight", (HIDDEN, HIDDEN), "T"),
+    "attention.self.query.bias": ("attention-self-query-bias", (HIDDEN,)),
+    "attention.self.key.weight": ("attention-self-key-weight", (HIDDEN, HIDDEN), "T"),
+    "attention.self.key.bias": ("attention-self-key-bias", (HIDDEN,)),
+    "attention.self.value.weight": ("attention-self-value-weight", (HIDDEN, HIDDEN), "T"),
+    "attention.self.value.bias": ("attention-self-value-bias", (HIDDEN,)),
+    "attention.output.dense.weight": ("attention-output-dense-weight", (HIDDEN, HIDDEN), "T"),
+    "attention.output.dense.bias": ("attention-output-dense-bias", (HIDDEN,)),
+    "attention.output.LayerNorm.weight": ("attention-output-LayerNorm-gamma", (HIDDEN,)),
+    "attention.output.LayerNorm.bias": ("attention-output-LayerNorm-beta", (HIDDEN,)),
+    "intermediate.dense.weight": ("intermediate-dense-weight", (INTERMEDIATE, HIDDEN), "T"),
+    "intermediate.dense.bias": ("intermediate-dense-bias", (INTERMEDIATE,)),
+    "output.dense.weight": ("output-dense-weight", (HIDDEN, INTERMEDIATE), "T"),
+    "output.dense.bias": ("output-dense-bias", (HIDDEN,)),
+    "output.LayerNorm.weight": ("output-LayerNorm-gamma", (HIDDEN,)),
+    "output.LayerNorm.bias": ("output-LayerNorm-beta", (HIDDEN,)),
+}
+ENCODER = EMBEDDINGS | {
+    f"bert.encoder.layer.{layer}.{key}": (f"bert-encoder-layer_{layer}-{name}", *rest)
+    for layer in range(LAYERS)
+    for key, (name, *rest) in LAYER.items()
+}
+POOLER = {
+    "bert.pooler.dense.weight": ("bert-pooler-dense-weight", (HIDDEN, HIDDEN), "T"),
+    "bert.pooler.dense.bias": ("bert-pooler-dense-bias", (HIDDEN,)),
+}
+MASKED_LM = {
+    "cls.predictions.bias": ("cls-predictions-output_bias", (VOCAB,)),
+    "cls.predictions.transform.dense.weight": ("cls-predictions-transform-dense-weight", (HIDDEN, HIDDEN), "T"),
+    "cls.predictions.transform.dense.bias": ("cls-predictions-transform-dense-bias", (HIDDEN,)),
+    "cls.predictions.transform.LayerNorm.weight": ("cls-predictions-transform-LayerNorm-gamma", (HIDDEN,)),
+    "cls.predictions.transform.LayerNorm.bias": ("cls-predictions-transform-LayerNorm-beta", (HIDDEN,)),
+}
+NEXT_SENTENCE = {
+    "cls.seq_relationship.weight": ("cls-seq_relationship-output_weights", (2, HIDDEN)),
+    "cls.seq_relationship.bias": ("cls-seq_relationship-output_bias", (2,)),
+}
+SQUAD = {
+    "qa_outputs.weight": ("cls-squad-output-weight", (2, HIDDEN), "T"),
+    "qa_outputs.bias": ("cls-squad-output-bias", (2,)),
+}
+MODELS = {
+    "BertForPreTraining": ENCODER | POOLER | MASKED_LM | NEXT_SENTENCE,
+    "BertForQuestionAnswering": ENCODER | SQUAD,
+    "BertForMaskedLM": ENCODER | MASKED_LM,
+    "BertForNextSentencePrediction": ENCODER | POOLER | NEXT_SENTENCE,
+    "BertModel": {key.removeprefix("bert."): entry for key, entry in (ENCODER | POOLER).items()},
+}
+
+
+def random_tensors(table, seed=0):
+    generator = np.random.default_rng(seed)
+    return {key: generator.standard_normal(entry[1]).astype(np.float32) for key, entry in table.items()}
+
+
+def as_variables(tensors, table):
+    """The snapshot's variables that those Hugging Face tensors are."""
+    return {table[key][0]: tensor.T if table[key][-1] == "T" else tensor for key, tensor in tensors.items()}
+
+
+def write_hf_folder(folder, tensors, **config):
+    folder.mkdir(parents=True)
+    save_file({key: np.ascontiguousarray(tensor) for key, tensor in tensors.items()}, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(CONFIG | config))
+    return folder
+
+
+def write_snapshot(folder, variables):
+    with snapshot.open_writer(folder) as write:
+        for name, array in variables.items():
+            write(name, np.asarray(array))
+    return folder
+
+
+def assert_snapshot_holds(folder, variables):
+    assert snapshot.variable_names(folder) == sorted(variables)
+    for name, expected in variables.items():
+        found = snapshot.read_variable(folder, name)
+        assert found.dtype == np.float32
+        np.testing.assert_array_equal(found, expected, err_msg=name)
+
+
+def import_hf(folder, target, *arguments, **flags):
+    return run_in_process(
+        convert_hf.main, SCRIPT, "import", *arguments, hf_dir=folder, of_dump_path=target, **flags
+    )
+
+
+def export_hf(folder, target, *arguments, **flags):
+    return run_in_process(
+        convert_hf.main, SCRIPT, "export", *arguments, snapshot_dir=folder, hf_dump_path=target, **flags
+    )
+
+
+def read_safetensors(path):
+    with safe_open(path, framework="numpy") as file:
+        return {key: file.get_tensor(key) for key in file.keys()}
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_import_of_each_class(tmp_path, model):
+    tensors = random_tensors(MODELS[model])
+    result = import_hf(write_hf_folder(tmp_path / "hf", tensors), tmp_path / "of")
+    assert result.returncode == 0, result.stderr
+    assert_snapshot_holds(tmp_path / "of", as_variables(tensors, MODELS[model]))
+    assert result.stdout.splitlines()[-1] == FLAGS_LINE
+
+
+def test_both_directions_as_processes(tmp_path):
+    tensors = random_tensors(MODELS["BertForPreTraining"])
+    write_hf_folder(tmp_path / "hf", tensors)
+    result = run(SCRIPT, "import", hf_dir=tmp_path / "hf", of_dump_path=tmp_path / "of")
+    assert (result.returncode, result.stderr) == (0, "")
+    names = sorted(as_variables(tensors, MODELS["BertForPreTraining"]))
+    parameters = sum(tensor.size for tensor in tensors.values())
+    assert result.stdout.splitlines() == [
+        *(f"saved to: {tmp_path / 'of'}/{name}" for name in names),
+        f"converted {len(names)} variables: {parameters:,} parameters, {4 * parameters:,} bytes, in {tmp_path / 'of'}",
+        FLAGS_LINE,
+    ]
+    result = run(SCRIPT, "export", snapshot_dir=tmp_path / "of", hf_dump_path=tmp_path / "hf2", num_attention_heads=4)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.splitlines() == [
+        f"converted {len(names)} variables: {parameters:,} parameters, {4 * parameters:,} bytes, in "
+        f"{tmp_path / 'hf2'}, for BertForPreTraining"
+    ]
+    exported = read_safetensors(tmp_path / "hf2" / "model.safetensors")
+    assert exported.keys() == tensors.keys()
+    for key, tensor in tensors.items():
+        np.testing.assert_array_equal(exported[key], tensor)
+
+
+def test_import_from_early_transformers(tmp_path):
+    """LayerNorm.gamma and .beta, a stored constant, a second copy of the tied tensors, no pooler."""
+    table = ENCODER | MASKED_LM
+    tensors = random_tensors(table)
+    old = {
+        key.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): tensor
+        for key, tensor in tensors.items()
+    }
+    old["bert.embeddings.position_ids"] = np.arange(POSITIONS)[None]
+    old["cls.predictions.decoder.weight"] = tensors["bert.embeddings.word_embeddings.weight"]
+    old["cls.predictions.decoder.bias"] = old.pop("cls.predictions.bias")
+    result = import_hf(write_hf_folder(tmp_path / "hf", old), tmp_path / "of")
+    assert result.returncode == 0, result.stderr
+    assert_snapshot_holds(tmp_path / "of", as_variables(tensors, table))
+    assert "skipped bert.embeddings.position_ids: a constant" in result.stdout
+
+
+def test_untied_output_weights_are_refused(tmp_path):
+    tensors = random_tensors(ENCODER | MASKED_LM)
+    tensors["cls.predictions.decoder.weight"] = tensors["bert.embeddings.word_embeddings.weight"] + 1
+    result = import_hf(write_hf_folder(tmp_path / "hf", tensors), tmp_path / "of")
+    assert_fails_with_one_line(result, "cls.predictions.decoder.weight differs from")
+
+
+def test_head_of_another_task_is_skipped_by_name(tmp_path):
+    tensors = random_tensors(ENCODER | POOLER)
+    folder = write_hf_folder(tmp_path / "hf", tensors | {"classifier.weight": np.ones((3, HIDDEN), np.float32)})
+    result = import_hf(folder, tmp_path / "of")
+    assert_snapshot_holds(tmp_path / "of", as_variables(tensors, ENCODER | POOLER))
+    assert "skipped classifier.weight: of a head" in result.stdout
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float64])
+def test_other_floats_become_float32(tmp_path, dtype):
+    tensors = {key: tensor.astype(dtype) for key, tensor in random_tensors(ENCODER).items()}
+    result = import_hf(write_hf_folder(tmp_path / "hf", tensors), tmp_path / "of")
+    assert result.returncode == 0, result.stderr
+    widened = {key: tensor.astype(np.float32) for key, tensor in tensors.items()}
+    assert_snapshot_holds(tmp_path / "of", as_variables(widened, ENCODER))
+    assert f"stored as float32: {len(tensors)} variables of " in result.stdout
+
+
+def write_shards(folder, tensors):
+    write_hf_folder(folder, {})
+    (folder / "model.safetensors").unlink()
+    keys = sorted(tensors)
+    shards = {f"model-0000{index + 1}-of-00003.safetensors": keys[index::3] for index in range(3)}
+    for name, of_shard in shards.items():
+        save_file({key: tensors[key] for key in of_shard}, folder / name)
+    weight_map = {key: name for name, of_shard in shards.items() for key in of_shard}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    return folder
+
+
+def test_import_of_shards(tmp_path):
+    tensors = random_tensors(ENCODER | POOLER)
+    result = import_hf(write_shards(tmp_path / "hf", tensors), tmp_path / "of")
+    assert result.returncode == 0, result.stderr
+    assert_snapshot_holds(tmp_path / "of", as_variables(tensors, ENCODER | POOLER))
+
+
+@pytest.mark.parametrize(
+    "weight_map",
+    ['{"weight_map": {"a": "../elsewhere.safetensors"}}', '{"weight_map": {"a": 1}}', '{"weight_map": 3}', "[", "{}"],
+)
+def test_index_of_shards_that_is_none(tmp_path, weight_map):
+    folder = write_shards(tmp_path / "hf", random_tensors(ENCODER))
+    (folder / "model.safetensors.index.json").write_text(weight_map)
+    assert_fails_with_one_line(import_hf(folder, tmp_path / "of"), "model.safetensors.index.json")
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_export_has_exactly_the_tensors_of_the_class(tmp_path, model):
+    tensors = random_tensors(MODELS[model])
+    write_snapshot(tmp_path / "of", as_variables(tensors, MODELS[model]))
+    result = export_hf(tmp_path / "of", tmp_path / "hf", num_attention_heads=HEADS)
+    assert result.returncode == 0, result.stderr
+    exported = read_safetensors(tmp_path / "hf" / "model.safetensors")
+    assert exported.keys() == MODELS[model].keys()
+    for key, tensor in tensors.items():
+        np.testing.assert_array_equal(exported[key], tensor)
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert config["architectures"] == [model]
+    assert {name: config[name] for name in CONFIG} == CONFIG
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_round_trip_is_byte_for_byte(tmp_path, model):
+    variables = as_variables(random_tensors(MODELS[model]), MODELS[model])
+    extreme = np.float32([np.nan, -np.nan, np.inf, -0.0, 1e-45, 3.4e38])
+    variables["bert-embeddings-LayerNorm-beta"][: len(extreme)] = extreme
+    moments = {f"{name}-{moment}": np.ones_like(array) for name, array in variables.items() for moment in "mv"}
+    step = {"System-Train-TrainStep-PretrainJob": np.int64([20])}
+    write_snapshot(tmp_path / "of", variables | moments | step)
+    result = export_hf(tmp_path / "of", tmp_path / "hf", num_attention_heads=HEADS)
+    assert f"left out {len(moments) + 1} variables: state of the training" in result.stdout
+    assert import_hf(tmp_path / "hf", tmp_path / "again").returncode == 0
+    assert snapshot.variable_names(tmp_path / "again") == sorted(variables)
+    for name in variables:
+        for file in ("out", "meta"):
+            assert (tmp_path / "again" / name / file).read_bytes() == (tmp_path / "of" / name / file).read_bytes(), name
+
+
+def test_export_of_a_merged_squad_model_says_what_it_leaves_out(tmp_path):
+    table = MODELS["BertForPreTraining"] | SQUAD
+    write_snapshot(tmp_path / "of", as_variables(random_tensors(table), table))
+    result = export_hf(tmp_path / "of", tmp_path / "squad", num_attention_heads=HEADS)
+    assert read_safetensors(tmp_path / "squad" / "model.safetensors").keys() == (ENCODER | SQUAD).keys()
+    assert "left out bert-pooler-dense-bias, bert-pooler-dense-weight, cls-predictions-output_bias" in result.stdout
+    assert "BertForQuestionAnswering has no place for them" in result.stdout
+
+    result = export_hf(
+        tmp_path / "of", tmp_path / "mlm", num_attention_heads=HEADS, architecture="BertForPreTraining"
+    )
+    exported = read_safetensors(tmp_path / "mlm" / "model.safetensors")
+    assert exported.keys() == MODELS["BertForPreTraining"].keys()
+
+
+def test_export_of_an_encoder_alone(tmp_path):
+    write_snapshot(tmp_path / "of", as_variables(random_tensors(ENCODER), ENCODER))
+    result = export_hf(tmp_path / "of", tmp_path / "hf", num_attention_heads=HEADS)
+    exported = read_safetensors(tmp_path / "hf" / "model.safetensors")
+    assert exported.keys() == {key.removeprefix("bert.") for key in ENCODER}
+    assert "add_pooling_layer=False" in result.stdout
+
+
+def test_export_by_a_configuration_file_needs_no_meta(tmp_path):
+    variables = as_variables(random_tensors(MODELS["BertModel"]), MODELS["BertModel"])
+    write_snapshot(tmp_path / "of", variables)
+    for name in variables:
+        (tmp_path / "of" / name / "meta").unlink()
+    assert_fails_with_one_line(export_hf(tmp_path / "of", tmp_path / "hf", num_attention_heads=HEADS), "meta")
+    given = CONFIG | {"hidden_dropout_prob": 0.25, "pad_token_id": 3}
+    (tmp_path / "bert_config.json").write_text(json.dumps(given))
+    result = export_hf(tmp_path / "of", tmp_path / "hf", bert_config_file=tmp_path / "bert_config.json")
+    assert result.returncode == 0, result.stderr
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert (config["hidden_dropout_prob"], config["pad_token_id"]) == (0.25, 3)
+
+
+def test_export_of_legacy_position_embeddings(tmp_path):
+    table = ENCODER | POOLER
+    tensors = random_tensors(table)
+    variables = as_variables(tensors, table)
+    variables["bert-embeddings-position_embeddings"] = variables["bert-embeddings-position_embeddings"][None]
+    write_snapshot(tmp_path / "of", variables)
+    result = export_hf(tmp_path / "of", tmp_path / "hf", num_attention_heads=HEADS)
+    assert result.returncode == 0, result.stderr
+    exported = read_safetensors(tmp_path / "hf" / "model.safetensors")
+    assert exported["embeddings.position_embeddings.weight"].shape == (POSITIONS, HIDDEN)
+
+
+def test_vocabulary_is_copied_along(tmp_path):
+    write_snapshot(tmp_path / "of", as_variables(random_tensors(MODELS["BertModel"]), MODELS["BertModel"]))
+    vocabulary = tmp_path / "my-vocab.txt"
+    vocabulary.write_text("[PAD]\n[UNK]\nwörd\n", encoding="utf-8")
+    result = export_hf(
+        tmp_path / "of", tmp_path / "hf", num_attention_heads=HEADS, vocab_file=vocabulary, do_lower_case=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "hf" / "vocab.txt").read_bytes() == vocabulary.read_bytes()
+    config = json.loads((tmp_path / "hf" / "tokenizer_config.json").read_text())
+    assert config == {"do_lower_case": False, "model_max_length": POSITIONS, "tokenizer_class": "BertTokenizer"}
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "hf").iterdir()}
+    assert set(modes.values()) == {modes["config.json"]}, modes
+
+    vocabulary.write_text("\n".join(map(str, range(VOCAB + 1))))
+    result = export_hf(tmp_path / "of", tmp_path / "hf2", num_attention_heads=HEADS, vocab_file=vocabulary)
+    assert_fails_with_one_line(result, vocabulary, "has 51 tokens, the model 50")
+
+
+def test_vocabulary_of_an_imported_model(tmp_path):
+    folder = write_hf_folder(tmp_path / "hf", random_tensors(ENCODER))
+    tokens = ["[PAD]", "[UNK]", "wörd", "##s"]
+    result = import_hf(folder, tmp_path / "of", vocab_dump_path=tmp_path / "vocab.txt")
+    assert_fails_with_one_line(result, "neither vocab.txt nor tokenizer.json")
+
+    model = tokenizers.models.WordPiece({token: index for index, token in enumerate(tokens)}, unk_token="[UNK]")
+    tokenizers.Tokenizer(model).save(str(folder / "tokenizer.json"))
+    assert import_hf(folder, tmp_path / "of", vocab_dump_path=tmp_path / "vocab.txt").returncode == 0
+    assert (tmp_path / "vocab.txt").read_text(encoding="utf-8").splitlines() == tokens
+    result = import_hf(folder, tmp_path / "of2", vocab_dump_path=tmp_path / "vocab.txt")
+    assert_fails_with_one_line(result, tmp_path / "vocab.txt", "exists already")
+
+    (folder / "vocab.txt").write_text("first\nsecond\n")
+    result = import_hf(folder, tmp_path / "of", "--overwrite", vocab_dump_path=tmp_path / "vocab.txt")
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "vocab.txt").read_text() == "first\nsecond\n"
+
+
+def header(**tensors):
+    text = json.dumps(tensors).encode()
+    return len(text).to_bytes(8, "little") + text
+
+
+WORDS = "bert.embeddings.word_embeddings.weight"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\xff" * 8,
+        (2**63).to_bytes(8, "little") + b"{}",
+        (4).to_bytes(8, "little") + b"\xff\xfe{}",
+        (2).to_bytes(8, "little") + b"[]",
+        header(a={"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}),  # no data
+        header(a={"dtype": "F32", "shape": [2**62, 2**62], "data_offsets": [0, 16]}) + bytes(16),
+        header(a={"dtype": "F32", "shape": [-1], "data_offsets": [0, 16]}) + bytes(16),
+        header(a={"dtype": "F99", "shape": [4], "data_offsets": [0, 16]}) + bytes(16),
+        header(
+            a={"dtype": "F32", "shape": [4], "data_offsets": [0, 16]},
+            b={"dtype": "F32", "shape": [4], "data_offsets": [8, 24]},
+        )
+        + bytes(24),
+    ],
+)
+def test_damaged_safetensors(tmp_path, content):
+    folder = write_hf_folder(tmp_path / "hf", {})
+    (folder / "model.safetensors").write_bytes(content)
+    assert_fails_with_one_line(import_hf(folder, tmp_path / "of"), folder / "model.safetensors", "damaged")
+    assert not (tmp_path / "of").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({WORDS: None}, "has no variable bert-embeddings-word_embeddings"),
+        ({WORDS: np.zeros((HIDDEN, VOCAB), np.float32)}, "bert-embeddings-word_embeddings has shape [16, 50]"),
+        ({WORDS: np.zeros((VOCAB, HIDDEN), np.int8)}, "of type I8"),
+        ({"embeddings.word_embeddings.weight": np.zeros((VOCAB, HIDDEN), np.float32)}, "are the same variable"),
+        ({"bert.encoder.layer.2.output.dense.bias": np.zeros(HIDDEN, np.float32)}, "no place in a BERT of 2 layers"),
+        ({"bert.encoder.layer.0.crossattention.self.key.bias": np.zeros(1, np.float32)}, "no place"),
+        ({"qa_outputs.weight": np.zeros((3, HIDDEN), np.float32)}, "cls-squad-output-weight has shape [16, 3]"),
+    ],
+)
+def test_tensors_that_are_not_the_model(tmp_path, change, message):
+    tensors = random_tensors(ENCODER) | change
+    folder = write_hf_folder(
+        tmp_path / "hf", {key: tensor for key, tensor in tensors.items() if tensor is not None}
+    )
+    assert_fails_with_one_line(import_hf(folder, tmp_path / "of"), tmp_path / "hf", message)
+    assert not (tmp_path / "of").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_type": "roberta"}, "of type 'roberta'"),
+        ({"hidden_act": "gelu_new"}, "hidden_act is 'gelu_new'"),
+        ({"position_embedding_type": "relative_key"}, "position_embedding_type"),
+        ({"layer_norm_eps": 1e-5}, "layer_norm_eps is 1e-05"),
+        ({"num_attention_heads": 5}, "5 attention heads cannot share"),
+        ({"num_hidden_layers": 3}, "has no variable bert-encoder-layer_2"),
+        ({"hidden_size": -1}, "hidden_size is -1"),
+        ({"vocab_size": 2**70}, "vocab_size is"),
+    ],
+)
+def test_config_of_another_network(tmp_path, change, message):
+    folder = write_hf_folder(tmp_path / "hf", random_tensors(ENCODER), **change)
+    assert_fails_with_one_line(import_hf(folder, tmp_path / "of"), tmp_path / "hf", message)
+
+
+def test_folder_that_is_none(tmp_path):
+    result = import_hf("bert-base-uncased", tmp_path / "of")
+    assert_fails_with_one_line(result, "bert-base-uncased: there is no such folder", "nothing is downloaded")
+    (tmp_path / "hf").mkdir()
+    assert_fails_with_one_line(import_hf(tmp_path / "hf", tmp_path / "of"), tmp_path / "hf/config.json", "cannot be read")
+    for text in ("{", "[]", "[" * 100000):
+        (tmp_path / "hf" / "config.json").write_text(text)
+        assert_fails_with_one_line(import_hf(tmp_path / "hf", tmp_path / "of"), tmp_path / "hf/config.json", "JSON")
+    (tmp_path / "hf" / "config.json").write_text(json.dumps(CONFIG))
+    assert_fails_with_one_line(import_hf(tmp_path / "hf", tmp_path / "of"), "has no file model.safetensors")
+    (tmp_path / "hf" / "pytorch_model.bin").touch()
+    assert_fails_with_one_line(import_hf(tmp_path / "hf", tmp_path / "of"), "pytorch_model.bin", "save_pretrained()")
+
+
+def test_export_of_what_is_no_such_model(tmp_path):
+    table = ENCODER | POOLER
+    variables = as_variables(random_tensors(table), table)
+    folder = write_snapshot(tmp_path / "of", variables)
+    result = export_hf(tmp_path / "missing", tmp_path / "hf", num_attention_heads=HEADS)
+    assert_fails_with_one_line(result, "there is no such folder")
+    assert_fails_with_one_line(export_hf(folder, tmp_path / "hf"), "--bert_config_file", "--num_attention_heads")
+    result = export_hf(folder, tmp_path / "hf", num_attention_heads=3)
+    assert_fails_with_one_line(result, "3 attention heads cannot share a hidden size of 16")
+    result = export_hf(folder, tmp_path / "hf", num_attention_heads=HEADS, architecture="BertForQuestionAnswering")
+    assert_fails_with_one_line(result, "has no variable cls-squad-output-weight")
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG | {"vocab_size": 60}))
+    result = export_hf(folder, tmp_path / "hf", bert_config_file=tmp_path / "config.json")
+    assert_fails_with_one_line(result, "bert-embeddings-word_embeddings", "[50, 16]", "[60, 16]")
+    (folder / "bert-pooler-dense-bias" / "out").write_bytes(b"123")
+    result = export_hf(folder, tmp_path / "hf", num_attention_heads=HEADS)
+    assert_fails_with_one_line(result, "bert-pooler-dense-bias", "has 3 bytes")
+    assert not (tmp_path / "hf").exists()
+
+
+def test_existing_outputs_stay_unless_told_otherwise(tmp_path):
+    tensors = random_tensors(ENCODER | POOLER)
+    folder = write_hf_folder(tmp_path / "hf", tensors)
+    assert import_hf(folder, tmp_path / "of").returncode == 0
+    assert_fails_with_one_line(import_hf(folder, tmp_path / "of"), tmp_path / "of", "exists already")
+    assert import_hf(folder, tmp_path / "of", "--overwrite").returncode == 0
+    result = export_hf(tmp_path / "of", folder, num_attention_heads=HEADS)
+    assert_fails_with_one_line(result, folder, "exists already")
+    result = export_hf(tmp_path / "of", tmp_path / "of", "--overwrite", num_attention_heads=HEADS)
+    assert_fails_with_one_line(result, tmp_path / "of", "has no file config.json")
+    assert export_hf(tmp_path / "of", folder, "--overwrite", num_attention_heads=HEADS).returncode == 0
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]

@@ -1,0 +1,440 @@
+"""Converts BERT from a Hugging Face folder to a snapshot and back.
+
+    python tools/convert_hf.py import --hf_dir ./bert-base-uncased --of_dump_path ./bert-base-uncased-oneflow
+    python tools/convert_hf.py export --snapshot_dir ./output/last_snapshot --hf_dump_path ./my-bert \
+        --bert_config_file ./uncased_L-12_H-768_A-12/bert_config.json --vocab_file ./dataset/vocab.txt
+
+A Hugging Face folder is config.json and model.safetensors (or several files of that kind with their index). Its dense
+weights are [outputs, inputs]; a snapshot's are [inputs, outputs].
+"""
+
+import collections
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+
+# Teaches NumPy bfloat16, which safetensors needs to read such tensors.
+import ml_dtypes  # noqa: F401
+import numpy as np
+import tokenizers
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import bert_variables  # noqa: E402
+import snapshot  # noqa: E402
+from command_line import ArgumentParser, add_bool, positive_int  # noqa: E402
+from util import RunError, UserError, atomic_file, atomic_folder, check_replaceable, run_script  # noqa: E402
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+VOCAB_FILE = "vocab.txt"
+TOKENIZER_FILE = "tokenizer.json"
+TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
+
+_LARGEST_INDEX = 1 << 26  # bytes
+
+# Class of transformers -> the heads it has on the encoder. The first whose heads a snapshot holds is exported.
+ARCHITECTURES = {
+    "BertForQuestionAnswering": ["squad"],
+    "BertForPreTraining": ["pooler", "masked_lm", "next_sentence"],
+    "BertForNextSentencePrediction": ["pooler", "next_sentence"],
+    "BertForMaskedLM": ["masked_lm"],
+    "BertModel": ["pooler"],
+}
+
+_HEAD_NAMES = {
+    "cls-predictions-output_bias": "cls.predictions.bias",
+    "cls-seq_relationship-output_weights": "cls.seq_relationship.weight",
+    "cls-seq_relationship-output_bias": "cls.seq_relationship.bias",
+    "cls-squad-output-weight": "qa_outputs.weight",
+    "cls-squad-output-bias": "qa_outputs.bias",
+}
+
+# Tensors that are another one under a second name.
+_TIED = {
+    "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
+    "cls.predictions.decoder.bias": "cls.predictions.bias",
+}
+
+_FLOATS = ("F64", "F32", "F16", "BF16")
+
+
+def parse_arguments():
+    parser = ArgumentParser(description="Convert BERT from a Hugging Face folder to a snapshot and back.")
+    directions = parser.add_subparsers(dest="direction", required=True, metavar="{import,export}")
+
+    text = "Write a snapshot from a Hugging Face folder."
+    importing = directions.add_parser("import", help=text, description=text)
+    importing.add_argument(
+        "--hf_dir", required=True, metavar="DIR", help=f"folder with {CONFIG_FILE} and {WEIGHTS_FILE}"
+    )
+    importing.add_argument("--of_dump_path", required=True, metavar="DIR", help="folder of the snapshot to write")
+    importing.add_argument(
+        "--vocab_dump_path", metavar="FILE", help=f"also write the model's vocabulary there, as a {VOCAB_FILE}"
+    )
+    add_bool(importing, "--overwrite", help="replace a snapshot that exists at --of_dump_path")
+
+    text = "Write a Hugging Face folder from a snapshot."
+    exporting = directions.add_parser("export", help=text, description=text)
+    exporting.add_argument("--snapshot_dir", required=True, metavar="DIR", help="folder of the snapshot")
+    exporting.add_argument("--hf_dump_path", required=True, metavar="DIR", help="Hugging Face folder to write")
+    size = exporting.add_mutually_exclusive_group(required=True)
+    size.add_argument(
+        "--bert_config_file", metavar="FILE", help="a bert_config.json or config.json with the sizes of the model"
+    )
+    size.add_argument(
+        "--num_attention_heads",
+        type=positive_int,
+        metavar="N",
+        help="in place of a configuration file: the heads; the weights tell the other sizes",
+    )
+    exporting.add_argument(
+        "--architecture",
+        choices=ARCHITECTURES,
+        metavar="CLASS",
+        help=f"class of transformers to write the model for: {', '.join(ARCHITECTURES)} (default: the first of them "
+        "whose heads the snapshot has)",
+    )
+    exporting.add_argument("--vocab_file", metavar="FILE", help="vocabulary to copy along, one token a line")
+    add_bool(
+        exporting, "--do_lower_case", default=True, help="with --vocab_file: state that the model is an uncased one"
+    )
+    add_bool(exporting, "--overwrite", help="replace a Hugging Face folder that exists at --hf_dump_path")
+    return parser.parse_args()
+
+
+def hugging_face_name(name):
+    """The name that the snapshot's variable `name` has in transformers, in a class with heads (`bert.` in front)."""
+    if name in _HEAD_NAMES:
+        return _HEAD_NAMES[name]
+    name = re.sub(r"-layer_(\d+)-", r"-layer-\1-", name)
+    name = re.sub(r"-LayerNorm-gamma$", "-LayerNorm-weight", name)
+    name = re.sub(r"-LayerNorm-beta$", "-LayerNorm-bias", name)
+    name = re.sub(r"_embeddings$", "_embeddings-weight", name)
+    return name.replace("-", ".")
+
+
+def canonical_name(key):
+    """The name in today's classes with heads of a tensor that may be from BertModel or from early transformers."""
+    if key.startswith(("embeddings.", "encoder.", "pooler.")):
+        key = f"bert.{key}"
+    key = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", key)
+    return re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", key)
+
+
+def is_transposed(name):
+    """Whether the snapshot's variable `name` is a dense layer's weight, which Hugging Face has the other way round."""
+    return name.endswith("-weight")
+
+
+def all_shapes(size):
+    """name -> shape of every variable that a snapshot of that size may hold."""
+    shapes = bert_variables.encoder_shapes(size)
+    for head in bert_variables.head_shapes(size).values():
+        shapes |= head
+    return shapes
+
+
+def import_model(arguments):
+    """Hugging Face folder -> snapshot."""
+    check_replaceable(arguments.of_dump_path, arguments.overwrite, snapshot.DONE_FILE)
+    if arguments.vocab_dump_path and os.path.lexists(arguments.vocab_dump_path) and not arguments.overwrite:
+        raise UserError(f"{arguments.vocab_dump_path}: exists already; give another file, or --overwrite to replace it")
+    folder = Path(arguments.hf_dir)
+    if not folder.is_dir():
+        raise UserError(
+            f"{folder}: there is no such folder; give one with {CONFIG_FILE} and {WEIGHTS_FILE} (nothing is downloaded)"
+        )
+    size, _ = bert_variables.read_config(folder / CONFIG_FILE)
+    with contextlib.ExitStack() as stack:
+        tensors = open_tensors(folder, stack)
+        check_tied(tensors)
+        chosen, skipped = choose_tensors(tensors, size, folder)
+        vocabulary = read_vocabulary(folder, size) if arguments.vocab_dump_path else None
+        on_terminal = sys.stdout.isatty()
+        with snapshot.open_writer(os.path.realpath(arguments.of_dump_path)) as write:
+            for name in tqdm(sorted(chosen), unit=" variables", disable=not on_terminal):
+                array = chosen[name].read().astype(np.float32, copy=False)
+                write(name, array.T if is_transposed(name) else array)
+                if not on_terminal:
+                    print(f"saved to: {os.path.join(arguments.of_dump_path, name)}", flush=True)
+    if vocabulary is not None:
+        with atomic_file(arguments.vocab_dump_path, "w", encoding="utf-8") as file:
+            file.writelines(f"{token}\n" for token in vocabulary)
+    print_summary([tensor.shape for tensor in chosen.values()], arguments.of_dump_path)
+    widened = collections.Counter(tensor.dtype for tensor in chosen.values())
+    for dtype, count in widened.items():
+        if dtype != "F32":
+            print(f"stored as float32: {count} variables of {dtype}")
+    for key, reason in skipped.items():
+        print(f"skipped {key}: {reason}")
+    print(bert_variables.describe_size(size))
+
+
+class Tensor:
+    """A tensor in an open safetensors file: key, shape and dtype are known, the values are read on demand."""
+
+    def __init__(self, path, file, key):
+        view = file.get_slice(key)
+        self.path, self.file, self.key = path, file, key
+        self.shape, self.dtype = tuple(view.get_shape()), view.get_dtype()
+
+    def read(self):
+        try:
+            return self.file.get_tensor(self.key)
+        except (SafetensorError, OSError, ValueError, TypeError) as error:
+            raise UserError(f"{self.path}: tensor {self.key} cannot be read: {error}") from None
+
+
+def open_tensors(folder, stack):
+    """canonical name -> Tensor of all in the safetensors files of `folder`, which stay open until `stack` closes."""
+    tensors = {}
+    for path in weight_files(folder):
+        try:
+            file = stack.enter_context(safe_open(path, framework="numpy"))
+            found = [Tensor(path, file, key) for key in file.keys()]
+        except (SafetensorError, OSError, ValueError, TypeError) as error:
+            raise UserError(f"{path}: damaged or no safetensors file: {error}") from None
+        for tensor in found:
+            other = tensors.setdefault(canonical_name(tensor.key), tensor)
+            if other is not tensor:
+                raise UserError(f"{path}: the tensors {other.key} and {tensor.key} are the same variable of BERT")
+    return tensors
+
+
+def weight_files(folder):
+    """The paths of the safetensors files that hold the model in `folder`."""
+    if (folder / WEIGHTS_FILE).is_file():
+        return [folder / WEIGHTS_FILE]
+    index = folder / INDEX_FILE
+    if not index.is_file():
+        if (folder / "pytorch_model.bin").is_file():
+            raise UserError(
+                f"{folder}: has its weights in pytorch_model.bin, which is code to run rather than data to read; load it "
+                "in transformers and save it with save_pretrained(), which writes safetensors"
+            )
+        raise UserError(f"{folder}: has no file {WEIGHTS_FILE}")
+    try:
+        with open(index, "rb") as file:
+            names = sorted(set(json.loads(file.read(_LARGEST_INDEX))["weight_map"].values()))
+    except OSError as error:
+        raise UserError(f"{index}: cannot be read: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise UserError(f"{index}: not an index of safetensors files: it has no weight_map from names to files") from None
+    for name in names:
+        if not isinstance(name, str) or name != os.path.basename(name) or not (folder / name).is_file():
+            raise UserError(f"{index}: names the file {name!r:.100}, which is not in {folder}")
+    return [folder / name for name in names]
+
+
+def check_tied(tensors):
+    """Drops each second name of a tensor from `tensors`. Raises UserError where the two differ."""
+    for second, first in _TIED.items():
+        if second not in tensors:
+            continue
+        tensor = tensors.pop(second)
+        original = tensors.setdefault(first, tensor)
+        if original is not tensor and not np.array_equal(original.read(), tensor.read(), equal_nan=True):
+            raise UserError(f"{tensor.path}: {tensor.key} differs from {original.key}; in this suite's model they are one")
+
+
+def choose_tensors(tensors, size, folder):
+    """(name in the snapshot -> Tensor, key -> why it is skipped); raises UserError unless they are a BERT of `size`."""
+    name_of = {hugging_face_name(name): name for name in all_shapes(size)}
+    chosen, skipped = {}, {}
+    for canonical, tensor in tensors.items():
+        if canonical in name_of:
+            if tensor.dtype not in _FLOATS:
+                raise UserError(f"{tensor.path}: {tensor.key} is of type {tensor.dtype}; only floats can be converted")
+            chosen[name_of[canonical]] = tensor
+        elif canonical == "bert.embeddings.position_ids":
+            skipped[tensor.key] = "a constant, not a weight"
+        elif canonical.startswith("bert."):
+            raise UserError(f"{tensor.path}: {tensor.key} has no place in a BERT of {size.num_hidden_layers} layers")
+        else:
+            skipped[tensor.key] = "of a head that this suite does not have"
+    shapes = {
+        name: tensor.shape[::-1] if is_transposed(name) else tensor.shape for name, tensor in chosen.items()
+    }
+    bert_variables.check_shapes(shapes, size, folder)
+    return chosen, skipped
+
+
+def read_vocabulary(folder, size):
+    """The tokens of the model in `folder` in the order of their ids, from its vocab.txt or else its tokenizer.json."""
+    if (folder / VOCAB_FILE).is_file():
+        return read_vocab_file(folder / VOCAB_FILE, size)
+    path = folder / TOKENIZER_FILE
+    if not path.is_file():
+        raise UserError(f"{folder}: has neither {VOCAB_FILE} nor {TOKENIZER_FILE}; leave out --vocab_dump_path")
+    try:
+        ids = tokenizers.Tokenizer.from_file(str(path)).get_vocab()
+    except Exception as error:  # the library raises nothing more specific
+        raise UserError(f"{path}: not a tokenizer: {error}") from None
+    if sorted(ids.values()) != list(range(len(ids))):
+        raise UserError(f"{path}: its ids are not 0 to {len(ids) - 1}, so they cannot be the lines of a {VOCAB_FILE}")
+    return sorted(ids, key=ids.get)
+
+
+def read_vocab_file(path, size):
+    """The lines of the vocabulary `path`; raises UserError if the model has no embeddings for that many."""
+    try:
+        tokens = Path(path).read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+    if tokens[-1] == "":
+        tokens.pop()
+    if len(tokens) > size.vocab_size:
+        raise UserError(f"{path}: has {len(tokens)} tokens, the model {size.vocab_size}; is it another model's?")
+    return tokens
+
+
+def export_model(arguments):
+    """Snapshot -> Hugging Face folder."""
+    check_replaceable(arguments.hf_dump_path, arguments.overwrite, CONFIG_FILE)
+    folder = Path(arguments.snapshot_dir)
+    names = snapshot.variable_names(folder)
+    size, given_config = model_size(arguments, names)
+    if arguments.vocab_file:
+        read_vocab_file(arguments.vocab_file, size)
+    architecture = arguments.architecture or default_architecture(names, size)
+    shapes = exported_shapes(architecture, size, names)
+    missing = [name for name in shapes if name not in names]
+    if missing:
+        raise UserError(f"{folder}: has no variable {missing[0]}, which a {architecture} of this size needs")
+
+    tensors = {}
+    for name, shape in tqdm(shapes.items(), unit=" variables", disable=not sys.stdout.isatty()):
+        array = snapshot.read_variable(folder, name, shape, np.float32)
+        key = hugging_face_name(name)
+        if architecture == "BertModel":
+            key = key.removeprefix("bert.")
+        tensors[key] = np.ascontiguousarray(array.T) if is_transposed(name) else array
+    with atomic_folder(os.path.realpath(arguments.hf_dump_path)) as temporary:
+        try:
+            # transformers refuses a file that does not say for which library it was written.
+            save_file(tensors, temporary / WEIGHTS_FILE, metadata={"format": "pt"})
+        except SafetensorError as error:
+            raise RunError(f"{arguments.hf_dump_path}: {WEIGHTS_FILE} cannot be written: {error}") from None
+        write_json(temporary / CONFIG_FILE, hugging_face_config(architecture, size, given_config))
+        if arguments.vocab_file:
+            shutil.copyfile(arguments.vocab_file, temporary / VOCAB_FILE)
+            write_json(temporary / TOKENIZER_CONFIG_FILE, tokenizer_config(arguments.do_lower_case, size))
+        # The library leaves its file to the owner alone; the others have the permissions that the umask gives.
+        shutil.copymode(temporary / CONFIG_FILE, temporary / WEIGHTS_FILE)
+        for path in temporary.iterdir():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+    print_summary(shapes.values(), f"{arguments.hf_dump_path}, for {architecture}")
+    report_left_out(sorted(set(names) - set(shapes)), architecture)
+    if architecture == "BertModel" and "bert-pooler-dense-weight" not in shapes:
+        print("the snapshot has no pooler: load it with BertModel.from_pretrained(folder, add_pooling_layer=False)")
+
+
+def model_size(arguments, names):
+    """(ModelSize, the configuration it is from or {}) of the snapshot to export, whose variables are `names`."""
+    if arguments.bert_config_file:
+        return bert_variables.read_config(arguments.bert_config_file)
+    folder = Path(arguments.snapshot_dir)
+    shapes = {}
+    for name in names:
+        meta = snapshot.read_meta(folder / name)
+        if meta is not None:
+            shapes[name] = meta[0]
+    # Legacy snapshots hold the position embeddings with a leading 1.
+    positions = bert_variables.POSITION_EMBEDDINGS
+    if positions in shapes:
+        shapes[positions] = shapes[positions][-2:]
+    size = bert_variables.infer_size(shapes, f"{folder} (going by its meta files)")
+    size = dataclasses.replace(size, num_attention_heads=arguments.num_attention_heads)
+    bert_variables.check_heads(size, folder)
+    return size, {}
+
+
+def default_architecture(names, size):
+    """The first of ARCHITECTURES whose heads are all among the variables `names`, else BertModel."""
+    heads = bert_variables.head_shapes(size)
+    for architecture, needed in ARCHITECTURES.items():
+        if all(name in names for head in needed for name in heads[head]):
+            return architecture
+    return "BertModel"
+
+
+def exported_shapes(architecture, size, names):
+    """name -> shape of the variables that the class `architecture` of transformers has, in the order of the model.
+
+    The pooler of a BertModel is optional: where it is not among `names` it is left out.
+    """
+    shapes = bert_variables.encoder_shapes(size)
+    for head in ARCHITECTURES[architecture]:
+        head_shapes = bert_variables.head_shapes(size)[head]
+        if architecture != "BertModel" or not head_shapes.keys().isdisjoint(names):
+            shapes |= head_shapes
+    return shapes
+
+
+def hugging_face_config(architecture, size, given_config):
+    """The config.json of the model; what the weights do not tell is taken from `given_config`, else as BERT has it."""
+    usual = {
+        "attention_probs_dropout_prob": 0.1,
+        "hidden_dropout_prob": 0.1,
+        "initializer_range": 0.02,
+        "pad_token_id": 0,
+    }
+    return {
+        "architectures": [architecture],
+        "model_type": "bert",
+        **dataclasses.asdict(size),
+        "hidden_act": "gelu",
+        "layer_norm_eps": bert_variables.LAYER_NORM_EPSILON,
+        **{name: given_config.get(name, value) for name, value in usual.items()},
+    }
+
+
+def tokenizer_config(do_lower_case, size):
+    """The tokenizer_config.json that goes with vocab.txt: without it every vocabulary is taken for an uncased one."""
+    return {
+        "do_lower_case": do_lower_case,
+        "model_max_length": size.max_position_embeddings,
+        "tokenizer_class": "BertTokenizer",
+    }
+
+
+def write_json(path, content):
+    path.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def print_summary(shapes, destination):
+    parameters = sum(math.prod(shape) for shape in shapes)
+    print(f"converted {len(shapes)} variables: {parameters:,} parameters, {4 * parameters:,} bytes, in {destination}")
+
+
+def report_left_out(names, architecture):
+    """Says which of the snapshot's variables an export did not take along, and why."""
+    state = [name for name in names if re.search(r"-[mv]$", name) or name.startswith("System-Train-")]
+    if state:
+        print(f"left out {len(state)} variables: state of the training (Adam's moments, the step), which no model needs")
+    others = [name for name in names if name not in state]
+    if others:
+        print(f"left out {', '.join(others)}: {architecture} has no place for them")
+
+
+def main():
+    arguments = parse_arguments()
+    if arguments.direction == "import":
+        import_model(arguments)
+    else:
+        export_model(arguments)
+
+
+if __name__ == "__main__":
+    run_script(main)
