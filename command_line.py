@@ -69,6 +69,11 @@ def probability(text):
     return _number(text, float, lambda value: 0 <= value < 1, "a number of at least 0 and below 1")
 
 
+def fraction(text):
+    """argparse's type for a number in [0, 1]."""
+    return _number(text, float, lambda value: 0 <= value <= 1, "a number from 0 to 1")
+
+
 def _number(text, kind, is_valid, description):
     try:
         value = kind(text)
