@@ -1,0 +1,122 @@
+"""Trains a WordPiece vocabulary on text, with the `tokenizers` library.
+
+The same text and flags give the same bytes, in every process: the library numbers the single characters within words
+(##a, ##b, ...) in an order that changes from run to run, and so breaks ties between pairs differently; here they are
+given to it in sorted order.
+"""
+
+import os
+import string
+import sys
+from collections import Counter
+from pathlib import Path
+
+from tokenizers import Tokenizer
+from tokenizers.models import WordPiece
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from tokenizers.trainers import WordPieceTrainer
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from command_line import ArgumentParser, add_bool, positive_int  # noqa: E402
+from create_pretraining_data import find_input, read_lines  # noqa: E402
+from tokenization import split_words  # noqa: E402
+from util import UserError, atomic_file, run_script  # noqa: E402
+
+SPECIAL_PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+
+
+def main():
+    arguments = parse_arguments()
+    paths = find_input(arguments.input_file)
+    heads, tails = count_characters(read_words(paths, arguments.do_lower_case))
+    if not heads:
+        raise UserError(f"{arguments.input_file}: there is no text in the input")
+    alphabet = choose_alphabet(heads, tails, arguments.alphabet_size, arguments.do_lower_case)
+    single = len(SPECIAL_PIECES) + sum(map(len, alphabet))
+    if single > arguments.vocab_size:
+        raise UserError(
+            f"--vocab_size {arguments.vocab_size} is too small: the special pieces and the single characters are "
+            f"{single}; or give a smaller --alphabet_size"
+        )
+    lines = read_words(paths, arguments.do_lower_case)
+    pieces = train(lines, *alphabet, arguments.vocab_size, arguments.min_frequency)
+    with atomic_file(arguments.vocab_file, "w", encoding="utf-8") as file:
+        file.writelines(piece + "\n" for piece in pieces)
+    print(f"{len(pieces)} pieces in {arguments.vocab_file}")
+
+
+def parse_arguments():
+    parser = ArgumentParser(description="Trains a WordPiece vocabulary on text.")
+    parser.add_argument(
+        "--input_file", required=True, metavar="FILES", help="text files: names or patterns, separated by commas"
+    )
+    parser.add_argument("--vocab_file", required=True, type=Path, metavar="FILE", help="the vocabulary to write")
+    parser.add_argument("--vocab_size", type=positive_int, default=30522, metavar="N", help="pieces at most")
+    add_bool(parser, "--do_lower_case", default=True, help="lower-case the text and strip accents (an uncased model)")
+    parser.add_argument(
+        "--min_frequency", type=positive_int, default=2, metavar="N", help="how often a piece occurs at least"
+    )
+    parser.add_argument(
+        "--alphabet_size",
+        type=positive_int,
+        default=1000,
+        metavar="N",
+        help="how many characters beside ASCII, the most frequent ones, become pieces; words with others are [UNK]",
+    )
+    return parser.parse_args()
+
+
+def read_words(paths, do_lower_case):
+    """Yields the words of every line, a list."""
+    for path in paths:
+        with tqdm(total=os.path.getsize(path), desc=path, unit="B", unit_scale=True, leave=False, disable=None) as bar:
+            for line, _ in read_lines(path, lambda data: bar.update(len(data))):
+                yield split_words(line, do_lower_case)
+
+
+def count_characters(lines):
+    """How often each character occurs: Counters of those at the head of a word, and of those further on."""
+    heads = Counter()
+    tails = Counter()
+    for words in lines:
+        heads.update(word[0] for word in words)
+        tails.update("".join(word[1:] for word in words))
+    return heads, tails
+
+
+def choose_alphabet(heads, tails, size, do_lower_case):
+    """The characters that become pieces, sorted, and the pieces (##a) of those that go on a word.
+
+    The characters are those of ASCII, so that no punctuation mark is unknown only because the text lacks it, and the
+    `size` most frequent others.
+    """
+    letters = string.ascii_lowercase if do_lower_case else string.ascii_letters
+    ascii_alphabet = set(letters + string.digits + string.punctuation)
+    totals = heads + tails
+    others = sorted(totals.keys() - ascii_alphabet, key=lambda character: (-totals[character], character))[:size]
+    characters = sorted(ascii_alphabet.union(others))
+    continuing = set(letters + string.digits).union(tails)
+    return characters, ["##" + character for character in characters if character in continuing]
+
+
+def train(lines, characters, continuations, vocab_size, min_frequency):
+    """The pieces of a vocabulary trained on `lines` of words, in the order of their ids."""
+    tokenizer = Tokenizer(WordPiece(unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    trainer = WordPieceTrainer(
+        vocab_size=vocab_size,
+        min_frequency=min_frequency,
+        special_tokens=SPECIAL_PIECES + characters + continuations,
+        initial_alphabet=characters,
+        limit_alphabet=len(characters),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator((" ".join(words) for words in lines), trainer)
+    vocab = tokenizer.get_vocab()
+    return sorted(vocab, key=vocab.__getitem__)
+
+
+if __name__ == "__main__":
+    run_script(main)
