@@ -1,0 +1,58 @@
+# The native library of CPU kernels: see docs/kernels.md. Uses PYTHON and CXX; native.py finds what is built here.
+#
+# The kernels are compiled once for each instruction set, into libraries of the same name in folders of their own, and
+# native.py loads the one that the processor can run. plugin.so gives them to OneFlow.
+
+KERNELS := kernels/build
+KERNEL_SETS := baseline avx2 avx512
+KERNEL_OBJECTS := $(patsubst kernels/%.cpp,%.o,$(filter-out kernels/plugin.cpp kernels/preload.cpp,$(wildcard kernels/*.cpp)))
+
+KERNEL_FLAGS_baseline :=
+KERNEL_FLAGS_avx2 := -mavx2 -mfma -mbmi -mbmi2 -mf16c -mlzcnt
+KERNEL_FLAGS_avx512 := $(KERNEL_FLAGS_avx2) -mavx512f -mavx512bw -mavx512cd -mavx512dq -mavx512vl -mprefer-vector-width=512
+KERNEL_FLAGS := -std=c++17 -O3 -fPIC -fvisibility=hidden -fno-math-errno -fno-trapping-math -Wall -Wextra
+# With OneFlow's own visibility: the objects that its headers define are shared with it.
+PLUGIN_FLAGS := -std=c++17 -O2 -fPIC -w -D_GLIBCXX_USE_CXX11_ABI=0 -DHALF_ENABLE_CPP11_USER_LITERALS=0
+
+# Asked when a recipe runs: before `make setup` there is no Python to ask.
+WHEEL = $(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("platlib"))')
+ONEDNN = $(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("data"))')
+
+.PHONY: kernels kernels-if-possible clean-kernels
+
+kernels: setup ## Build the library of CPU kernels (needs g++)
+	@command -v $(CXX) >/dev/null || { echo "make kernels: error: no C++ compiler ($(CXX)): install g++" >&2; exit 2; }
+	@$(MAKE) --no-print-directory $(KERNELS)/preload.so $(KERNELS)/plugin.so $(KERNEL_SETS:%=$(KERNELS)/%/libbert_kernels.so)
+
+# Without a compiler everything works, slowly; native.py says so.
+kernels-if-possible: setup
+	@if command -v $(CXX) >/dev/null; then $(MAKE) --no-print-directory kernels; fi
+
+clean-kernels:
+	rm -rf $(KERNELS)
+
+define kernel_set
+$$(KERNELS)/$(1)/%.o: kernels/%.cpp $$(wildcard kernels/*.h) kernels.mk
+	@mkdir -p $$(@D)
+	$$(CXX) $$(KERNEL_FLAGS) $$(KERNEL_FLAGS_$(1)) -I$$(ONEDNN)/include -c $$< -o $$@
+
+$$(KERNELS)/$(1)/libbert_kernels.so: $$(KERNEL_OBJECTS:%=$$(KERNELS)/$(1)/%)
+	$$(CXX) -shared -Wl,-soname,libbert_kernels.so $$^ -o $$@.tmp -L$$(ONEDNN)/lib -ldnnl -lgomp -lpthread
+	@mv $$@.tmp $$@
+endef
+$(foreach set,$(KERNEL_SETS),$(eval $(call kernel_set,$(set))))
+
+# OneFlow's include folder also holds ancient system headers, which must not come before the real ones: -idirafter.
+$(KERNELS)/%.o: kernels/%.cpp $(wildcard kernels/*.h kernels/stand_in/*/*.h) kernels.mk
+	@mkdir -p $(@D)
+	$(CXX) $(PLUGIN_FLAGS) -Ikernels/stand_in -idirafter $(WHEEL)/oneflow/include -c $< -o $@
+
+$(KERNELS)/plugin.so: $(KERNELS)/plugin.o $(KERNELS)/baseline/libbert_kernels.so
+	$(CXX) -shared $(KERNELS)/plugin.o -o $@.tmp -L$(KERNELS)/baseline -lbert_kernels \
+	  $(wildcard $(WHEEL)/oneflow.libs/liboneflow-*.so $(WHEEL)/oneflow.libs/libof_protoobj-*.so) -Wl,--allow-shlib-undefined
+	@mv $@.tmp $@
+
+$(KERNELS)/preload.so: kernels/preload.cpp kernels.mk
+	@mkdir -p $(@D)
+	$(CXX) $(KERNEL_FLAGS) -shared $< -o $@.tmp -ldl
+	@mv $@.tmp $@

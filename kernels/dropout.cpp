@@ -1,0 +1,59 @@
+#include <atomic>
+#include <cstring>
+
+#include "kernels.h"
+#include "parallel.h"
+#include "random.h"
+
+namespace {
+
+std::atomic<uint64_t> process_seed{0};
+
+}  // namespace
+
+void bert_set_seed(uint64_t seed) { process_seed = seed; }
+
+uint64_t bert_stream_seed(const char* name) {
+  // FNV-1a over the seed's bytes and the name.
+  uint64_t hash = 0xcbf29ce484222325u;
+  const auto add = [&hash](uint8_t byte) { hash = (hash ^ byte) * 0x100000001b3u; };
+  for (int shift = 0; shift < 64; shift += 8) add(static_cast<uint8_t>(process_seed >> shift));
+  for (; *name != 0; ++name) add(static_cast<uint8_t>(*name));
+  return hash;
+}
+
+void bert_random_mask(int64_t count, float rate, uint64_t seed, uint64_t call, uint8_t* keep) {
+  constexpr int64_t kBlock = 4 * bert::kLanes;
+  const uint64_t threshold = bert::drop_threshold(rate);
+  bert::parallel_for((count + kBlock - 1) / kBlock, bert::kElementsPerChunk / kBlock, [=](int64_t begin, int64_t end) {
+    for (int64_t block = begin; block < end; ++block) {
+      uint8_t made[kBlock];
+      bert::keep_block(seed, call, block * kBlock, threshold, made);
+      std::memcpy(keep + block * kBlock, made, std::min(kBlock, count - block * kBlock));
+    }
+  });
+}
+
+void bert_apply_mask(int64_t count, float scale, const float* x, const uint8_t* keep, const float* added, float* y) {
+  bert::parallel_for(count, bert::kElementsPerChunk, [=](int64_t begin, int64_t end) {
+    // A dropped element is 0 even where x is not finite.
+    if (added == nullptr) {
+      for (int64_t i = begin; i < end; ++i) y[i] = keep[i] ? x[i] * scale : 0.0f;
+    } else {
+      for (int64_t i = begin; i < end; ++i) y[i] = (keep[i] ? x[i] * scale : 0.0f) + added[i];
+    }
+  });
+}
+
+void bert_bias_mask_scale(int64_t rows, int64_t columns, float scale, const float* x, const float* bias,
+                          const uint8_t* keep, const float* added, float* y) {
+  bert::parallel_for(rows, bert::rows_per_chunk(columns), [=](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      const int64_t at = row * columns;
+      for (int64_t i = 0; i < columns; ++i) {
+        const float kept = keep[at + i] ? (x[at + i] + bias[i]) * scale : 0.0f;
+        y[at + i] = added != nullptr ? kept + added[at + i] : kept;
+      }
+    }
+  });
+}

@@ -1,0 +1,104 @@
+// The kernels as plain C functions: no OneFlow here, so that they can be tested and sanitized on their own.
+//
+// All arrays are contiguous row-major float32 unless a leading dimension says otherwise; pointers need no more
+// alignment than their type. Every function uses the threads of parallel.h. Results do not depend on their number.
+#pragma once
+#include <cstdint>
+
+#define BERT_KERNEL extern "C" __attribute__((visibility("default")))
+
+// ---- threads (parallel.cpp)
+
+// Uses `count` threads from now on, the caller included. 0: as many as the process may run on.
+BERT_KERNEL void bert_set_thread_count(int count);
+BERT_KERNEL int bert_thread_count();
+
+// ---- matrix products (matmul.cpp)
+
+// For each of `batch` matrices: c[m, n] = alpha * op(a) op(b) + beta * c, where op(a) is [m, k], op(b) is [k, n], and a
+// transposed operand is stored as its transpose. ld* are leading dimensions, stride_* distances between matrices
+// of a batch (0: the same one), all in elements.
+BERT_KERNEL void bert_matmul(bool transpose_a, bool transpose_b, int64_t batch, int64_t m, int64_t n, int64_t k,
+                             float alpha, const float* a, int64_t lda, int64_t stride_a, const float* b, int64_t ldb,
+                             int64_t stride_b, float beta, float* c, int64_t ldc, int64_t stride_c);
+
+// ---- normalisation (layer_norm.cpp); x is [rows, columns], gamma and beta may be null
+
+BERT_KERNEL void bert_layer_norm(int64_t rows, int64_t columns, double epsilon, const float* x, const float* gamma,
+                                 const float* beta, float* y, float* mean, float* inverse_deviation);
+// dx = gradient (+ added, unless null).
+BERT_KERNEL void bert_layer_norm_grad(int64_t rows, int64_t columns, const float* dy, const float* x, const float* mean,
+                                      const float* inverse_deviation, const float* gamma, const float* added,
+                                      float* dx);
+// dgamma or dbeta may be null.
+BERT_KERNEL void bert_layer_norm_param_grad(int64_t rows, int64_t columns, const float* dy, const float* x,
+                                            const float* mean, const float* inverse_deviation, float* dgamma,
+                                            float* dbeta);
+
+// ---- activation (gelu.cpp); bias [columns] may be null
+
+// y = gelu(x + bias), by erf.
+BERT_KERNEL void bert_gelu(int64_t rows, int64_t columns, const float* x, const float* bias, float* y);
+// dx = dy * gelu'(x + bias).
+BERT_KERNEL void bert_gelu_grad(int64_t rows, int64_t columns, const float* x, const float* bias, const float* dy,
+                                float* dx);
+
+// ---- softmax.cpp; x is [rows, columns]
+
+BERT_KERNEL void bert_softmax(int64_t rows, int64_t columns, const float* x, float* y);
+BERT_KERNEL void bert_softmax_grad(int64_t rows, int64_t columns, const float* y, const float* dy, float* dx);
+BERT_KERNEL void bert_log_softmax(int64_t rows, int64_t columns, const float* x, float* y);
+// y is log_softmax's output.
+BERT_KERNEL void bert_log_softmax_grad(int64_t rows, int64_t columns, const float* y, const float* dy, float* dx);
+// dx = dy[row] * (exp(log_probability) - [column == label[row]]).
+BERT_KERNEL void bert_cross_entropy_grad(int64_t rows, int64_t columns, const float* log_probability,
+                                         const int64_t* label, const float* dy, float* dx);
+
+// ---- dropout.cpp
+
+// What the streams of operators without a seed of their own start from.
+BERT_KERNEL void bert_set_seed(uint64_t seed);
+// The seed of the stream that belongs to `name`.
+BERT_KERNEL uint64_t bert_stream_seed(const char* name);
+// Random bits are a function of (seed, call, index) only: see random.h.
+// keep[i] = 1 with probability 1 - rate.
+BERT_KERNEL void bert_random_mask(int64_t count, float rate, uint64_t seed, uint64_t call, uint8_t* keep);
+// y = x * keep * scale (+ added, unless null).
+BERT_KERNEL void bert_apply_mask(int64_t count, float scale, const float* x, const uint8_t* keep, const float* added,
+                                 float* y);
+// y = (x + bias) * keep * scale (+ added, unless null); x is [rows, columns].
+BERT_KERNEL void bert_bias_mask_scale(int64_t rows, int64_t columns, float scale, const float* x, const float* bias,
+                                      const uint8_t* keep, const float* added, float* y);
+
+// ---- embedding.cpp
+
+// y[i] = table[id[i] - first] (a row of `columns`), or zero where that is outside of [0, table_rows).
+BERT_KERNEL void bert_gather(int64_t count, int64_t columns, const float* table, int64_t table_rows, const int64_t* id,
+                             int64_t first, float* y);
+// table = 0; then table[id[i] - first] += dy[i], in the order of i.
+BERT_KERNEL void bert_gather_grad(int64_t count, int64_t columns, const float* dy, const int64_t* id, int64_t first,
+                                  float* table, int64_t table_rows);
+
+// ---- elementwise.cpp
+
+// y = sum of `inputs` arrays.
+BERT_KERNEL void bert_add_n(int64_t count, int inputs, const float* const* x, float* y);
+// y = x + bias, where x is [rows, columns].
+BERT_KERNEL void bert_bias_add(int64_t rows, int64_t columns, const float* x, const float* bias, float* y);
+// y[column] = sum over the rows.
+BERT_KERNEL void bert_sum_rows(int64_t rows, int64_t columns, const float* x, float* y);
+// Sum of the squares of all elements, in double precision.
+BERT_KERNEL double bert_sum_of_squares(int64_t count, const float* x);
+// y[a, c, b, d] = x[a, b, c, d], d innermost.
+BERT_KERNEL void bert_swap_middle(int64_t a, int64_t b, int64_t c, int64_t d, const float* x, float* y);
+
+// ---- adam.cpp
+
+struct BertAdam {
+  float learning_rate, beta1, beta2, epsilon, weight_decay;
+  float gradient_scale, l1, l2;
+  float bias_correction1, bias_correction2;
+};
+// One step of Adam with decoupled weight decay, in place. max_v (AMSGrad) may be null.
+BERT_KERNEL void bert_adam(int64_t count, const BertAdam* settings, const float* gradient, float* parameter, float* m,
+                           float* v, float* max_v);
