@@ -21,43 +21,38 @@ import argparse
 import contextlib
 import fcntl
 import functools
-import glob
 import hashlib
-import heapq
 import itertools
 import json
-import multiprocessing
 import os
 import random
-import signal
 import struct
 import sys
 import tempfile
-import threading
 import unicodedata
-from array import array
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-from tokenizers.models import WordPiece
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import ofrecord  # noqa: E402
 from command_line import ArgumentParser, add_bool, fraction, non_negative_int, positive_int  # noqa: E402
-from pretraining_instances import (  # noqa: E402
-    MIN_SEQ_LENGTH,
-    Documents,
-    make_features,
-    pieces_of_vocab,
-    sentence_pairs,
+from pretraining_instances import MIN_SEQ_LENGTH, make_features, pieces_of_vocab, sentence_pairs  # noqa: E402
+from pretraining_text import (  # noqa: E402
+    StretchIds,
+    choose_extent_bytes,
+    deal_extents,
+    find_input,
+    make_generator,
+    read_documents,
+    scan_file,
+    split_blocks,
 )
-from tokenization import MAX_CHARACTERS_PER_WORD, UNKNOWN, read_vocab, split_words  # noqa: E402
-from util import RunError, UserError, atomic_file, describe_os_error, run_script  # noqa: E402
+from tokenization import UNKNOWN, read_vocab  # noqa: E402
+from util import UserError, atomic_file, describe_os_error, run_script  # noqa: E402
+from workers import run_tasks  # noqa: E402
 
 SETTINGS_FILE = "create_pretraining_data.json"
 # Raise it with any change that makes other instances of the same text and flags.
@@ -75,42 +70,12 @@ FLAGS_IN_SETTINGS = (
     "part_num",
 )
 
-READ_BYTES = 1 << 20
-# A longer line or document is taken for a file that is not in the format, before it fills the memory.
-MAX_LINE_BYTES = 16 << 20
-MAX_DOCUMENT_BYTES = 256 << 20
-EXTENT_BYTES = 64 << 10
-MAX_EXTENTS = 1 << 16
-# In a small input, extents are made so small that a part still gets so many.
-EXTENTS_PER_PART = 128
-BLOCK_BYTES = 32 << 20
 BUCKET_BYTES = 64 << 20
 # Each is an open file.
 MAX_BUCKETS = 256
 INSTANCES_PER_BATCH = 1024
-# So many words, and stretches of text, have their ids remembered: about 100 bytes each.
-MAX_REMEMBERED = 1 << 18
-MAX_REMEMBERED_CHARACTERS = 32
-ID_BYTES = 4
 # Stands before each record in a bucket.
 LENGTH = struct.Struct("<Q")
-
-
-class Extent(NamedTuple):
-    """A range of an input file that begins and ends with a document."""
-
-    file: int  # index of the file in the input
-    offset: int  # bytes
-    size: int  # bytes
-    documents: int
-    sentences: int
-
-
-class FileScan(NamedTuple):
-    """What scanning an input file found."""
-
-    sha256: str
-    extents: list
 
 
 class PartCounts(NamedTuple):
@@ -210,22 +175,6 @@ def part_range(text):
     return parts
 
 
-def find_input(patterns):
-    """The input files, a list of paths: the patterns in the order given, the files of a pattern sorted, none twice."""
-    paths = []
-    for pattern in filter(None, patterns.split(",")):
-        found = [pattern] if os.path.isfile(pattern) else sorted(filter(os.path.isfile, glob.glob(pattern)))
-        if not found:
-            raise UserError(f"--input_file: there is no file {pattern}")
-        paths += found
-        for path in found:
-            if not os.access(path, os.R_OK):
-                raise UserError(f"--input_file: {path}: no permission to read it")
-    if not paths:
-        raise UserError("--input_file is empty")
-    return list(dict.fromkeys(paths))
-
-
 def make_folder(folder):
     """Makes the output folder if it is not there. Raises UserError if it cannot be written to."""
     try:
@@ -258,14 +207,10 @@ def remove_temporary_files(output_dir):
         path.unlink(missing_ok=True)
 
 
-# Scanning and dealing
-
-
 def scan_input(paths, arguments):
     """The FileScan of every path. Raises UserError if there is no text, or only one document."""
     total = sum(os.path.getsize(path) for path in paths)
-    extent_bytes = min(EXTENT_BYTES, total // (EXTENTS_PER_PART * arguments.part_num))
-    extent_bytes = max(extent_bytes, total // MAX_EXTENTS)
+    extent_bytes = choose_extent_bytes(total, arguments.part_num)
     scans = [None] * len(paths)
     with tqdm(total=total, desc="scanning", unit="B", unit_scale=True, leave=False, disable=None) as bar:
         tasks = [(file, path, extent_bytes) for file, path in enumerate(paths)]
@@ -283,98 +228,6 @@ def scan_input(paths, arguments):
         )
     print(f"files: {len(paths)}, documents: {documents:,}, sentences: {sentences:,}, bytes: {total:,}", flush=True)
     return scans
-
-
-def scan_file(file, path, extent_bytes, report):
-    """Checks an input file and finds its extents, each of `extent_bytes` at least but for the last.
-
-    Returns (file, FileScan); calls `report` with the number of bytes as they are read. Raises UserError for what is
-    not UTF-8 or not in lines and documents of a reasonable size.
-    """
-    digest = hashlib.sha256()
-    extents = []
-    offset = extent_start = document_start = 0
-    sentences = documents = extent_sentences = 0
-
-    def on_data(data):
-        digest.update(data)
-        report(len(data))
-
-    for line, size in read_lines(path, on_data):
-        offset += size
-        if line.strip():
-            sentences += 1
-            if offset - document_start > MAX_DOCUMENT_BYTES:
-                raise UserError(
-                    f"{path}: the document at byte {document_start} is longer than {MAX_DOCUMENT_BYTES >> 20} MiB; "
-                    "separate the documents by blank lines"
-                )
-            continue
-        documents += sentences > 0
-        extent_sentences += sentences
-        sentences = 0
-        document_start = offset
-        if documents and offset - extent_start >= extent_bytes:
-            extents.append(Extent(file, extent_start, offset - extent_start, documents, extent_sentences))
-            extent_start = offset
-            documents = extent_sentences = 0
-    documents += sentences > 0
-    extent_sentences += sentences
-    if documents:
-        extents.append(Extent(file, extent_start, offset - extent_start, documents, extent_sentences))
-    return file, FileScan(digest.hexdigest(), extents)
-
-
-def read_lines(path, on_data):
-    """Yields every line of a file as (text, size in bytes with its line end); calls `on_data` with the bytes it reads."""
-    with open(path, "rb") as file:
-        rest = b""
-        offset = 0
-        while data := file.read(READ_BYTES):
-            on_data(data)
-            lines, line_end, after = data.rpartition(b"\n")
-            if line_end:
-                lines = rest + lines
-                for line, encoded in zip(decode(lines, path, offset).split("\n"), lines.split(b"\n")):
-                    yield line, len(encoded) + 1
-                offset += len(lines) + 1
-                rest = b""
-            rest += after
-            if len(rest) > MAX_LINE_BYTES:
-                raise UserError(
-                    f"{path}: the line at byte {offset} is longer than {MAX_LINE_BYTES >> 20} MiB; "
-                    "give each sentence a line of its own"
-                )
-        # The last line of a file need not have a line end.
-        yield decode(rest, path, offset), len(rest)
-
-
-def decode(data, path, offset):
-    """The text of `data`, which stands at byte `offset` of the file."""
-    try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8: byte {offset + error.start} is {data[error.start]:#04x}") from None
-
-
-def deal_extents(extents, part_num, random_seed):
-    """Deals the extents, in random order, to the parts, of which each gets about the same number of bytes.
-
-    Returns a list of extents for every part. Raises UserError if there are not two documents for every part.
-    """
-    dealt = [[] for _ in range(part_num)]
-    # (whether the part has two documents, bytes, part, documents): the first of the heap is the most needy.
-    parts = [(False, 0, part, 0) for part in range(part_num)]
-    for index in make_generator(random_seed).permutation(len(extents)):
-        _, size, part, documents = parts[0]
-        extent = extents[index]
-        dealt[part].append(extent)
-        documents += extent.documents
-        heapq.heapreplace(parts, (documents >= 2, size + extent.size, part, documents))
-    if not parts[0][0]:
-        documents = sum(extent.documents for extent in extents)
-        raise UserError(f"{documents} documents are too few for --part_num {part_num}: every part needs two")
-    return dealt
 
 
 # Settings: a folder holds parts of one data set only
@@ -501,28 +354,6 @@ def make_instances(documents, pieces, arguments, key, report):
         )
 
 
-def make_generator(random_seed, *key):
-    """A source of chance that depends on the seed and on where it is used."""
-    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(random_seed, spawn_key=key)))
-
-
-def split_blocks(extents):
-    """Splits the extents of a part into blocks of BLOCK_BYTES or a little more, with two documents at least in each."""
-    blocks = [[]]
-    size = documents = 0
-    for extent in extents:
-        if size >= BLOCK_BYTES and documents >= 2:
-            blocks.append([])
-            size = documents = 0
-        blocks[-1].append(extent)
-        size += extent.size
-        documents += extent.documents
-    if documents < 2 and len(blocks) > 1:
-        last = blocks.pop()
-        blocks[-1] += last
-    return blocks
-
-
 def count_buckets(extents, arguments):
     """The number of buckets for a part, such that a bucket is about BUCKET_BYTES in size."""
     # A document makes two instances or, if it is long, about one for every two bytes of max_seq_length.
@@ -540,141 +371,11 @@ def read_bucket(bucket):
     return records
 
 
-# Tokenising
-
-
-class StretchIds(dict):
-    """Stretch of text without a space -> the ids of its pieces, packed as int32; made when it is first asked for.
-
-    No rule of the tokenisation looks across a space. Most stretches are words that have been seen before, so that
-    tokenising is mostly looking up and joining bytes.
-    """
-
-    def __init__(self, vocab, do_lower_case):
-        super().__init__()
-        self._do_lower_case = do_lower_case
-        self._model = WordPiece(vocab=vocab, unk_token=UNKNOWN, max_input_chars_per_word=MAX_CHARACTERS_PER_WORD)
-        self._ids_of_words = {}
-
-    def __missing__(self, stretch):
-        ids = b"".join([self._ids_of_word(word) for word in split_words(stretch, self._do_lower_case)])
-        # A text in Chinese has no spaces: its stretches are whole lines, which are not worth remembering.
-        if len(stretch) <= MAX_REMEMBERED_CHARACTERS:
-            if len(self) >= MAX_REMEMBERED:
-                self.clear()
-            self[stretch] = ids
-        return ids
-
-    def _ids_of_word(self, word):
-        ids = self._ids_of_words.get(word)
-        if ids is None:
-            if len(self._ids_of_words) >= MAX_REMEMBERED:
-                self._ids_of_words.clear()
-            ids = array("i", [token.id for token in self._model.tokenize(word)]).tobytes()
-            if len(word) <= MAX_REMEMBERED_CHARACTERS:
-                self._ids_of_words[word] = ids
-        return ids
-
-
 @functools.lru_cache(maxsize=1)
 def load_tokenizer(vocab_file, do_lower_case):
     """The StretchIds and the Pieces of a vocabulary; a process keeps them from part to part."""
     vocab = read_vocab(vocab_file)
     return StretchIds(vocab, do_lower_case), pieces_of_vocab(vocab)
-
-
-def read_documents(extents, paths, tokenizer):
-    """Reads and tokenises the documents of `extents`; lines and documents without a piece are left out."""
-    sentences = []
-    sentence_starts = [0]
-    document_starts = [0]
-    for extent in extents:
-        for line in read_extent(extent, paths).split("\n"):
-            line = line.strip()
-            if line:
-                ids = b"".join(map(tokenizer.__getitem__, line.split(" ")))
-                if ids:
-                    sentences.append(ids)
-                    sentence_starts.append(sentence_starts[-1] + len(ids) // ID_BYTES)
-            elif len(sentences) > document_starts[-1]:
-                document_starts.append(len(sentences))
-        if len(sentences) > document_starts[-1]:
-            document_starts.append(len(sentences))
-    return Documents(np.frombuffer(b"".join(sentences), dtype=np.int32), sentence_starts, document_starts)
-
-
-def read_extent(extent, paths):
-    """The text of an extent."""
-    path = paths[extent.file]
-    with open(path, "rb") as file:
-        file.seek(extent.offset)
-        data = file.read(extent.size)
-    try:
-        text = data.decode()
-    except UnicodeDecodeError:
-        text = ""
-    if len(data) < extent.size or not text:
-        raise RunError(f"{path}: has changed since it was scanned; run the command again")
-    return text
-
-
-# Processes
-
-
-def run_tasks(function, tasks, workers, bar):
-    """Yields `function(*task, report)` for every task, as they end, in up to `workers` processes.
-
-    `report(n)` moves the tqdm `bar` on by n. When one task fails, or the caller is interrupted, the others are stopped.
-    """
-    if min(workers, len(tasks)) == 1:
-        for task in tasks:
-            yield function(*task, bar.update)
-        return
-    context = multiprocessing.get_context("spawn")
-    progress = context.Value("q", 0)
-    with ProcessPoolExecutor(
-        min(workers, len(tasks)), mp_context=context, initializer=start_worker, initargs=(progress,)
-    ) as pool:
-        try:
-            pending = {pool.submit(run_task, function, task) for task in tasks}
-            while pending:
-                finished, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
-                bar.update(progress.value - bar.n)
-                for future in finished:
-                    yield future.result()
-        except BaseException as error:
-            for process in multiprocessing.active_children():
-                process.terminate()
-            if isinstance(error, BrokenProcessPool):
-                raise RunError("a worker process was killed (out of memory?); the same command goes on") from None
-            raise
-
-
-# In a worker process: the number it shares with its parent.
-worker_progress = None
-
-
-def start_worker(progress):
-    """Makes a process fit for tasks: it leaves Ctrl-C to its parent, and ends when the parent is killed."""
-    global worker_progress
-    worker_progress = progress
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=end_with_parent, daemon=True).start()
-
-
-def end_with_parent():
-    multiprocessing.parent_process().join()
-    os._exit(1)
-
-
-def run_task(function, task):
-    """Runs a task in a worker process."""
-    return function(*task, report_progress)
-
-
-def report_progress(number):
-    with worker_progress.get_lock():
-        worker_progress.value += number
 
 
 if __name__ == "__main__":

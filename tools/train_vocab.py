@@ -20,7 +20,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from command_line import ArgumentParser, add_bool, positive_int  # noqa: E402
-from create_pretraining_data import find_input, read_lines  # noqa: E402
+from pretraining_text import find_input, read_lines  # noqa: E402
 from tokenization import split_words  # noqa: E402
 from util import UserError, atomic_file, run_script  # noqa: E402
 
