@@ -49,6 +49,11 @@ def positive_int(text):
     return _number(text, int, lambda value: value >= 1, "a whole number of at least 1")
 
 
+def port_number(text):
+    """argparse's type for a TCP port that any user may listen at, and the one above it."""
+    return _number(text, int, lambda value: 1024 <= value < 65535, "a port from 1024 to 65534")
+
+
 def non_negative_int(text):
     """argparse's type for a whole number of at least 0."""
     return _number(text, int, lambda value: value >= 0, "a whole number of at least 0")

@@ -2,7 +2,7 @@
 
 from datetime import datetime
 
-from command_line import ArgumentParser, add_bool, non_negative_float, non_negative_int, positive_int, probability
+from command_line import ArgumentParser, add_bool, non_negative_float, non_negative_int, port_number, positive_int, probability
 from util import UserError
 
 _DEFAULT_ITER_NUM = 1144000
@@ -182,6 +182,23 @@ def _add_tutorial_flags(groups, iter_num_default=None, predicts_masks=True, trai
 
 def _add_later_flags(groups, trains=True):
     """What the tutorial does not have. Added last, so that the parameter list begins as the tutorial's."""
+    devices = groups["devices"]
+    devices.add_argument(
+        "--node_rank", type=non_negative_int, metavar="N", help="this node's place in node_list, if its address does not tell"
+    )
+    devices.add_argument(
+        "--master_port",
+        type=port_number,
+        metavar="PORT",
+        help="port of the first node at which the others meet it; the next one is used as well (default: 29500)",
+    )
+    devices.add_argument(
+        "--rendezvous_timeout",
+        type=positive_int,
+        default=300,
+        metavar="SECONDS",
+        help="how long the nodes wait for each other at the start",
+    )
     groups["model"].add_argument(
         "--intermediate_size", type=positive_int, metavar="N", help="feed-forward units (default: 4 x the hidden size)"
     )
@@ -200,11 +217,6 @@ def _complete(args):
         raise UserError(
             f"--seq_length={args.seq_length} is more than --max_position_embeddings={args.max_position_embeddings}; "
             "the model has no embedding for the last positions"
-        )
-    if args.node_num > 1 or args.gpu_num_per_node > 1:
-        raise UserError(
-            f"--node_num={args.node_num} --gpu_num_per_node={args.gpu_num_per_node}: runs on several devices are not "
-            "there yet; use 1 of each"
         )
     if args.seed >= 2**31:
         raise UserError(f"--seed={args.seed} is too large; use a number below {2**31}")

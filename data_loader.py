@@ -20,8 +20,10 @@ class OFRecordLoader(nn.Module):
         paths = data_set.paths
         self._placement = placement
         self._sbp = _split_over(placement.ranks)
-        # Each rank reads parts of its own where there are enough; otherwise the first rank reads for all.
-        ranks = placement.ranks if len(paths) >= len(placement.ranks) else placement.ranks[:1]
+        # Each rank reads parts of its own where they can be shared out evenly, and where the order does not matter;
+        # otherwise the first rank reads for all, so that no record comes round more often than another.
+        shares_parts = shuffle and len(paths) % len(placement.ranks) == 0
+        ranks = placement.ranks if shares_parts else placement.ranks[:1]
         self.reader = nn.OFRecordReader(
             str(paths[0].parent),
             batch_size=batch_size,

@@ -1,10 +1,14 @@
 """Saving and restoring a job: its model's parameters, Adam's moments and the train step, as a snapshot."""
 
+import contextlib
+import json
+
 import numpy as np
 
 import bert_util
 import engine
 import snapshot
+from launch import rank
 from util import UserError
 
 flow = engine.load()
@@ -14,11 +18,13 @@ _MODEL = "model."  # the prefix of the optimiser's variables: the graph's attrib
 
 
 def save(job, folder):
-    """Writes the state of `job` after its last step as the snapshot `folder`."""
+    """Writes the state of `job` after its last step as the snapshot `folder`. All ranks take part, the first writes."""
     print(f"Saving model to {folder}.", flush=True)
-    with snapshot.open_writer(folder) as write:
+    with snapshot.open_writer(folder) if rank() == 0 else contextlib.nullcontext() as write:
         for name, tensor in _tensors(job):
-            write(name, tensor.to_global(sbp=flow.sbp.broadcast).to_local().numpy())
+            whole = tensor.to_global(sbp=flow.sbp.broadcast)
+            if rank() == 0:
+                write(name, whole.to_local().numpy())
 
 
 def _tensors(job):
@@ -45,13 +51,45 @@ def initialise(job, model_load_dir):
 def restore_for_prediction(job, folder):
     """Takes the parameters of `job`'s model from the snapshot `folder`; raises UserError unless it has them all."""
     print(f"Restoring model from {folder}.", flush=True)
-    names = set(snapshot.variable_names(folder))
     parameters = _parameters(job)
+    names = _from_first_rank(lambda: snapshot.variable_names(folder))
     missing = [name for name in parameters if name not in names]
     if missing:
         raise UserError(f"{folder}: lacks {', '.join(missing)}; give the snapshot of a model fine-tuned for this task")
     for name, (_, parameter) in parameters.items():
-        parameter.copy_(_like(parameter, snapshot.read_variable(folder, name, tuple(parameter.shape), np.float32)))
+        parameter.copy_(_read_like(parameter, folder, name))
+
+
+def restore(job, folder):
+    """Takes the state of `job`, before its first step, from the snapshot `folder`; returns the train step.
+
+    Only the first rank reads. Parameters that the folder lacks keep their initial values and are named in one line;
+    other variables it has are counted. Moments count only beyond train step 0: a step that is missing or set to zero
+    starts a new schedule, and Adam with it. Raises UserError for what does not fit.
+    """
+    parameters = _parameters(job)
+    step_name = f"{_TRAIN_STEP}-{type(job).__name__}"
+    names = _from_first_rank(lambda: snapshot.variable_names(folder))
+    step = _from_first_rank(lambda: _read_step(folder, step_name)) if step_name in names else 0
+    state = {}
+    for name, (parameter_name, parameter) in parameters.items():
+        if name in names:
+            parameter.copy_(_read_like(parameter, folder, name))
+        for suffix in ("-m", "-v"):
+            if step > 0 and name + suffix in names:
+                state[_MODEL + parameter_name + suffix] = _read_like(parameter, folder, name + suffix)
+    if step > 0:
+        placement = next(iter(parameters.values()))[1].placement
+        state[_TRAIN_STEP] = flow.tensor([step], dtype=flow.int64, placement=placement, sbp=flow.sbp.broadcast)
+    job.load_state_dict(state)
+    missing = [name for name in parameters if name not in names]
+    if missing:
+        print(f"Initialised, as the snapshot lacks them: {', '.join(missing)}.")
+    known = {name + suffix for name in parameters for suffix in ("", "-m", "-v")} | {step_name}
+    others = [name for name in names if name not in known]
+    if others:
+        print(f"Ignored {len(others)} other variable(s) of the snapshot.", flush=True)
+    return step
 
 
 def _parameters(job):
@@ -60,52 +98,20 @@ def _parameters(job):
     return {bert_util.variable_name(name): (name, parameter) for name, parameter in model.named_parameters()}
 
 
-def restore(job, folder):
-    """Takes the state of `job`, before its first step, from the snapshot `folder`; returns the train step.
-
-    Parameters that the folder lacks keep their initial values and are named in one line; other variables it has are
-    counted. Moments count only beyond train step 0: a step that is missing or set to zero starts a new schedule, and
-    Adam with it. Raises UserError for what does not fit, before anything of `job` has changed.
-    """
-    names = set(snapshot.variable_names(folder))
-    parameters = _parameters(job)
-    step_name = f"{_TRAIN_STEP}-{type(job).__name__}"
-    step = 0
-    if step_name in names:
-        step = int(snapshot.read_variable(folder, step_name, (1,), np.int64)[0])
-    values = {}
-    moments = {}
-    for name, (parameter_name, parameter) in parameters.items():
-        shape = tuple(parameter.shape)
-        if name in names:
-            values[name] = snapshot.read_variable(folder, name, shape, np.float32)
-        for suffix in ("-m", "-v"):
-            if step > 0 and name + suffix in names:
-                moments[_MODEL + parameter_name + suffix] = (
-                    snapshot.read_variable(folder, name + suffix, shape, np.float32),
-                    parameter,
-                )
-    for name, value in values.items():
-        parameter = parameters[name][1]
-        parameter.copy_(_like(parameter, value))
-    state = {name: _like(parameter, value) for name, (value, parameter) in moments.items()}
-    if step > 0:
-        ranks = next(iter(parameters.values()))[1].placement
-        state[_TRAIN_STEP] = flow.tensor([step], dtype=flow.int64, placement=ranks, sbp=flow.sbp.broadcast)
-    job.load_state_dict(state)
-    _print_differences(names, parameters, step_name)
-    return step
+def _read_step(folder, name):
+    return int(snapshot.read_variable(folder, name, (1,), np.int64)[0])
 
 
-def _like(parameter, value):
-    """`value` as a tensor placed as `parameter` is."""
-    return flow.tensor(value, placement=parameter.placement, sbp=parameter.sbp)
+def _from_first_rank(read):
+    """What read() gives on the first rank (anything JSON can carry), on all ranks."""
+    if flow.env.get_world_size() == 1:
+        return read()
+    data = json.dumps(read()).encode() if rank() == 0 else None
+    return json.loads(flow._oneflow_internal.cpu_broadcast(data, 0))
 
 
-def _print_differences(names, parameters, step_name):
-    missing = [name for name in parameters if name not in names]
-    if missing:
-        print(f"Initialised, as the snapshot lacks them: {', '.join(missing)}.")
-    known = {name + suffix for name in parameters for suffix in ("", "-m", "-v")} | {step_name}
-    if names - known:
-        print(f"Ignored {len(names - known)} other variable(s) of the snapshot.")
+def _read_like(parameter, folder, name):
+    """The variable `name`, of the shape and placement of `parameter`, read by the first rank for all."""
+    value = snapshot.read_variable(folder, name, tuple(parameter.shape), np.float32) if rank() == 0 else []
+    on_first_rank = flow.tensor(value).to_global(placement=flow.placement("cpu", [0]), sbp=flow.sbp.broadcast)
+    return on_first_rank.to_global(placement=parameter.placement, sbp=parameter.sbp)

@@ -1,11 +1,13 @@
-"""What a training run tells: loss lines on stdout, and every n-th iteration as a JSON line in a file."""
+"""What a training run tells: loss lines on stdout, and every n-th iteration as a JSON line in a file (of rank 0)."""
 
 import json
+import os
 import time
 from datetime import datetime
 from pathlib import Path
 
 import config
+from launch import rank
 
 
 class MetricLog:
@@ -15,7 +17,8 @@ class MetricLog:
     """
 
     def __init__(self, args):
-        self._file = open(Path(args.log_dir) / f"metrics-{datetime.now():%Y-%m-%d-%H:%M:%S}.jsonl", "a", buffering=1)
+        name = f"metrics-{datetime.now():%Y-%m-%d-%H:%M:%S}.jsonl" if rank() == 0 else os.devnull
+        self._file = open(Path(args.log_dir) / name, "a", buffering=1)
         self._batch_size = config.global_batch_size(args)
         self._print_every = args.loss_print_every_n_iter
         self._log_every = args.log_every_n_iter

@@ -3,11 +3,16 @@
 import config
 import records
 import run_setup
+from launch import run_on_all_ranks
 from util import run_script
 
 
 def main():
     args = config.parse_pretraining_args()
+    return run_on_all_ranks(pretrain, args)
+
+
+def pretrain(args):
     data_set = records.check_data_set(args, records.pretraining_fields(args))
     run_setup.check_training_folders(args, config.saved_snapshots(args))
     config.print_args(args)

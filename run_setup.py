@@ -7,6 +7,7 @@ from pathlib import Path
 import device
 import engine
 import snapshot
+from launch import rank
 from util import UserError, describe_os_error
 
 
@@ -50,7 +51,7 @@ def start_engine(args):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
         if args.use_fp16:
             print("Notice: --use_fp16 has no effect on the CPU, which computes in float32.", flush=True)
-    flow = engine.load(Path(args.log_dir) / "oneflow.log")
+    flow = engine.load(Path(args.log_dir) / f"oneflow{rank() or ''}.log")
     flow.manual_seed(args.seed)
     if args.use_boxing_v2:
         # The settings that the published scripts made for it.

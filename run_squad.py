@@ -3,11 +3,16 @@
 import config
 import records
 import run_setup
+from launch import run_on_all_ranks
 from util import run_script
 
 
 def main():
     args = config.parse_squad_args()
+    return run_on_all_ranks(fine_tune, args)
+
+
+def fine_tune(args):
     data_set = records.check_data_set(args, records.squad_train_fields(args), count_records=args.num_epochs is not None)
     config.set_iter_num(args, data_set.record_count)
     run_setup.check_training_folders(args, config.saved_snapshots(args))

@@ -4,11 +4,16 @@ import config
 import prediction_file
 import records
 import run_setup
+from launch import rank, run_on_all_ranks
 from util import run_script
 
 
 def main():
     args = config.parse_squad_predict_args()
+    return run_on_all_ranks(predict_answers, args)
+
+
+def predict_answers(args):
     data_set = records.check_data_set(args, records.squad_predict_fields(args), count_records=True)
     config.set_prediction_iter_num(args, data_set.record_count)
     run_setup.check_prediction_folders(args)
@@ -26,7 +31,8 @@ def main():
     job = SquadPredictJob(model, loader)
     job_state.restore_for_prediction(job, args.model_load_dir)
     results = predict(job, args.iter_num, args.seq_length)
-    prediction_file.write(args.all_results_file, results)
+    if rank() == 0:
+        prediction_file.write(args.all_results_file, results)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from tqdm import tqdm
 import bert_util
 import engine
 import prediction_file
+from launch import rank
 from training import TrainJob, over_all_ranks
 
 flow = engine.load()
@@ -72,10 +73,11 @@ class SquadPredictJob(nn.Graph):
         self.loader = loader
 
     def build(self):
-        """(unique ids [B, 1], start logits [B, S], end logits [B, S]) of the next batch."""
+        """(unique ids [B, 1], start logits [B, S], end logits [B, S]) of the next batch, whole on every rank."""
         with flow.no_grad():
             batch = self.loader()
-            return (batch["unique_ids"], *self.model.logits(batch))
+            outputs = (batch["unique_ids"], *self.model.logits(batch))
+            return [output.to_global(sbp=flow.sbp.broadcast) for output in outputs]
 
 
 def predict(job, iter_num, seq_length):
@@ -85,7 +87,7 @@ def predict(job, iter_num, seq_length):
     """
     dtype = prediction_file.result_dtype(seq_length)
     results = {}
-    for _ in tqdm(range(iter_num), unit="batch", disable=None):
+    for _ in tqdm(range(iter_num), unit="batch", disable=None if rank() == 0 else True):
         for unique_id, start_logits, end_logits in zip(*(output.to_local().numpy() for output in job())):
             results.setdefault(int(unique_id[0]), (start_logits.copy(), end_logits.copy()))
     return np.array([(unique_id, *results[unique_id]) for unique_id in sorted(results)], dtype=dtype)

@@ -7,6 +7,7 @@ import fcntl
 import glob
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -28,29 +29,34 @@ def run_script(main):
 
     `main` returns None or an exit status.
     """
-    try:
-        status = main() or 0
-        sys.stdout.flush()
-    except UserError as error:
-        status = _report(error, STATUS_BAD_INPUT)
-    except RunError as error:
-        status = _report(error, STATUS_FAILURE)
-    except KeyboardInterrupt:
-        status = _report("interrupted", 128 + 2)
-    except BrokenPipeError:
-        # The reader of our output is gone (`| head`). Nothing can be written any more, not even at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = STATUS_FAILURE
-    except OSError as error:
-        status = _report(describe_os_error(error), STATUS_FAILURE)
+    status, error = outcome_of(main)
+    if error is not None:
+        print(f"{os.path.basename(sys.argv[0])}: error: {error}", file=sys.stderr, flush=True)
     sys.exit(status)
 
 
-def _report(error, status):
-    sys.stdout.flush()
-    line = " ".join(str(error).split())
-    print(f"{os.path.basename(sys.argv[0])}: error: {line}", file=sys.stderr, flush=True)
-    return status
+def outcome_of(function):
+    """(exit status, None or what went wrong, as one line) of `function()`, which returns None or an exit status."""
+    try:
+        status = function() or 0
+        sys.stdout.flush()
+        return status, None
+    except UserError as error:
+        return STATUS_BAD_INPUT, _one_line(error)
+    except RunError as error:
+        return STATUS_FAILURE, _one_line(error)
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT, "interrupted"
+    except BrokenPipeError:
+        # The reader of our output is gone (`| head`). Nothing can be written any more, not even at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return STATUS_FAILURE, None
+    except OSError as error:
+        return STATUS_FAILURE, _one_line(describe_os_error(error))
+
+
+def _one_line(text):
+    return " ".join(str(text).split())
 
 
 def describe_os_error(error):

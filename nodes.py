@@ -1,0 +1,269 @@
+"""The nodes of a run and the line between them: who begins when all are there, and who ends when one has failed.
+
+Each node has one launcher process (launch.py). The launchers of nodes 1, 2, ... connect to that of node 0, the master,
+at --master_port; OneFlow's own rendezvous takes the port above it. Every message is a JSON object on a line:
+{"node": 1} at first; {"start": true} from the master once all are there; {"alive": true} every few seconds;
+{"done": true} when a node's ranks have finished; {"stop": "why"} from whoever has failed, passed on to all.
+"""
+
+import errno
+import json
+import selectors
+import socket
+import time
+
+from util import RunError, UserError
+
+HEARTBEAT_SECONDS = 2
+# A node that is not heard of for so long is lost: its machine or the link is down.
+SILENCE_SECONDS = 15
+_LONGEST_MESSAGE = 65536
+
+
+def find_node_rank(node_list, node_num, node_rank):
+    """(addresses of the nodes, which of them this machine is), from --node_list, --node_num and --node_rank.
+
+    Raises UserError if the list is too short, names a node twice, or does not name this machine just once.
+    """
+    names = [name.strip() for name in node_list.split(",") if name.strip()] if node_list else []
+    if len(names) < node_num:
+        raise UserError(f"--node_list names {len(names)} node(s), but --node_num is {node_num}")
+    names = names[:node_num]
+    addresses = [_resolve(name) for name in names]
+    for index, address in enumerate(addresses):
+        if address in addresses[:index]:
+            raise UserError(f"--node_list names {names[index]} twice ({address})")
+    if node_rank is not None:
+        if node_rank >= node_num:
+            raise UserError(f"--node_rank={node_rank} is not below --node_num={node_num}")
+        return addresses, node_rank
+    own = [index for index, address in enumerate(addresses) if _is_own(address)]
+    if not own:
+        raise UserError(f"--node_list={node_list}: none of these is an address of this machine; see --node_rank")
+    if len(own) > 1:
+        both = " and ".join(names[index] for index in own)
+        raise UserError(f"--node_list={node_list}: {both} are both this machine; say which with --node_rank")
+    return addresses, own[0]
+
+
+def _resolve(name):
+    try:
+        return socket.getaddrinfo(name, None, socket.AF_INET, socket.SOCK_STREAM)[0][4][0]
+    except (OSError, UnicodeError):
+        raise UserError(f"--node_list: {name} is no address and no known host name") from None
+
+
+def _is_own(address):
+    """Whether this machine has the address: only then can a socket be bound to it."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        try:
+            probe.bind((address, 0))
+        except OSError:
+            return False
+    return True
+
+
+def check_port_is_free(address, port):
+    """Raises UserError if something on this machine listens at the port already."""
+    _listen(address, port).close()
+
+
+def _listen(address, port):
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((address, port))
+        listener.listen()
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            raise UserError(f"port {port} of {address} is in use; choose another with --master_port") from None
+        raise UserError(f"port {port} of {address} cannot be listened at ({error.strerror}); see --master_port") from None
+    return listener
+
+
+class Lone:
+    """The line of a run on one node: there is nobody to hear from."""
+
+    def wait_for_all(self, timeout):
+        """Nothing to wait for."""
+
+    def news(self):
+        """Never why this node must stop."""
+
+    def all_done(self):
+        """The ranks of this node are all there are."""
+        return True
+
+    def say_done(self):
+        """There is nobody to tell."""
+
+    def say_stop(self, reason):
+        """There is nobody to tell."""
+
+
+class Line:
+    """This node's connections to the other nodes: the master's to all of them, any other's to the master."""
+
+    def __init__(self, addresses, node_rank, port):
+        self._addresses = addresses
+        self._rank = node_rank
+        self._port = port
+        self._peers = {}  # node rank -> _Peer
+        self._selector = selectors.DefaultSelector()
+        self._last_heartbeat = 0.0
+        # Of no use to others than the nodes, so the master listens at the address that they know it by.
+        self._listener = None
+        if node_rank == 0:
+            self._listener = _listen(addresses[0], port)
+            self._listener.setblocking(False)
+            self._selector.register(self._listener, selectors.EVENT_READ)
+
+    def wait_for_all(self, timeout):
+        """Returns when the launchers of all nodes are there; raises RunError, naming who is not, after `timeout` s."""
+        deadline = time.monotonic() + timeout
+        if self._rank != 0:
+            self._connect(deadline, timeout)
+            self._peers[0].send({"node": self._rank})
+            while not self._peers[0].started:
+                self._raise_news()
+                if time.monotonic() > deadline + SILENCE_SECONDS:
+                    raise RunError(f"the master node {self._addresses[0]} did not begin within {timeout} seconds")
+            return
+        while len(self._peers) < len(self._addresses) - 1:
+            self._raise_news()
+            if time.monotonic() > deadline:
+                missing = [
+                    address for rank, address in enumerate(self._addresses) if rank > 0 and rank not in self._peers
+                ]
+                reason = f"after {timeout} seconds, node(s) {', '.join(missing)} have not come"
+                self.say_stop(reason)
+                raise RunError(reason)
+        self._send_to_all({"start": True})
+
+    def _raise_news(self):
+        reason = self.news(wait=0.2)
+        if reason:
+            raise RunError(reason)
+
+    def _connect(self, deadline, timeout):
+        while True:
+            try:
+                connection = socket.create_connection((self._addresses[0], self._port), timeout=2)
+            except OSError as error:
+                if time.monotonic() > deadline:
+                    raise RunError(
+                        f"after {timeout} seconds, the master node {self._addresses[0]} does not answer at port "
+                        f"{self._port} ({error.strerror or 'no reply'})"
+                    ) from None
+                time.sleep(0.2)
+            else:
+                self._add_peer(connection, 0)
+                return
+
+    def _add_peer(self, connection, rank):
+        connection.setblocking(False)
+        peer = _Peer(connection, rank, "" if rank is None else self._addresses[rank])
+        self._selector.register(connection, selectors.EVENT_READ, peer)
+        if rank is not None:
+            self._peers[rank] = peer
+
+    def news(self, wait=0.0):
+        """Why this node must stop, if another one has said so or is lost, else None. Keeps the line alive."""
+        now = time.monotonic()
+        if now - self._last_heartbeat > HEARTBEAT_SECONDS:
+            self._last_heartbeat = now
+            self._send_to_all({"alive": True})
+        for key, _ in self._selector.select(wait):
+            if key.fileobj is self._listener:
+                self._add_peer(self._listener.accept()[0], None)
+                continue
+            reason = self._receive(key.data)
+            if reason:
+                return reason
+        for peer in self._peers.values():
+            if not peer.done and time.monotonic() - peer.heard > SILENCE_SECONDS:
+                return self._lost(peer, f"has not been heard of for {SILENCE_SECONDS} seconds")
+        return None
+
+    def _receive(self, peer):
+        try:
+            messages = peer.receive()
+        except (OSError, ValueError):
+            messages = None
+        if messages is None:
+            self._selector.unregister(peer.connection)
+            peer.connection.close()
+            if peer.rank is None or peer.done:
+                return None  # a stranger, or a node that has finished
+            return self._lost(peer, "has closed the connection")
+        for message in messages:
+            if peer.rank is None:
+                rank = message.get("node")
+                if not isinstance(rank, int) or rank in self._peers or not 0 < rank < len(self._addresses):
+                    self._selector.unregister(peer.connection)
+                    peer.connection.close()
+                    return None
+                peer.rank, peer.address = rank, self._addresses[rank]
+                self._peers[rank] = peer
+            peer.started = peer.started or bool(message.get("start"))
+            peer.done = peer.done or bool(message.get("done"))
+            if message.get("stop"):
+                self._send_to_all(message)
+                return str(message["stop"])
+        return None
+
+    def _lost(self, peer, how):
+        reason = f"node {peer.address} {how}"
+        self.say_stop(reason)
+        return reason
+
+    def all_done(self):
+        """Whether every other node this one knows of has finished."""
+        return all(peer.done for peer in self._peers.values())
+
+    def say_done(self):
+        """Tells that the ranks of this node have finished."""
+        self._send_to_all({"done": True})
+
+    def say_stop(self, reason):
+        """Tells the other nodes to stop, and why."""
+        self._send_to_all({"stop": reason})
+
+    def _send_to_all(self, message):
+        for peer in self._peers.values():
+            peer.send(message)
+
+
+class _Peer:
+    """One connection to another launcher."""
+
+    def __init__(self, connection, rank, address):
+        self.connection = connection
+        self.rank = rank
+        self.address = address
+        self.heard = time.monotonic()
+        self.started = False
+        self.done = False
+        self._buffer = b""
+
+    def send(self, message):
+        # A message that cannot be sent goes to a node that is lost, which its silence will show.
+        try:
+            self.connection.sendall(json.dumps(message).encode() + b"\n")
+        except OSError:
+            pass
+
+    def receive(self):
+        """The messages that have come, or None if the other side is gone. Raises ValueError for what is none."""
+        data = self.connection.recv(_LONGEST_MESSAGE)
+        if not data:
+            return None
+        self.heard = time.monotonic()
+        *lines, self._buffer = (self._buffer + data).split(b"\n")
+        if len(self._buffer) > _LONGEST_MESSAGE:
+            raise ValueError("too long for a message")
+        messages = [json.loads(line) for line in lines]
+        if not all(isinstance(message, dict) for message in messages):
+            raise ValueError("not a message")
+        return messages
