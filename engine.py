@@ -12,6 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import native
 from util import UserError
 
 # In the order of their dependencies.
@@ -47,6 +48,7 @@ def load(log_file=None):
         os.environ.setdefault(name, value)
     for package, library in _CUDA_LIBRARIES:
         _load_library(package, library)
+    native.preload()
     with _noise_to(log_file):
         try:
             import oneflow
@@ -54,6 +56,7 @@ def load(log_file=None):
             raise UserError(f"OneFlow cannot be imported ({error}): pip install -r requirements.txt") from None
         # Starts what the first graph would start, and says the rest of its noise.
         oneflow.framework.session_context.GetDefaultSession().TryInit()
+        native.load(oneflow)
     return oneflow
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import device
 import engine
+import native
 import snapshot
 from launch import rank
 from util import UserError, describe_os_error
@@ -53,6 +54,9 @@ def start_engine(args):
             print("Notice: --use_fp16 has no effect on the CPU, which computes in float32.", flush=True)
     flow = engine.load(Path(args.log_dir) / f"oneflow{rank() or ''}.log")
     flow.manual_seed(args.seed)
+    if device_type == "cpu":
+        native.set_seed(args.seed)
+        print(f"CPU: {native.describe()}", flush=True)
     if args.use_boxing_v2:
         # The settings that the published scripts made for it.
         flow.boxing.nccl.set_fusion_threshold_mbytes(8)
