@@ -11,7 +11,7 @@ help: ## Show the targets
 setup: ## Make .venv: Python 3.10 and the pinned requirements
 	@scripts/setup.sh
 
-pretrain: setup ## Pre-train BERT on the 40 samples, with the tutorial's command line
+pretrain: setup kernels-if-possible ## Pre-train BERT on the 40 samples, with the tutorial's command line
 	$(PYTHON) ./run_pretraining.py \
 	  --gpu_num_per_node=1 \
 	  --learning_rate=3e-5 \
@@ -37,7 +37,8 @@ pretrain: setup ## Pre-train BERT on the 40 samples, with the tutorial's command
 	  --warmup_batches 831 \
 	  --save_last_snapshot True
 
-test: setup ## Run all tests
+test: setup kernels-if-possible ## Run all tests
 	$(PYTHON) -m pytest
 
--include dataset.mk real_weights.mk kernels.mk
+include dataset.mk kernels.mk
+-include real_weights.mk benchmarks.mk
