@@ -166,7 +166,9 @@ def deal_extents(extents, part_num, random_seed):
         heapq.heapreplace(parts, (documents >= 2, size + extent.size, part, documents))
     if not parts[0][0]:
         documents = sum(extent.documents for extent in extents)
-        raise UserError(f"{documents} documents are too few for --part_num {part_num}: every part needs two")
+        raise UserError(
+            f"{documents} documents are too few, or too unequal in size, for --part_num {part_num}: every part needs two"
+        )
     return dealt
 
 

@@ -30,6 +30,9 @@ SPECIAL_PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 def main():
     arguments = parse_arguments()
     paths = find_input(arguments.input_file)
+    folder = arguments.vocab_file.parent
+    if not os.access(folder, os.W_OK | os.X_OK) or arguments.vocab_file.is_dir():
+        raise UserError(f"--vocab_file: {arguments.vocab_file} cannot be written")
     heads, tails = count_characters(read_words(paths, arguments.do_lower_case))
     if not heads:
         raise UserError(f"{arguments.input_file}: there is no text in the input")

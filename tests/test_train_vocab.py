@@ -1,0 +1,94 @@
+"""train_vocab.py: the same vocabulary in every process, and one that knows its text."""
+
+import os
+import string
+import subprocess
+import sys
+from collections import Counter
+
+import pytest
+
+import hard_text
+import reference_squad
+from conftest import ROOT, assert_fails_with_one_line, run
+from tokenization import read_vocab
+
+SCRIPT = "tools/train_vocab.py"
+CORPUS = ROOT / "dataset/corpus.txt"
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+
+
+def test_same_bytes_in_every_process(tmp_path):
+    # The trainer's own numbering of pieces changes from process to process, and with the number of its threads.
+    found = set()
+    for index in range(4):
+        environment = os.environ | {"PYTHONHASHSEED": str(index), "RAYON_NUM_THREADS": str(1 + index % 2)}
+        path = tmp_path / str(index)
+        command = [sys.executable, ROOT / SCRIPT, f"--input_file={CORPUS}", f"--vocab_file={path}", "--vocab_size=1500"]
+        subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
+        found.add(path.read_bytes())
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize("do_lower_case", [True, False])
+def test_vocabulary_knows_its_text(tmp_path, do_lower_case):
+    path = tmp_path / "vocab"
+    result = run(SCRIPT, input_file=CORPUS, vocab_file=path, vocab_size=1000, do_lower_case=do_lower_case)
+    assert result.returncode == 0 and result.stderr == ""
+    assert result.stdout == f"1000 pieces in {path}\n"
+    pieces = path.read_text().splitlines()
+    assert len(set(pieces)) == len(pieces) == 1000
+    assert pieces[:5] == SPECIAL
+    letters = string.ascii_lowercase if do_lower_case else string.ascii_letters
+    assert set(letters + string.digits + string.punctuation) <= set(pieces)
+
+    vocab = read_vocab(path)
+    used = Counter()
+    words = Counter()
+    for line in CORPUS.read_text().splitlines():
+        used.update(reference_squad.tokenize(line, vocab, do_lower_case))
+        words.update(reference_squad.split_words(line, do_lower_case))
+    assert used["[UNK]"] == 0
+    # A vocabulary that was not trained would still know the characters; this one knows the frequent words whole.
+    assert [word for word, _ in words.most_common(100) if word not in vocab] == []
+    assert sum(used.values()) < 1.6 * sum(words.values())
+
+
+def test_min_frequency(tmp_path):
+    (tmp_path / "text").write_text("seven seven seven once\n" * 3 + "twelve twelve\n")
+    for min_frequency, expected in [(3, {"seven", "once"}), (4, {"seven"}), (1, {"seven", "once", "twelve"})]:
+        result = run(SCRIPT, input_file=tmp_path / "text", vocab_file=tmp_path / "vocab", min_frequency=min_frequency)
+        assert result.returncode == 0
+        assert {piece for piece in read_vocab(tmp_path / "vocab") if piece in ("seven", "once", "twelve")} == expected
+
+
+def test_alphabet(tmp_path):
+    # Of the characters beyond ASCII only the most frequent ones become pieces.
+    (tmp_path / "text").write_text("中中中 国国 東 øøø øå\nøz 中z\n" + hard_text.EXAMPLES[2] + "\n")
+    vocab_file = tmp_path / "vocab"
+    result = run(SCRIPT, input_file=tmp_path / "text", vocab_file=vocab_file, alphabet_size=3, do_lower_case=False)
+    assert result.returncode == 0
+    vocab = read_vocab(vocab_file)
+    assert {"中", "国", "ø", "##ø"} <= set(vocab)
+    assert not {"東", "å", "##å", "##中"} & set(vocab)
+
+
+@pytest.mark.parametrize(
+    "content, flags, fragment",
+    [
+        (b"", {}, "there is no text"),
+        (b" \n\n", {}, "there is no text"),
+        (b"a\xff\n", {}, "not UTF-8: byte 1 is 0xff"),
+        (b"some text\n", {"vocab_size": 50}, "--vocab_size 50 is too small"),
+        (b"some text\n", {"vocab_size": 0}, "--vocab_size"),
+        (b"some text\n", {"min_frequency": 0}, "--min_frequency"),
+        (b"some text\n", {"input_file": "none.txt"}, "no file none.txt"),
+        (b"some text\n", {"vocab_file": "/dev/null/vocab"}, "/dev/null/vocab cannot be written"),
+        (b"some text\n", {"vocab_file": ROOT}, f"{ROOT} cannot be written"),
+    ],
+)
+def test_bad_input(tmp_path, content, flags, fragment):
+    (tmp_path / "text").write_bytes(content)
+    flags = {"input_file": tmp_path / "text", "vocab_file": tmp_path / "vocab"} | flags
+    assert_fails_with_one_line(run(SCRIPT, **flags), fragment)
+    assert not (tmp_path / "vocab").exists()
