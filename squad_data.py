@@ -137,7 +137,9 @@ def check_unique_ids(paragraphs, path):
             first = places.setdefault(question.id, question)
             if first is not question:
                 at = question.place.removeprefix(f"{path}: ")
-                raise UserError(f"{first.place} and {at} have the same id, {question.id!r}; every question needs its own")
+                raise UserError(
+                    f"{first.place} and {at} have the same id, {question.id!r}; every question needs its own"
+                )
 
 
 def check_lengths(max_seq_length, max_query_length):
@@ -265,21 +267,29 @@ def answer_positions(answer, window, num_query_pieces):
     return first + offset, last + offset
 
 
-def input_arrays(query_ids, document_ids, window, vocab, max_seq_length):
-    """`[CLS] question [SEP] window [SEP]`, padded: input_ids, input_mask, segment_ids, each int32 [max_seq_length].
+def input_arrays(inputs, vocab, max_seq_length):
+    """`[CLS] question [SEP] window [SEP]` and padding, for each of `inputs`: (query ids, document ids, Window).
 
-    `query_ids` and `document_ids` are the ids of all pieces of the question and of the document.
+    The ids are those of all pieces of the question and of the document. Returns a dict of input_ids, input_mask and
+    segment_ids, int32 [len(inputs), max_seq_length].
     """
-    num_query = len(query_ids)
-    end = num_query + 2 + window.length
-    input_ids = np.zeros(max_seq_length, np.int32)
-    input_ids[0] = vocab[CLASSIFIER]
-    input_ids[1 : num_query + 1] = query_ids
-    input_ids[num_query + 1] = vocab[SEPARATOR]
-    input_ids[num_query + 2 : end] = document_ids[window.start : window.start + window.length]
-    input_ids[end] = vocab[SEPARATOR]
-    input_mask = np.zeros(max_seq_length, np.int32)
-    input_mask[: end + 1] = 1
-    segment_ids = np.zeros(max_seq_length, np.int32)
-    segment_ids[num_query + 2 : end + 1] = 1
-    return {"input_ids": input_ids, "input_mask": input_mask, "segment_ids": segment_ids}
+    input_ids = np.zeros((len(inputs), max_seq_length), np.int32)
+    starts = np.zeros((len(inputs), 1), np.int32)
+    ends = np.zeros((len(inputs), 1), np.int32)
+    for index, (query_ids, document_ids, window) in enumerate(inputs):
+        start = len(query_ids) + 2
+        end = start + window.length
+        input_ids[index, 0] = vocab[CLASSIFIER]
+        input_ids[index, 1 : start - 1] = query_ids
+        input_ids[index, start - 1] = vocab[SEPARATOR]
+        input_ids[index, start:end] = document_ids[window.start : window.start + window.length]
+        input_ids[index, end] = vocab[SEPARATOR]
+        starts[index], ends[index] = start, end
+    positions = np.arange(max_seq_length)
+    input_mask = positions <= ends
+    segment_ids = input_mask & (positions >= starts)
+    return {
+        "input_ids": input_ids,
+        "input_mask": input_mask.astype(np.int32),
+        "segment_ids": segment_ids.astype(np.int32),
+    }

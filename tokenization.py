@@ -71,9 +71,7 @@ class Tokenizer:
         """`vocab`: piece -> id, as `read_vocab` gives it."""
         self.vocab = vocab
         self.do_lower_case = do_lower_case
-        self._word_piece = WordPiece(
-            vocab=vocab, unk_token=UNKNOWN, max_input_chars_per_word=MAX_CHARACTERS_PER_WORD
-        )
+        self._word_piece = WordPiece(vocab=vocab, unk_token=UNKNOWN, max_input_chars_per_word=MAX_CHARACTERS_PER_WORD)
         self._pieces = {}
 
     def tokenize(self, text):

@@ -251,7 +251,7 @@ def answer(example, features, results, settings):
     total = 0.0
     for score in scores:
         total += math.exp(score - max(scores))
-    for entry, score in zip(n_best, scores):
+    for entry, score in zip(n_best, scores, strict=True):
         entry["probability"] = math.exp(score - max(scores)) / total
 
     if not version_2:

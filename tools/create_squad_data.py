@@ -22,6 +22,8 @@ from util import UserError, atomic_folder, run_script  # noqa: E402
 
 # So many of the questions left out are named.
 NAMED_QUESTIONS = 5
+# Records are made and written so many at a time.
+BATCH_SIZE = 256
 
 
 class Example(NamedTuple):
@@ -152,27 +154,37 @@ def windows_of(example, arguments):
 
 def write_parts(windows, vocab, arguments):
     """Writes the records of `windows`, (Example, Window) each, to part-0 ...: contiguous blocks of near equal size."""
-    num_windows, num_parts = len(windows), arguments.part_num
     with (
         atomic_folder(Path(arguments.output_dir).resolve()) as folder,
-        tqdm(total=num_windows, desc="writing", unit="record", disable=None) as progress,
+        tqdm(total=len(windows), desc="writing", unit="record", disable=None) as progress,
     ):
-        for part in range(num_parts):
-            block = range(part * num_windows // num_parts, (part + 1) * num_windows // num_parts)
+        for part in range(arguments.part_num):
+            begin, end = (number * len(windows) // arguments.part_num for number in (part, part + 1))
             with ofrecord.open_writer(folder / f"part-{part}") as write:
-                for index in block:
-                    example, window = windows[index]
-                    record = squad_data.input_arrays(
-                        example.query_ids, example.document_ids, window, vocab, arguments.max_seq_length
-                    )
-                    if arguments.is_training:
-                        start, end = squad_data.answer_positions(example.answer, window, len(example.query_ids))
-                        record["start_positions"] = np.array([start], np.int32)
-                        record["end_positions"] = np.array([end], np.int32)
-                    else:
-                        record["unique_ids"] = np.array([squad_data.FIRST_UNIQUE_ID + index], np.int32)
-                    write(ofrecord.serialize(record))
-                    progress.update()
+                for first in range(begin, end, BATCH_SIZE):
+                    batch = windows[first : min(first + BATCH_SIZE, end)]
+                    for record in ofrecord.serialize_batch(make_features(batch, first, vocab, arguments)):
+                        write(record)
+                    progress.update(len(batch))
+
+
+def make_features(windows, first, vocab, arguments):
+    """The features of consecutive windows, the first of which is number `first` of all: name -> int32 [N, length]."""
+    inputs = [(example.query_ids, example.document_ids, window) for example, window in windows]
+    features = squad_data.input_arrays(inputs, vocab, arguments.max_seq_length)
+    if arguments.is_training:
+        positions = np.array(
+            [
+                squad_data.answer_positions(example.answer, window, len(example.query_ids))
+                for example, window in windows
+            ],
+            np.int32,
+        )
+        features["start_positions"], features["end_positions"] = positions[:, :1], positions[:, 1:]
+    else:
+        unique_ids = squad_data.FIRST_UNIQUE_ID + np.arange(first, first + len(windows), dtype=np.int32)
+        features["unique_ids"] = unique_ids[:, np.newaxis]
+    return features
 
 
 if __name__ == "__main__":

@@ -1,0 +1,99 @@
+"""Runs the data and answer functions of google-research/bert's run_squad.py on the TensorFlow that is installed.
+
+Takes a checkout of google-research/bert, written for TensorFlow 1, and the flags of its run_squad.py. Prints as its
+last line the seconds that the work took, imports aside, as JSON.
+
+    python benchmarks/google_squad.py BERT_REPO features.json --task=train --train_file=X.json --vocab_file=V ...
+    python benchmarks/google_squad.py BERT_REPO features.json --task=eval --predict_file=X.json --vocab_file=V ...
+    python benchmarks/google_squad.py BERT_REPO all_results.npy --task=answer --predict_file=X.json --output_dir=D ...
+
+`train` and `eval` write all features as run_squad.py does, a TFRecord file, and on top of that to the JSON file that
+is named ('' for none); `answer` writes predictions.json and its companions.
+"""
+
+import json
+import os
+import sys
+import tempfile
+import time
+
+import numpy as np
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import tensorflow.compat.v1 as tensorflow_1  # noqa: E402
+
+FEATURE_NAMES = ["unique_id", "input_ids", "input_mask", "segment_ids", "start_position", "end_position"]
+
+
+def main():
+    bert_repo, path, task, *flags = sys.argv[1:]
+    # What its scripts import as tensorflow; they use tf.contrib only where they train.
+    sys.modules["tensorflow"] = tensorflow_1
+    sys.path[0] = bert_repo
+    import run_squad
+    import tokenization
+
+    run_squad.flags.DEFINE_bool("shuffle", False, "as main() does before it trains")
+    run_squad.FLAGS(["run_squad.py", "--bert_config_file=none", *flags])
+    tensorflow_1.logging.set_verbosity(tensorflow_1.logging.ERROR)
+    # run_squad.py logs its first examples at length; that is not what is measured.
+    begin = time.perf_counter()
+    if task == "--task=answer":
+        answer(run_squad, tokenization, path)
+    else:
+        make_features(run_squad, tokenization, task == "--task=train", path)
+    print(json.dumps({"seconds": time.perf_counter() - begin}))
+
+
+def make_features(run_squad, tokenization, is_training, path):
+    flags = run_squad.FLAGS
+    examples = run_squad.read_squad_examples(flags.train_file if is_training else flags.predict_file, is_training)
+    if flags.shuffle:
+        run_squad.random.Random(12345).shuffle(examples)
+    features = []
+    with tempfile.TemporaryDirectory() as folder:
+        writer = run_squad.FeatureWriter(os.path.join(folder, "features.tf_record"), is_training)
+
+        def write(feature):
+            features.append(feature)
+            writer.process_feature(feature)
+
+        convert(run_squad, tokenization, examples, is_training, write)
+        writer.close()
+    if path:
+        with open(path, "w") as file:
+            json.dump([{name: getattr(feature, name) for name in FEATURE_NAMES} for feature in features], file)
+
+
+def answer(run_squad, tokenization, path):
+    flags = run_squad.FLAGS
+    examples = run_squad.read_squad_examples(flags.predict_file, False)
+    features = []
+    convert(run_squad, tokenization, examples, False, features.append)
+    results = [
+        run_squad.RawResult(int(unique_id), start_logits.tolist(), end_logits.tolist())
+        for unique_id, start_logits, end_logits in np.load(path)
+    ]
+    names = ["predictions.json", "nbest_predictions.json", "null_odds.json"]
+    run_squad.write_predictions(
+        examples,
+        features,
+        results,
+        flags.n_best_size,
+        flags.max_answer_length,
+        flags.do_lower_case,
+        *(os.path.join(flags.output_dir, name) for name in names),
+    )
+
+
+def convert(run_squad, tokenization, examples, is_training, write):
+    flags = run_squad.FLAGS
+    tokenizer = tokenization.FullTokenizer(flags.vocab_file, flags.do_lower_case)
+    run_squad.convert_examples_to_features(
+        examples, tokenizer, flags.max_seq_length, flags.doc_stride, flags.max_query_length, is_training, write
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,287 @@
+"""Makes predictions.json of a model's logits (all_results.npy), as google-research/bert's run_squad.py would.
+
+Writes nbest_predictions.json too, and null_odds.json for SQuAD v2.0. Needs neither TensorFlow nor OneFlow.
+"""
+
+import contextlib
+import json
+import os
+import warnings
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+import prediction_file
+import squad_answers
+import squad_data
+from command_line import ArgumentParser, add_bool, finite_float, positive_int
+from tokenization import Tokenizer, read_vocab
+from util import UserError, atomic_file, describe_os_error, run_script
+
+
+class Example(NamedTuple):
+    """A question as it was put to the model: the windows of its document, and where among all windows they begin."""
+
+    id: str
+    num_query_pieces: int
+    document: squad_data.Document
+    windows: list[squad_data.Window]
+    first_window: int
+
+
+def main():
+    arguments = parse_arguments()
+    squad_data.check_lengths(arguments.max_seq_length, arguments.max_query_length)
+    output_dir = Path(arguments.output_dir)
+    if output_dir.exists() and not output_dir.is_dir():
+        raise UserError(f"--output_dir {output_dir} is no folder")
+    vocab = read_vocab(arguments.vocab_file)
+    if arguments.bert_config_file:
+        check_bert_config(arguments, vocab)
+    results = open_results(arguments.all_results_file, arguments.max_seq_length)
+    _, paragraphs = squad_data.read_paragraphs(arguments.predict_file)
+    squad_data.check_unique_ids(paragraphs, arguments.predict_file)
+
+    examples = make_examples(paragraphs, Tokenizer(vocab, arguments.do_lower_case), arguments)
+    results = fit_results(results, examples, arguments)
+    predictions, n_best, null_odds = answer_questions(examples, results, arguments)
+
+    contents = {"predictions.json": predictions, "nbest_predictions.json": n_best}
+    if arguments.version_2_with_negative:
+        contents["null_odds.json"] = null_odds
+    write_files(output_dir, contents)
+    print(f"{len(predictions)} answers in {output_dir / 'predictions.json'}")
+
+
+def parse_arguments():
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
+    files = parser.add_argument_group("files")
+    files.add_argument(
+        "--all_results_file", default="all_results.npy", metavar="NPY", help="logits, from run_squad_predict.py"
+    )
+    files.add_argument("--predict_file", required=True, metavar="JSON", help="the SQuAD questions they belong to")
+    files.add_argument("--vocab_file", required=True, metavar="TXT", help="vocabulary of the model")
+    files.add_argument(
+        "--bert_config_file", metavar="JSON", help="configuration of the model; where given, the rest must fit it"
+    )
+    files.add_argument("--output_dir", required=True, metavar="DIR", help="folder for the predictions")
+
+    windows = parser.add_argument_group("how the records were made (as for tools/create_squad_data.py)")
+    windows.add_argument("--max_seq_length", type=positive_int, default=384, metavar="N", help="length of a record")
+    windows.add_argument(
+        "--doc_stride", type=positive_int, default=128, metavar="N", help="pieces from one window to the next"
+    )
+    windows.add_argument(
+        "--max_query_length", type=positive_int, default=64, metavar="N", help="of a question, in pieces"
+    )
+    add_bool(windows, "--do_lower_case", True, "lower case and no accents, for uncased models")
+
+    answers = parser.add_argument_group("answers")
+    answers.add_argument("--n_best_size", type=positive_int, default=20, metavar="N", help="answers to a question")
+    answers.add_argument(
+        "--max_answer_length", type=positive_int, default=30, metavar="N", help="longest answer, in pieces"
+    )
+    add_bool(answers, "--version_2_with_negative", False, "SQuAD v2.0: a question may have no answer")
+    answers.add_argument(
+        "--null_score_diff_threshold",
+        type=finite_float,
+        default=0.0,
+        metavar="X",
+        help="v2.0: no answer if its score is more than this above that of the best answer",
+    )
+    add_bool(answers, "--verbose_logging", False, "tell where answer and context could not be aligned")
+
+    task = parser.add_argument_group("task (flags of the original script)")
+    add_bool(task, "--do_train", False, "must be False: run_squad.py trains")
+    add_bool(task, "--do_predict", True, "must be True")
+    arguments = parser.parse_args()
+    if arguments.do_train:
+        parser.error("--do_train=True: this script only makes answers of logits; run_squad.py trains")
+    if not arguments.do_predict:
+        parser.error("--do_predict=False leaves nothing to do: this script only makes answers of logits")
+    return arguments
+
+
+def check_bert_config(arguments, vocab):
+    """Raises UserError unless vocabulary and sequence length are those of the model's configuration file."""
+    path = arguments.bert_config_file
+    config = squad_data.read_json(path)
+    vocab_size = squad_data.field(config, "vocab_size", int, path)
+    max_position_embeddings = squad_data.field(config, "max_position_embeddings", int, path)
+    # Lines that are empty, at the end as a rule, do no harm.
+    num_pieces = max(index for piece, index in vocab.items() if piece) + 1
+    if num_pieces != vocab_size:
+        raise UserError(
+            f"{arguments.vocab_file} has {num_pieces} entries, but vocab_size in {path} is {vocab_size}: "
+            "it is another model's vocabulary"
+        )
+    if arguments.max_seq_length > max_position_embeddings:
+        raise UserError(
+            f"--max_seq_length {arguments.max_seq_length} is more than max_position_embeddings in {path}, "
+            f"{max_position_embeddings}"
+        )
+
+
+def open_results(path, seq_length):
+    """Maps the records of all_results.npy: unique_id int64, start_logits and end_logits float32 [seq_length].
+
+    Only the header is read, and held against the size of the file: one that declares more than there is costs no
+    memory. Raises UserError if the file is not of that form.
+    """
+    try:
+        with open(path, "rb") as file:
+            shape, dtype = read_npy_header(file, path)
+            offset, size = file.tell(), os.fstat(file.fileno()).st_size
+    except OSError as error:
+        raise UserError(f"--all_results_file cannot be read: {describe_os_error(error)}") from None
+    found_length = dtype["start_logits"].shape[:1] if dtype.names and "start_logits" in dtype.names else ()
+    if len(shape) != 1 or not found_length or dtype != prediction_file.result_dtype(*found_length):
+        raise UserError(
+            f"{path}: expected records of unique_id int64, start_logits and end_logits float32 [seq_length], found an "
+            f"array {shape} of {dtype}; make it with run_squad_predict.py"
+        )
+    if offset + shape[0] * dtype.itemsize != size:
+        raise UserError(
+            f"{path}: damaged or cut short: it has {size} bytes, {shape[0]} results would take "
+            f"{offset + shape[0] * dtype.itemsize}; make or copy it anew"
+        )
+    if found_length != (seq_length,):
+        raise UserError(
+            f"{shape[0]} of {shape[0]} results in {path} have logits for seq_length {found_length[0]}, "
+            f"but --max_seq_length is {seq_length}"
+        )
+    return np.memmap(path, dtype, mode="r", offset=offset, shape=shape)
+
+
+def read_npy_header(file, path):
+    """(shape, dtype) of the array in an .npy file, open at its beginning and left open at its data."""
+    try:
+        # NumPy evaluates the header as Python, with warnings about old forms; what is odd in it is an error here.
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            version = np.lib.format.read_magic(file)
+            if version != (1, 0):
+                raise ValueError(f"version {version[0]}.{version[1]} of the format")
+            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    except OSError:
+        raise
+    except Exception as error:  # Python's parser, too, raises what it likes on a damaged header.
+        raise UserError(f"{path}: not a NumPy file: {error}; make it with run_squad_predict.py") from None
+    return shape, dtype
+
+
+def make_examples(paragraphs, tokenizer, arguments):
+    """Tokenises the questions and cuts their documents into windows, as tools/create_squad_data.py did."""
+    examples = []
+    num_windows = 0
+    for paragraph in tqdm(paragraphs, desc="tokenising", unit="context", disable=None):
+        document = squad_data.tokenize_document(paragraph.context, tokenizer)
+        for question in paragraph.questions:
+            num_query_pieces = len(squad_data.tokenize_question(question.text, tokenizer, arguments.max_query_length))
+            max_length = arguments.max_seq_length - num_query_pieces - squad_data.SPECIAL_PIECES
+            windows = squad_data.make_windows(len(document.pieces), max_length, arguments.doc_stride)
+            examples.append(Example(question.id, num_query_pieces, document, windows, num_windows))
+            num_windows += len(windows)
+    return examples
+
+
+def fit_results(results, examples, arguments):
+    """The results in the order of the windows, in memory. Raises UserError unless they are one finite result each."""
+    num_windows = sum(len(example.windows) for example in examples)
+    path = arguments.all_results_file
+    cause = (
+        f"they were made of another file than {arguments.predict_file}, with another vocabulary, or with other "
+        "--max_seq_length, --doc_stride, --max_query_length or --do_lower_case"
+    )
+    if len(results) > num_windows:
+        raise UserError(
+            f"{len(results) - num_windows} of {len(results)} results in {path} belong to none of the {num_windows} "
+            f"windows of {arguments.predict_file}: {cause}"
+        )
+    wanted = squad_data.FIRST_UNIQUE_ID + np.arange(num_windows)
+    unique_ids = np.array(results["unique_id"])
+    is_missing = ~np.isin(wanted, unique_ids)
+    if is_missing.any():
+        raise UserError(
+            f"{is_missing.sum()} of {num_windows} windows of {arguments.predict_file} have no result in {path} (the "
+            f"first: unique_id {wanted[is_missing][0]}): they were left out by run_squad_predict.py, or {cause}"
+        )
+    # No fewer results than windows, no more, and one for each: from here on it is a matter of order.
+    results = results[np.argsort(unique_ids)]
+    is_finite = np.isfinite(results["start_logits"]).all(axis=1) & np.isfinite(results["end_logits"]).all(axis=1)
+    if not is_finite.all():
+        raise UserError(
+            f"{(~is_finite).sum()} of {num_windows} results in {path} have logits that are NaN or infinite (the "
+            f"first: unique_id {wanted[~is_finite][0]}): the model has diverged"
+        )
+    return results
+
+
+def answer_questions(examples, results, arguments):
+    """Three dicts from question id: to the answer, to the n best answers, and (v2.0) to the odds of there being none.
+
+    The odds are the score of "no answer" less that of the best answer.
+    """
+    start_logits = np.ascontiguousarray(results["start_logits"])
+    end_logits = np.ascontiguousarray(results["end_logits"])
+    find_text = squad_answers.TextFinder(arguments.do_lower_case, arguments.verbose_logging)
+    answers, n_best, null_odds = {}, {}, {}
+    for example in tqdm(examples, desc="answering", unit="question", disable=None):
+        rows = slice(example.first_window, example.first_window + len(example.windows))
+        spans = squad_answers.rank_spans(
+            example.windows,
+            example.num_query_pieces,
+            start_logits[rows],
+            end_logits[rows],
+            arguments.n_best_size,
+            arguments.max_answer_length,
+        )
+        null = null_score = None
+        if arguments.version_2_with_negative:
+            null, null_score = squad_answers.null_prediction(start_logits[rows], end_logits[rows])
+        predictions = squad_answers.n_best_predictions(spans, null, example.document, find_text, arguments.n_best_size)
+        n_best[example.id] = n_best_entries(predictions)
+        if not arguments.version_2_with_negative:
+            answers[example.id] = predictions[0].text
+            continue
+        best = next((prediction for prediction in predictions if prediction.text), None)
+        # Where the context has no possible answer, on which run_squad.py breaks down, there is none.
+        null_odds[example.id] = null_score - best.start_logit - best.end_logit if best else null_score
+        is_answered = best and null_odds[example.id] <= arguments.null_score_diff_threshold
+        answers[example.id] = best.text if is_answered else ""
+    return answers, n_best, null_odds
+
+
+def n_best_entries(predictions):
+    """The predictions as nbest_predictions.json has them: list of dicts."""
+    probabilities = squad_answers.softmax([prediction.start_logit + prediction.end_logit for prediction in predictions])
+    return [
+        {
+            "text": prediction.text,
+            "probability": probability,
+            "start_logit": prediction.start_logit,
+            "end_logit": prediction.end_logit,
+        }
+        for prediction, probability in zip(predictions, probabilities, strict=True)
+    ]
+
+
+def write_files(folder, contents):
+    """Writes `contents`, file name -> JSON content, to `folder`: all files or none. The first gets its name last."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        files = []
+        for name, content in contents.items():
+            file = stack.enter_context(atomic_file(folder / name, "w", encoding="utf-8"))
+            file.write(json.dumps(content, indent=4) + "\n")
+            files.append(file)
+        # Every byte is on the disk before the first file takes its name.
+        for file in files:
+            file.flush()
+            os.fsync(file.fileno())
+
+
+if __name__ == "__main__":
+    run_script(main)

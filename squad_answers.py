@@ -1,0 +1,156 @@
+"""From a model's start and end logits to answers in the words of the context.
+
+The method, its order among equals and its figures are those of write_predictions in google-research/bert's
+run_squad.py.
+"""
+
+import functools
+import math
+import sys
+from typing import NamedTuple
+
+import numpy as np
+
+from squad_data import windows_of_maximum_context
+from tokenization import split_words
+
+# What the score of "no answer" is if no window has a lower one.
+_HIGHEST_NULL_SCORE = 1000000
+
+
+class Prediction(NamedTuple):
+    """One of the n best answers to a question; the text is empty for "no answer"."""
+
+    text: str
+    start_logit: float
+    end_logit: float
+
+
+class Spans(NamedTuple):
+    """Possible answers to one question, best first: `first` and `last` piece of the document, and their logits."""
+
+    first: list[int]
+    last: list[int]
+    start_logit: list[float]
+    end_logit: list[float]
+
+
+def rank_spans(windows, num_query_pieces, start_logits, end_logits, n_best_size, max_answer_length):
+    """The spans that the `n_best_size` best starts and ends of every window make, as Spans.
+
+    `start_logits` and `end_logits` are float32 [len(windows), seq_length]. A span lies in the window's part of the
+    document, is no longer than `max_answer_length` pieces and starts where its window shows most of the context.
+    Spans of equal score stay in the order of their windows, then starts, then ends.
+    """
+    if not windows:
+        return Spans([], [], [], [])
+    starts = _best_indexes(start_logits, n_best_size)[:, :, np.newaxis]
+    ends = _best_indexes(end_logits, n_best_size)[:, np.newaxis, :]
+    window_index = np.arange(len(windows))[:, np.newaxis, np.newaxis]
+    window_start, window_length = (np.array(values)[:, np.newaxis, np.newaxis] for values in zip(*windows, strict=True))
+
+    offset = num_query_pieces + 2
+    first = starts - offset + window_start
+    last = ends - offset + window_start
+    is_valid = (starts >= offset) & (first <= last) & (ends < offset + window_length)
+    is_valid &= last - first < max_answer_length
+    window_of_piece = windows_of_maximum_context(windows)
+    # The index is clipped only where `first` is no piece of the window, and so not valid already.
+    is_valid &= window_of_piece[np.clip(first, 0, len(window_of_piece) - 1)] == window_index
+
+    # float64, as Python's sums are.
+    start_logit = start_logits[window_index, starts].astype(np.float64)
+    end_logit = end_logits[window_index, ends].astype(np.float64)
+    candidates = np.flatnonzero(is_valid)
+    ranked = candidates[np.argsort(-(start_logit + end_logit).ravel()[candidates], kind="stable")]
+    arrays = (np.broadcast_to(array, is_valid.shape).ravel() for array in (first, last, start_logit, end_logit))
+    return Spans(*(array[ranked].tolist() for array in arrays))
+
+
+def _best_indexes(logits, count):
+    """The indexes of the `count` greatest of each row, greatest first; of equals the first comes first."""
+    return np.argsort(-logits, axis=1, kind="stable")[:, :count]
+
+
+def null_prediction(start_logits, end_logits):
+    """ "No answer" for a question of SQuAD v2.0: (Prediction, score); logits as for `rank_spans`.
+
+    The window that has the least sum of logits at [CLS] counts, that is, the one surest of an answer.
+    """
+    scores = start_logits[:, 0].astype(np.float64) + end_logits[:, 0]
+    if not (scores < _HIGHEST_NULL_SCORE).any():
+        return Prediction("", 0, 0), _HIGHEST_NULL_SCORE
+    window = scores.argmin()
+    return Prediction("", float(start_logits[window, 0]), float(end_logits[window, 0])), float(scores[window])
+
+
+def n_best_predictions(spans, null, document, find_text, n_best_size):
+    """The `n_best_size` best predictions of different text, best first: list of Prediction, never empty.
+
+    `null` is the Prediction of "no answer", or None for SQuAD v1.1. It is always among them, if need be as one more.
+    `find_text(pieces, words)` is `TextFinder`, or does the same.
+    """
+    predictions = []
+    seen = set()
+    null_is_pending = null is not None
+    for first, last, start_logit, end_logit in zip(*spans, strict=True):
+        if null_is_pending and null.start_logit + null.end_logit > start_logit + end_logit:
+            predictions.append(null)
+            null_is_pending = False
+        if len(predictions) >= n_best_size:
+            break
+        words = document.words[document.word_of_piece[first] : document.word_of_piece[last] + 1]
+        text = find_text(document.pieces[first : last + 1], words)
+        if text not in seen:
+            seen.add(text)
+            predictions.append(Prediction(text, start_logit, end_logit))
+    if null_is_pending:
+        predictions.append(null)
+    return predictions or [Prediction("empty", 0.0, 0.0)]
+
+
+class TextFinder:
+    """Finds the text of a context that word pieces were made of. It remembers the normal form of every word."""
+
+    def __init__(self, do_lower_case, verbose=False):
+        """`verbose` reports on stderr where pieces and words could not be aligned."""
+        self._verbose = verbose
+        self._normalise = functools.cache(lambda word: " ".join(split_words(word, do_lower_case)))
+
+    def __call__(self, pieces, words):
+        """The part of `words`, consecutive words of a context, that `pieces` stand for.
+
+        Pieces can begin or end within a word (of Smith's only Smith), and have lost case and accents. The words'
+        normal form is searched for them, and what is found is projected back character by character, blanks aside.
+        Where that fails, because pieces are unknown or normalising has changed the number of characters, the words
+        are taken as they are.
+        """
+        original = " ".join(words)
+        wanted = " ".join(" ".join(pieces).replace(" ##", "").replace("##", "").split())
+        normalised = " ".join(filter(None, map(self._normalise, words)))
+        start = normalised.find(wanted)
+        if start == -1:
+            self._report(f"'{wanted}' is not in '{normalised}', for '{original}'")
+            return original
+        positions = [position for position, character in enumerate(original) if character != " "]
+        if len(positions) != len(normalised) - normalised.count(" ") or not wanted:
+            self._report(f"'{original}' and '{normalised}' differ in length, blanks aside")
+            return original
+        first = start - normalised.count(" ", 0, start)
+        last = first + len(wanted) - wanted.count(" ") - 1
+        return original[positions[first] : positions[last] + 1]
+
+    def _report(self, text):
+        if self._verbose:
+            print(f"answer not aligned with its context, words taken whole: {text}", file=sys.stderr)
+
+
+def softmax(scores):
+    """The probabilities of `scores`, a list of floats."""
+    highest = max(scores)
+    exponentials = [math.exp(score - highest) for score in scores]
+    # Not sum(): newer Pythons' compensates rounding errors, and the last digit would depend on the version.
+    total = 0.0
+    for exponential in exponentials:
+        total += exponential
+    return [exponential / total for exponential in exponentials]
