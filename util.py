@@ -95,6 +95,22 @@ def atomic_folder(path):
     either the old folder or the new one, whole.
     """
     path = Path(path)
+    with temporary_folder(path) as temporary:
+        yield temporary
+        if path.exists():
+            _exchange(temporary, path)
+        else:
+            os.rename(temporary, path)
+        sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def temporary_folder(path):
+    """Gives a temporary neighbour of `path`, with the permissions that the umask gives; it is gone when the block ends.
+
+    What killed processes have left of theirs is removed as well.
+    """
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(path)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
@@ -103,18 +119,13 @@ def atomic_folder(path):
         fcntl.flock(lock, fcntl.LOCK_EX)
         os.chmod(temporary, 0o777 & ~_umask())
         yield temporary
-        if path.exists():
-            _exchange(temporary, path)
-        else:
-            os.rename(temporary, path)
-        sync_folder(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         os.close(lock)
 
 
 def _remove_abandoned(path):
-    """Removes the temporary folders that killed processes have left beside the folder `path`."""
+    """Removes the temporary folders that killed processes have left beside `path`."""
     for temporary in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
         with contextlib.suppress(OSError):
             lock = os.open(temporary, os.O_RDONLY)
