@@ -8,6 +8,7 @@ import contextlib
 import functools
 import os
 import struct
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -138,9 +139,8 @@ def parse(serialized, path, offset):
 
     `path` and `offset` (bytes) say where the record lies, for the message of the UserError it raises.
     """
-    record = OFRecord()
     try:
-        record.ParseFromString(serialized)
+        record = parse_message(OFRecord, serialized)
     except message.DecodeError:
         raise UserError(f"{path}: the record at byte {offset} is not an OFRecord; make the part anew") from None
     features = {}
@@ -151,6 +151,19 @@ def parse(serialized, path, offset):
         values = getattr(feature, kind).value
         features[name] = list(values) if kind == "bytes_list" else np.array(values, dtype=_KINDS[kind][2])
     return features
+
+
+def parse_message(message_class, serialized):
+    """The protobuf message in `serialized`; raises DecodeError if it is none.
+
+    Of bytes that only begin with a message protobuf merely warns; they are none either.
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        parsed = message_class.FromString(serialized)
+    if caught:
+        raise message.DecodeError(str(caught[0].message))
+    return parsed
 
 
 def read_serialized(path):
@@ -187,9 +200,10 @@ def read(path):
 def open_writer(path):
     """A function that appends one serialized record to the part file `path`, which appears whole when the block ends."""
     with atomic_file(path) as file:
+        yield functools.partial(write_record, file)
 
-        def write(serialized):
-            file.write(_LENGTH.pack(len(serialized)))
-            file.write(serialized)
 
-        yield write
+def write_record(file, serialized):
+    """Appends one serialized record to an open part file."""
+    file.write(_LENGTH.pack(len(serialized)))
+    file.write(serialized)
