@@ -1,0 +1,144 @@
+"""TFRecord files and the tf.train.Example messages in them, read without TensorFlow.
+
+A file, which may be compressed with gzip as a whole, is a sequence of records: the length of the data (8 bytes,
+little-endian), its checksum (4), the data, their checksum (4). A checksum is a masked CRC-32C.
+
+The messages are defined here from their published schema (tensorflow/core/example/*.proto), in a descriptor pool of
+their own.
+"""
+
+import functools
+import gzip
+import struct
+import zlib
+
+import google_crc32c
+from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory, text_format
+
+import ofrecord
+from util import UserError
+
+_HEAD = struct.Struct("<QI")
+_TAIL = struct.Struct("<I")
+_GZIP_MAGIC = b"\x1f\x8b\x08"
+_BUFFER = 1 << 20  # bytes
+
+# A training instance has a few kilobytes. What claims more than this is no such record, whatever its checksum.
+LONGEST_RECORD = 1 << 24  # bytes
+
+_SCHEMA = """
+name: "example.proto" package: "tensorflow" syntax: "proto3"
+message_type { name: "BytesList" field { name: "value" number: 1 label: LABEL_REPEATED type: TYPE_BYTES } }
+message_type { name: "FloatList" field { name: "value" number: 1 label: LABEL_REPEATED type: TYPE_FLOAT } }
+message_type { name: "Int64List" field { name: "value" number: 1 label: LABEL_REPEATED type: TYPE_INT64 } }
+message_type {
+  name: "Feature"
+  oneof_decl { name: "kind" }
+  field {
+    name: "bytes_list" number: 1 label: LABEL_OPTIONAL oneof_index: 0
+    type: TYPE_MESSAGE type_name: ".tensorflow.BytesList"
+  }
+  field {
+    name: "float_list" number: 2 label: LABEL_OPTIONAL oneof_index: 0
+    type: TYPE_MESSAGE type_name: ".tensorflow.FloatList"
+  }
+  field {
+    name: "int64_list" number: 3 label: LABEL_OPTIONAL oneof_index: 0
+    type: TYPE_MESSAGE type_name: ".tensorflow.Int64List"
+  }
+}
+message_type {
+  name: "Features"
+  nested_type {
+    name: "FeatureEntry" options { map_entry: true }
+    field { name: "key" number: 1 label: LABEL_OPTIONAL type: TYPE_STRING }
+    field { name: "value" number: 2 label: LABEL_OPTIONAL type: TYPE_MESSAGE type_name: ".tensorflow.Feature" }
+  }
+  field {
+    name: "feature" number: 1 label: LABEL_REPEATED
+    type: TYPE_MESSAGE type_name: ".tensorflow.Features.FeatureEntry"
+  }
+}
+message_type {
+  name: "Example"
+  field { name: "features" number: 1 label: LABEL_OPTIONAL type: TYPE_MESSAGE type_name: ".tensorflow.Features" }
+}
+"""
+
+
+def _make_example_class():
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(text_format.Parse(_SCHEMA, descriptor_pb2.FileDescriptorProto()))
+    return message_factory.MessageFactory(pool).GetPrototype(pool.FindMessageTypeByName("tensorflow.Example"))
+
+
+Example = _make_example_class()
+
+
+def masked_crc(data):
+    """The checksum that a TFRecord has for `data`: its CRC-32C, rotated by 15 bits, plus a constant."""
+    crc = google_crc32c.value(data)
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def read(path, offset=0):
+    """Yields (offset, data) of the records of the file `path`, from the one at `offset` on.
+
+    An offset is in bytes, in a gzip file those of its decompressed content. Raises UserError where a checksum is wrong,
+    the file ends within a record, is no TFRecord file or cannot be read. Never holds more than one record.
+    """
+    open_file = gzip.open if is_compressed(path) else functools.partial(open, buffering=_BUFFER)
+    try:
+        with open_file(path, "rb") as file:
+            file.seek(offset)
+            while head := file.read(_HEAD.size):
+                if len(head) < _HEAD.size:
+                    raise _truncated(path, offset)
+                length, crc = _HEAD.unpack(head)
+                if masked_crc(head[:8]) != crc:
+                    what = "damaged" if offset else "not a TFRecord file, or damaged"
+                    raise UserError(f"{path}: {what}: the length of the record at byte {offset} has a wrong checksum")
+                if length > LONGEST_RECORD:
+                    raise UserError(
+                        f"{path}: the record at byte {offset} is {length} bytes long; this tool takes {LONGEST_RECORD}"
+                    )
+                data, tail = file.read(length), file.read(_TAIL.size)
+                if len(tail) < _TAIL.size:
+                    raise _truncated(path, offset)
+                if masked_crc(data) != _TAIL.unpack(tail)[0]:
+                    raise UserError(f"{path}: damaged: the data of the record at byte {offset} have a wrong checksum")
+                yield offset, data
+                offset += _HEAD.size + length + _TAIL.size
+    except (gzip.BadGzipFile, zlib.error) as error:
+        raise UserError(f"{path}: damaged gzip file after {offset} decompressed bytes: {error}") from None
+    except EOFError:
+        raise UserError(f"{path}: truncated gzip file: it ends after {offset} decompressed bytes") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+def is_compressed(path):
+    """Whether the file `path` is a gzip file."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(_HEAD.size)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    # The length of a first record may look like the beginning of a gzip file, but then it has its checksum.
+    is_record = len(head) == _HEAD.size and masked_crc(head[:8]) == _HEAD.unpack(head)[1]
+    return head.startswith(_GZIP_MAGIC) and not is_record
+
+
+def _truncated(path, offset):
+    return UserError(f"{path}: truncated: it ends within the record at byte {offset}; make or copy the file anew")
+
+
+def parse_example(data, path, offset):
+    """The features of a tf.train.Example: a mapping from name to Feature message.
+
+    `path` and `offset` (bytes) say where the record lies, for the message of the UserError it raises.
+    """
+    try:
+        return ofrecord.parse_message(Example, data).features.feature
+    except message.DecodeError:
+        raise UserError(f"{path}: the record at byte {offset} is not a tf.train.Example") from None
