@@ -16,6 +16,7 @@ from tqdm import tqdm
 import prediction_file
 import squad_answers
 import squad_data
+import squad_file
 from command_line import ArgumentParser, add_bool, finite_float, positive_int
 from tokenization import Tokenizer, read_vocab
 from util import UserError, atomic_file, describe_os_error, run_script
@@ -41,8 +42,8 @@ def main():
     if arguments.bert_config_file:
         check_bert_config(arguments, vocab)
     results = open_results(arguments.all_results_file, arguments.max_seq_length)
-    _, paragraphs = squad_data.read_paragraphs(arguments.predict_file)
-    squad_data.check_unique_ids(paragraphs, arguments.predict_file)
+    _, paragraphs = squad_file.read_paragraphs(arguments.predict_file)
+    squad_file.check_unique_ids(paragraphs, arguments.predict_file)
 
     examples = make_examples(paragraphs, Tokenizer(vocab, arguments.do_lower_case), arguments)
     results = fit_results(results, examples, arguments)
@@ -107,9 +108,9 @@ def parse_arguments():
 def check_bert_config(arguments, vocab):
     """Raises UserError unless vocabulary and sequence length are those of the model's configuration file."""
     path = arguments.bert_config_file
-    config = squad_data.read_json(path)
-    vocab_size = squad_data.field(config, "vocab_size", int, path)
-    max_position_embeddings = squad_data.field(config, "max_position_embeddings", int, path)
+    config = squad_file.read_json(path)
+    vocab_size = squad_file.field(config, "vocab_size", int, path)
+    max_position_embeddings = squad_file.field(config, "max_position_embeddings", int, path)
     # Lines that are empty, at the end as a rule, do no harm.
     num_pieces = max(index for piece, index in vocab.items() if piece) + 1
     if num_pieces != vocab_size:

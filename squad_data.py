@@ -1,17 +1,17 @@
-"""SQuAD v1.1 and v2.0 files: reading them, and cutting questions and contexts into a model's input windows.
+"""Questions and contexts as a model's inputs: pieces, windows, answer positions.
 
-Windows, ids and positions are those of google-research/bert's run_squad.py, in its order.
+They are those of google-research/bert's run_squad.py, in its order.
 """
 
-import json
 import re
 from bisect import bisect_right
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from squad_file import field
 from tokenization import CLASSIFIER, SEPARATOR
-from util import UserError, describe_os_error
+from util import UserError
 
 # The unique_id of a file's first window; those of the others follow one by one.
 FIRST_UNIQUE_ID = 1000000000
@@ -20,22 +20,6 @@ SPECIAL_PIECES = 3
 
 # A word of a context is what these five characters separate; the no-break space, say, is part of a word.
 _WORD = re.compile("[^ \t\r\n\u202f]+")
-
-
-class Question(NamedTuple):
-    """One entry of `qas`. `place` says where in the file it stands; `entry` is the JSON object itself."""
-
-    id: str
-    text: str
-    place: str
-    entry: dict[str, Any]
-
-
-class Paragraph(NamedTuple):
-    """A context and the questions about it."""
-
-    context: str
-    questions: list[Question]
 
 
 class Document(NamedTuple):
@@ -61,85 +45,6 @@ class Window(NamedTuple):
 
 class AnswerNotFound(Exception):
     """The text of an answer does not stand in the context where `answer_start` says."""
-
-
-def read_json(path):
-    """The content of a JSON file. Raises UserError, one line, whatever is wrong with it."""
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            return json.load(file)
-    except OSError as error:
-        raise UserError(f"{describe_os_error(error)}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text (byte {error.start}: 0x{error.object[error.start]:02x})") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: not JSON: {error.msg} (line {error.lineno}, column {error.colno})") from None
-    except (RecursionError, ValueError) as error:
-        raise UserError(f"{path}: not JSON that can be read: {error}") from None
-
-
-def read_paragraphs(path):
-    """Reads a SQuAD file into (its version: str or None, list of Paragraph).
-
-    Raises UserError, naming the place, where it has not the form of SQuAD. Answers are left for their user to check.
-    """
-    content = read_json(path)
-    if not isinstance(content, dict) or "data" not in content:
-        raise UserError(f"{path}: no SQuAD file: it is no JSON object with the key data")
-    paragraphs = []
-    for i, article in enumerate(field(content, "data", list, path)):
-        place = f"{path}: data[{i}]"
-        for j, paragraph in enumerate(field(article, "paragraphs", list, place)):
-            place = f"{path}: data[{i}].paragraphs[{j}]"
-            questions = []
-            for k, entry in enumerate(field(paragraph, "qas", list, place)):
-                place_of_question = f"{place}.qas[{k}]"
-                question_id = field(entry, "id", str, place_of_question)
-                question_text = field(entry, "question", str, place_of_question)
-                questions.append(Question(question_id, question_text, place_of_question, entry))
-            paragraphs.append(Paragraph(field(paragraph, "context", str, place), questions))
-    return content.get("version"), paragraphs
-
-
-def field(parent, key, kind, place):
-    """`parent[key]`, where `parent` must be an object and its value of the type `kind`; else UserError with `place`."""
-    if not isinstance(parent, dict):
-        raise UserError(f"{place}: expected an object, found {_name_of_type(parent)}")
-    if key not in parent:
-        raise UserError(f"{place}: {key} is missing")
-    value = parent[key]
-    # Not isinstance: True is no number here.
-    if type(value) is not kind:
-        raise UserError(f"{place}.{key}: expected {_TYPE_NAMES[kind]}, found {_name_of_type(value)}")
-    return value
-
-
-_TYPE_NAMES = {
-    dict: "an object",
-    list: "an array",
-    str: "a string",
-    int: "a whole number",
-    float: "a number with a fraction",
-    bool: "true or false",
-    type(None): "null",
-}
-
-
-def _name_of_type(value):
-    return _TYPE_NAMES[type(value)]
-
-
-def check_unique_ids(paragraphs, path):
-    """Raises UserError if two questions have the same id: their predictions could not be told apart."""
-    places = {}
-    for paragraph in paragraphs:
-        for question in paragraph.questions:
-            first = places.setdefault(question.id, question)
-            if first is not question:
-                at = question.place.removeprefix(f"{path}: ")
-                raise UserError(
-                    f"{first.place} and {at} have the same id, {question.id!r}; every question needs its own"
-                )
 
 
 def check_lengths(max_seq_length, max_query_length):

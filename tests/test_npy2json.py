@@ -87,7 +87,7 @@ def assert_same_answers(content, results, **options):
     assert answer(content, results, **options) == expected
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     squad_contents(),
     st.integers(0, 1000),
@@ -114,7 +114,7 @@ def test_each_hard_text(ties, version_2_with_negative):
     content = {"data": [one_paragraph(text, ("what " * 9, "", 0))["data"][0] for text in texts]}
     for number, article in enumerate(content["data"]):
         article["paragraphs"][0]["qas"][0]["id"] = str(number)
-    for seed in range(3):
+    for seed in range(2):
         results = make_results(content, seed, ties)
         assert len(results) > 60
         assert_same_answers(content, results, version_2_with_negative=version_2_with_negative)
@@ -313,9 +313,9 @@ def test_bad_flags(tmp_path, flags, fragments):
     [
         ({"vocab_size": 30522, "max_position_embeddings": 512}, [f"{len(hard_text.VOCAB)} entries", "30522"]),
         ({"vocab_size": len(hard_text.VOCAB), "max_position_embeddings": 16}, ["max_seq_length 24", "16"]),
-        ({"vocab_size": "many"}, ["vocab_size: expected a whole number"]),
+        ({"vocab_size": "many"}, ["vocab_size should be a whole number"]),
         ({}, ["vocab_size is missing"]),
-        ([], ["expected an object"]),
+        ([], ["should be an object"]),
     ],
 )
 def test_model_configuration_that_does_not_fit(tmp_path, config, fragments):

@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import ofrecord  # noqa: E402
 import squad_data  # noqa: E402
+import squad_file  # noqa: E402
 from command_line import ArgumentParser, add_bool, parse_bool, positive_int  # noqa: E402
 from tokenization import Tokenizer, read_vocab  # noqa: E402
 from util import UserError, atomic_folder, run_script  # noqa: E402
@@ -39,9 +40,9 @@ def main():
     squad_data.check_lengths(arguments.max_seq_length, arguments.max_query_length)
     check_output_dir(arguments.output_dir)
     tokenizer = Tokenizer(read_vocab(arguments.vocab_file), arguments.do_lower_case)
-    _, paragraphs = squad_data.read_paragraphs(arguments.input_file)
+    _, paragraphs = squad_file.read_paragraphs(arguments.input_file)
     if not arguments.is_training:
-        squad_data.check_unique_ids(paragraphs, arguments.input_file)
+        squad_file.check_unique_ids(paragraphs, arguments.input_file)
 
     examples = make_examples(paragraphs, tokenizer, arguments)
     if arguments.shuffle:

@@ -1,0 +1,97 @@
+"""SQuAD v1.1 and v2.0 JSON files, read with the place of whatever is wrong in them."""
+
+import json
+from typing import Any, NamedTuple
+
+from util import UserError, describe_os_error
+
+
+class Question(NamedTuple):
+    """One entry of `qas`. `place` says where in the file it stands; `entry` is the JSON object itself."""
+
+    id: str
+    text: str
+    place: str
+    entry: dict[str, Any]
+
+
+class Paragraph(NamedTuple):
+    """A context and the questions about it."""
+
+    context: str
+    questions: list[Question]
+
+
+def read_json(path, **load_arguments):
+    """The content of a JSON file; `load_arguments` go to json.load. Raises UserError, whatever is wrong with it."""
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            return json.load(file, **load_arguments)
+    except OSError as error:
+        raise UserError(describe_os_error(error)) from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text (byte {error.start}: 0x{error.object[error.start]:02x})") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: not JSON: {error.msg} (line {error.lineno}, column {error.colno})") from None
+    except (RecursionError, ValueError) as error:
+        raise UserError(f"{path}: not JSON that can be read: {error}") from None
+
+
+def read_paragraphs(path):
+    """Reads a SQuAD file into (its version: str or None, list of Paragraph).
+
+    Raises UserError, naming the place, where it has not the form of SQuAD. Answers are left for their user to check.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict) or "data" not in content:
+        raise UserError(f"{path}: no SQuAD file: it is no JSON object with the key data")
+    paragraphs = []
+    for i, article in enumerate(field(content, "data", list, path)):
+        place = f"{path}: data[{i}]"
+        for j, paragraph in enumerate(field(article, "paragraphs", list, place)):
+            place = f"{path}: data[{i}].paragraphs[{j}]"
+            questions = []
+            for k, entry in enumerate(field(paragraph, "qas", list, place)):
+                place_of_question = f"{place}.qas[{k}]"
+                question_id = field(entry, "id", str, place_of_question)
+                question_text = field(entry, "question", str, place_of_question)
+                questions.append(Question(question_id, question_text, place_of_question, entry))
+            paragraphs.append(Paragraph(field(paragraph, "context", str, place), questions))
+    return content.get("version"), paragraphs
+
+
+def field(parent, key, kind, place):
+    """`parent[key]`, where `parent` must be an object and its value of the type `kind`; else UserError with `place`."""
+    if not isinstance(parent, dict):
+        raise UserError(f"{place} should be an object, not {_TYPE_NAMES[type(parent)]}")
+    if key not in parent:
+        raise UserError(f"{place}: {key} is missing")
+    value = parent[key]
+    # Not isinstance: True is no number here.
+    if type(value) is not kind:
+        raise UserError(f"{place}: {key} should be {_TYPE_NAMES[kind]}, not {_TYPE_NAMES[type(value)]}")
+    return value
+
+
+_TYPE_NAMES = {
+    dict: "an object",
+    list: "an array",
+    str: "a string",
+    int: "a whole number",
+    float: "a number with a fraction",
+    bool: "true or false",
+    type(None): "null",
+}
+
+
+def check_unique_ids(paragraphs, path):
+    """Raises UserError if two questions have the same id: their predictions could not be told apart."""
+    places = {}
+    for paragraph in paragraphs:
+        for question in paragraph.questions:
+            first = places.setdefault(question.id, question)
+            if first is not question:
+                at = question.place.removeprefix(f"{path}: ")
+                raise UserError(
+                    f"{first.place} and {at} have the same id, {question.id!r}; every question needs its own"
+                )
