@@ -25,13 +25,17 @@ class _AdamWithDecayExcludes(flow.optim.AdamW):
         return confs
 
 
-def make_optimizer(parameters, args):
+def make_optimizer(parameters, args, clips):
     """(optimiser, learning rate schedule) as in google-research/bert's optimization.py.
 
-    Adam without bias correction, decoupled weight decay, and the learning rate of `learning_rate_at`.
+    Adam without bias correction, decoupled weight decay, and the learning rate of `learning_rate_at`. With `clips` it
+    clips the gradients itself, by OneFlow's own operators.
     """
+    group = {"params": parameters}
+    if clips:
+        group.update(clip_grad_max_norm=MAX_GRADIENT_NORM, clip_grad_norm_type=2.0)
     optimizer = _AdamWithDecayExcludes(
-        parameters,
+        [group],
         lr=args.learning_rate,
         betas=(0.9, 0.999),
         eps=1e-6,
@@ -66,14 +70,12 @@ class TrainJob(nn.Graph):
         self.loader = loader
         self._parameters = list(model.parameters())
         mixed_precision = args.use_fp16 and self._parameters[0].placement.type == "cuda"
+        # With loss scaling the graph's gradients are scaled; only the optimiser sees them scaled back, so it must clip.
         self._clips_itself = not mixed_precision
-        optimizer, schedule = make_optimizer(self._parameters, args)
+        optimizer, schedule = make_optimizer(self._parameters, args, clips=mixed_precision)
         if mixed_precision:
             self.config.enable_amp(True)
             self.set_grad_scaler(flow.amp.GradScaler(init_scale=2.0**16, growth_interval=2000))
-            # Gradients are scaled within the graph, so only the optimiser can clip them, after it has scaled them back.
-            for group in optimizer.param_groups:
-                group._options.update(clip_grad_max_norm=MAX_GRADIENT_NORM, clip_grad_norm_type=2.0)
         self.add_optimizer(optimizer, lr_sch=schedule)
 
     def build(self):

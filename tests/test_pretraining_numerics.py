@@ -114,6 +114,36 @@ def test_three_train_steps(batch):
         assert difference <= 1e-5 * np.linalg.norm(variables[name]), name
 
 
+def test_three_train_steps_with_loss_scaling(batch):
+    """What --use_fp16 does to the optimiser on a GPU, in float32: scaled loss, clipping by OneFlow after it is undone."""
+    path, arrays = batch
+    model = make_model()
+    variables = values_of(model)
+
+    class ScaledJob(pretrain.PretrainJob):
+        def __init__(self):
+            flow.nn.Graph.__init__(self)
+            self.model, self.loader = model, make_loader(path)
+            self._clips_itself = False
+            optimizer, schedule = training.make_optimizer(list(model.parameters()), ARGS, clips=True)
+            self.set_grad_scaler(flow.amp.GradScaler(init_scale=2.0**10))
+            self.add_optimizer(optimizer, lr_sch=schedule)
+
+    job = ScaledJob()
+    moments_m = moments_v = {}
+    for step in range(3):
+        job()
+        _, gradients = reference_bert.pretraining_gradients(variables, arrays, NUM_HEADS)
+        rate = training.learning_rate_at(step, ARGS)
+        variables, moments_m, moments_v = reference_bert.adam_step(
+            variables, gradients, moments_m, moments_v, rate, ARGS.weight_decay_rate
+        )
+    flow._oneflow_internal.eager.Sync()
+    for name, value in values_of(model).items():
+        difference = np.linalg.norm(value - variables[name])
+        assert difference <= 1e-5 * np.linalg.norm(variables[name]), name
+
+
 @pytest.mark.parametrize("size", [30_000_000])
 def test_gradient_norm_of_many_values(size):
     """Squares added up one after the other in float32 would stop growing at 2^24 terms."""
