@@ -174,20 +174,25 @@ def read_serialized(path):
     path = Path(path)
     try:
         with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            offset = 0
-            while offset < size:
-                header = file.read(_LENGTH.size)
-                length = _LENGTH.unpack(header)[0] if len(header) == _LENGTH.size else size
-                if length > size - offset - _LENGTH.size:
-                    raise UserError(
-                        f"{path}: truncated or not an OFRecord file: the record at byte {offset} runs past the end "
-                        f"of the file ({size} bytes); make or copy the part anew"
-                    )
-                yield offset, file.read(length)
-                offset += _LENGTH.size + length
+            yield from read_open_file(file, path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def read_open_file(file, path):
+    """What `read_serialized` yields, from a part file that is open for reading; `path` is for messages only."""
+    size = os.fstat(file.fileno()).st_size
+    offset = 0
+    while offset < size:
+        header = file.read(_LENGTH.size)
+        length = _LENGTH.unpack(header)[0] if len(header) == _LENGTH.size else size
+        if length > size - offset - _LENGTH.size:
+            raise UserError(
+                f"{path}: truncated or not an OFRecord file: the record at byte {offset} runs past the end "
+                f"of the file ({size} bytes); make or copy the part anew"
+            )
+        yield offset, file.read(length)
+        offset += _LENGTH.size + length
 
 
 def read(path):
@@ -198,7 +203,7 @@ def read(path):
 
 @contextlib.contextmanager
 def open_writer(path):
-    """A function that appends one serialized record to the part file `path`, which appears whole when the block ends."""
+    """A function that appends a serialized record to the part file `path`, which appears whole when the block ends."""
     with atomic_file(path) as file:
         yield functools.partial(write_record, file)
 

@@ -26,7 +26,7 @@ def numbered_documents(lengths):
 
 
 def numbered_pieces(documents, continuation_share=0.0, seed=0):
-    """Pieces for `numbered_documents`, of which a share is ##continuations, and with 5 random pieces beyond the text."""
+    """Pieces for `numbered_documents`, a share of them ##continuations, and 5 more for random replacement."""
     number = FIRST_TEXT_ID + len(documents.ids) + 5
     is_continuation = np.random.default_rng(seed).random(number) < continuation_share
     return Pieces(PADDING, CLASSIFIER, SEPARATOR, MASK, np.arange(number - 5, number), is_continuation)

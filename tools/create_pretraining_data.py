@@ -1,7 +1,7 @@
 """Makes OFRecord parts for pre-training from plain text: one sentence a line, documents separated by blank lines.
 
-The instances are those of google-research/bert's create_pretraining_data.py (see pretraining_instances.py). What differs
-is how it gets through a corpus that does not fit into memory:
+The instances are those of google-research/bert's create_pretraining_data.py (see pretraining_instances.py). What
+differs is how it gets through a corpus that does not fit into memory:
 
 1. Scan. Every file is read once: it has to be UTF-8, and its documents are grouped into extents, ranges of some
    hundred kilobytes that begin and end with a document.
@@ -26,7 +26,6 @@ import itertools
 import json
 import os
 import random
-import struct
 import sys
 import tempfile
 import unicodedata
@@ -74,8 +73,6 @@ BUCKET_BYTES = 64 << 20
 # Each is an open file.
 MAX_BUCKETS = 256
 INSTANCES_PER_BATCH = 1024
-# Stands before each record in a bucket.
-LENGTH = struct.Struct("<Q")
 
 
 class PartCounts(NamedTuple):
@@ -262,8 +259,9 @@ def accept_settings(output_dir, settings):
         raise UserError(f"{path}: is damaged; {advice}") from None
     for name, value in settings.items():
         if found.get(name) != value:
-            is_digest = name.endswith("sha256")
-            difference = "other " + name.removesuffix("_sha256") if is_digest else f"{name} {found.get(name)}, not {value}"
+            difference = f"{name} {found.get(name)}, not {value}"
+            if name.endswith("_sha256"):
+                difference = f"other {name.removesuffix('_sha256')}"
             raise UserError(f"{output_dir}: holds parts that were made with {difference}; {advice}")
 
 
@@ -293,33 +291,39 @@ def make_parts(missing, dealt, paths, arguments):
 
 def make_part(part, extents, paths, arguments, report):
     """Makes the file of one part and returns its PartCounts; calls `report` with the number of sentences as it goes."""
-    tokenizer, pieces = load_tokenizer(arguments.vocab_file, arguments.do_lower_case)
-    documents_used = instances = 0
     with contextlib.ExitStack() as stack:
         buckets = [
             stack.enter_context(tempfile.TemporaryFile(dir=arguments.output_dir))
             for _ in range(count_buckets(extents, arguments))
         ]
-        shuffle_rng = make_generator(arguments.random_seed, part)
-        for block_index, block in enumerate(split_blocks(extents)):
-            documents = read_documents(block, paths, tokenizer)
-            number = len(documents.document_starts) - 1
-            if number == 1:
-                raise UserError(f"part-{part}: all but one of its documents have no text; use fewer parts")
-            documents_used += number
-            for features in make_instances(documents, pieces, arguments, (part, block_index), report):
-                records = ofrecord.serialize_batch(features)
-                for record, bucket in zip(records, shuffle_rng.integers(len(buckets), size=len(records)).tolist()):
-                    buckets[bucket].write(LENGTH.pack(len(record)) + record)
-                instances += len(records)
-        if not instances:
-            raise UserError(f"part-{part}: its documents have no text; use fewer parts")
-
+        rng = make_generator(arguments.random_seed, part)
+        counts = fill_buckets(buckets, part, extents, paths, arguments, rng, report)
         with ofrecord.open_writer(arguments.output_dir / f"part-{part}") as write:
             for bucket in buckets:
-                records = read_bucket(bucket)
-                for index in shuffle_rng.permutation(len(records)).tolist():
+                bucket.seek(0)
+                records = [record for _, record in ofrecord.read_open_file(bucket, "bucket")]
+                for index in rng.permutation(len(records)).tolist():
                     write(records[index])
+    return counts
+
+
+def fill_buckets(buckets, part, extents, paths, arguments, rng, report):
+    """Makes the instances of a part and writes each, serialized, to a bucket at random; returns the PartCounts."""
+    tokenizer, pieces = load_tokenizer(arguments.vocab_file, arguments.do_lower_case)
+    documents_used = instances = 0
+    for block_index, block in enumerate(split_blocks(extents)):
+        documents = read_documents(block, paths, tokenizer)
+        number = len(documents.document_starts) - 1
+        if number == 1:
+            raise UserError(f"part-{part}: all but one of its documents have no text; use fewer parts")
+        documents_used += number
+        for features in make_instances(documents, pieces, arguments, (part, block_index), report):
+            records = ofrecord.serialize_batch(features)
+            for record, bucket in zip(records, rng.integers(len(buckets), size=len(records)).tolist()):
+                ofrecord.write_record(buckets[bucket], record)
+            instances += len(records)
+    if not instances:
+        raise UserError(f"part-{part}: its documents have no text; use fewer parts")
     return PartCounts(part, documents_used, instances)
 
 
@@ -360,15 +364,6 @@ def count_buckets(extents, arguments):
     instances = sum(2 * extent.documents + extent.size // (2 * arguments.max_seq_length) for extent in extents)
     instance_bytes = 5 * arguments.max_seq_length + 9 * arguments.max_predictions_per_seq + 150
     return min(MAX_BUCKETS, 1 + instances * arguments.dupe_factor * instance_bytes // BUCKET_BYTES)
-
-
-def read_bucket(bucket):
-    """All records in a bucket."""
-    bucket.seek(0)
-    records = []
-    while header := bucket.read(LENGTH.size):
-        records.append(bucket.read(LENGTH.unpack(header)[0]))
-    return records
 
 
 @functools.lru_cache(maxsize=1)

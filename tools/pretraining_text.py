@@ -119,7 +119,7 @@ def find_documents(path, on_data):
 
 
 def read_lines(path, on_data):
-    """Yields every line of a file as (text, size in bytes with its line end); calls `on_data` with the bytes it reads."""
+    """Yields every line of a file as (text, size in bytes with its line end); calls `on_data` with all bytes read."""
     with open(path, "rb") as file:
         rest = b""
         offset = 0
@@ -167,7 +167,7 @@ def deal_extents(extents, part_num, random_seed):
     if not parts[0][0]:
         documents = sum(extent.documents for extent in extents)
         raise UserError(
-            f"{documents} documents are too few, or too unequal in size, for --part_num {part_num}: every part needs two"
+            f"{documents} documents are too few, or too unequal, for --part_num {part_num}: every part needs two"
         )
     return dealt
 
