@@ -6,6 +6,7 @@ Writes nbest_predictions.json too, and null_odds.json for SQuAD v2.0. Needs neit
 import contextlib
 import json
 import os
+import sys
 import warnings
 from pathlib import Path
 from typing import NamedTuple
@@ -106,18 +107,19 @@ def parse_arguments():
 
 
 def check_bert_config(arguments, vocab):
-    """Raises UserError unless vocabulary and sequence length are those of the model's configuration file."""
+    """Raises UserError if the model of the configuration file cannot have had this vocabulary or sequence length."""
     path = arguments.bert_config_file
     config = squad_file.read_json(path)
     vocab_size = squad_file.field(config, "vocab_size", int, path)
     max_position_embeddings = squad_file.field(config, "max_position_embeddings", int, path)
     # Lines that are empty, at the end as a rule, do no harm.
     num_pieces = max(index for piece, index in vocab.items() if piece) + 1
-    if num_pieces != vocab_size:
-        raise UserError(
-            f"{arguments.vocab_file} has {num_pieces} entries, but vocab_size in {path} is {vocab_size}: "
-            "it is another model's vocabulary"
-        )
+    sizes = f"{arguments.vocab_file} has {num_pieces} entries, and vocab_size in {path} is {vocab_size}"
+    if num_pieces > vocab_size:
+        raise UserError(f"{sizes}: it is another model's vocabulary")
+    if num_pieces < vocab_size:
+        # A model may well have more embeddings than its vocabulary needs, so that this can be right.
+        print(f"note: {sizes}: is it this model's vocabulary?", file=sys.stderr)
     if arguments.max_seq_length > max_position_embeddings:
         raise UserError(
             f"--max_seq_length {arguments.max_seq_length} is more than max_position_embeddings in {path}, "

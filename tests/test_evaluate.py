@@ -1,4 +1,4 @@
-"""evaluate-v1.1.py: scores worked out by hand and by a plain implementation, and files that are not what they should be."""
+"""evaluate-v1.1.py: scores worked out by hand and by a plain implementation, and files not what they should be."""
 
 import importlib.util
 import json

@@ -311,7 +311,7 @@ def test_bad_flags(tmp_path, flags, fragments):
 @pytest.mark.parametrize(
     "config, fragments",
     [
-        ({"vocab_size": 30522, "max_position_embeddings": 512}, [f"{len(hard_text.VOCAB)} entries", "30522"]),
+        ({"vocab_size": 100, "max_position_embeddings": 512}, [f"{len(hard_text.VOCAB)} entries", "100"]),
         ({"vocab_size": len(hard_text.VOCAB), "max_position_embeddings": 16}, ["max_seq_length 24", "16"]),
         ({"vocab_size": "many"}, ["vocab_size should be a whole number"]),
         ({}, ["vocab_size is missing"]),
@@ -322,6 +322,14 @@ def test_model_configuration_that_does_not_fit(tmp_path, config, fragments):
     path = tmp_path / "bert_config.json"
     path.write_text(json.dumps(config))
     assert_rejected(tmp_path, RESULTS, path, *fragments, bert_config_file=path)
+
+
+def test_vocabulary_smaller_than_the_models(tmp_path):
+    (tmp_path / "bert_config.json").write_text('{"vocab_size": 30522, "max_position_embeddings": 512}')
+    flags = {**write_inputs(tmp_path, CONTENT, RESULTS), **SETTINGS}
+    result = run(SCRIPT, bert_config_file=tmp_path / "bert_config.json", **flags)
+    assert result.returncode == 0
+    assert result.stderr.startswith("note: ") and f"{len(hard_text.VOCAB)} entries" in result.stderr
 
 
 def test_two_questions_of_one_id(tmp_path):
