@@ -40,14 +40,19 @@ def main():
     if output_dir.exists() and not output_dir.is_dir():
         raise UserError(f"--output_dir {output_dir} is no folder")
     vocab = read_vocab(arguments.vocab_file)
-    if arguments.bert_config_file:
-        check_bert_config(arguments, vocab)
+    num_spare = check_bert_config(arguments, vocab) if arguments.bert_config_file else 0
     results = open_results(arguments.all_results_file, arguments.max_seq_length)
     _, paragraphs = squad_file.read_paragraphs(arguments.predict_file)
     squad_file.check_unique_ids(paragraphs, arguments.predict_file)
 
     examples = make_examples(paragraphs, Tokenizer(vocab, arguments.do_lower_case), arguments)
     results = fit_results(results, examples, arguments)
+    if num_spare:
+        print(
+            f"note: {arguments.vocab_file} has {num_spare} entries fewer than vocab_size in "
+            f"{arguments.bert_config_file}; if it is not the model's vocabulary, the answers are wrong",
+            file=sys.stderr,
+        )
     predictions, n_best, null_odds = answer_questions(examples, results, arguments)
 
     contents = {"predictions.json": predictions, "nbest_predictions.json": n_best}
@@ -107,24 +112,27 @@ def parse_arguments():
 
 
 def check_bert_config(arguments, vocab):
-    """Raises UserError if the model of the configuration file cannot have had this vocabulary or sequence length."""
+    """Raises UserError if the model of the configuration file cannot have had this vocabulary or sequence length.
+
+    Returns how many embeddings the model has beyond those of the vocabulary, none as a rule.
+    """
     path = arguments.bert_config_file
     config = squad_file.read_json(path)
     vocab_size = squad_file.field(config, "vocab_size", int, path)
     max_position_embeddings = squad_file.field(config, "max_position_embeddings", int, path)
     # Lines that are empty, at the end as a rule, do no harm.
     num_pieces = max(index for piece, index in vocab.items() if piece) + 1
-    sizes = f"{arguments.vocab_file} has {num_pieces} entries, and vocab_size in {path} is {vocab_size}"
     if num_pieces > vocab_size:
-        raise UserError(f"{sizes}: it is another model's vocabulary")
-    if num_pieces < vocab_size:
-        # A model may well have more embeddings than its vocabulary needs, so that this can be right.
-        print(f"note: {sizes}: is it this model's vocabulary?", file=sys.stderr)
+        raise UserError(
+            f"{arguments.vocab_file} has {num_pieces} entries, but vocab_size in {path} is {vocab_size}: it is another "
+            "model's vocabulary"
+        )
     if arguments.max_seq_length > max_position_embeddings:
         raise UserError(
             f"--max_seq_length {arguments.max_seq_length} is more than max_position_embeddings in {path}, "
             f"{max_position_embeddings}"
         )
+    return vocab_size - num_pieces
 
 
 def open_results(path, seq_length):

@@ -73,7 +73,7 @@ def _best_indexes(logits, count):
 
 
 def null_prediction(start_logits, end_logits):
-    """ "No answer" for a question of SQuAD v2.0: (Prediction, score); logits as for `rank_spans`.
+    """The prediction that there is no answer, for SQuAD v2.0: (Prediction, score); logits as for `rank_spans`.
 
     The window that has the least sum of logits at [CLS] counts, that is, the one surest of an answer.
     """
@@ -88,7 +88,7 @@ def n_best_predictions(spans, null, document, find_text, n_best_size):
     """The `n_best_size` best predictions of different text, best first: list of Prediction, never empty.
 
     `null` is the Prediction of "no answer", or None for SQuAD v1.1. It is always among them, if need be as one more.
-    `find_text(pieces, words)` is `TextFinder`, or does the same.
+    `find_text` is a TextFinder.
     """
     predictions = []
     seen = set()

@@ -326,10 +326,12 @@ def test_model_configuration_that_does_not_fit(tmp_path, config, fragments):
 
 def test_vocabulary_smaller_than_the_models(tmp_path):
     (tmp_path / "bert_config.json").write_text('{"vocab_size": 30522, "max_position_embeddings": 512}')
-    flags = {**write_inputs(tmp_path, CONTENT, RESULTS), **SETTINGS}
+    flags = {**write_inputs(tmp_path, CONTENT, RESULTS), **SETTINGS, "output_dir": tmp_path / "noted"}
     result = run(SCRIPT, bert_config_file=tmp_path / "bert_config.json", **flags)
     assert result.returncode == 0
-    assert result.stderr.startswith("note: ") and f"{len(hard_text.VOCAB)} entries" in result.stderr
+    assert result.stderr.startswith("note: ") and f"{30522 - len(hard_text.VOCAB)} entries fewer" in result.stderr
+    # Where there is an error it is the only line.
+    assert_rejected(tmp_path, RESULTS[1:], "no result", bert_config_file=tmp_path / "bert_config.json")
 
 
 def test_two_questions_of_one_id(tmp_path):
