@@ -1,0 +1,30 @@
+"""Run by a Python that has transformers and torch: loads a Hugging Face folder, and saves what its model computes.
+
+    python tests/transformers_outputs.py CLASS FOLDER BATCH.npz OUTPUTS.npz
+
+Prints, as JSON, what transformers says of the loading and how its tokenizer splits a text.
+"""
+
+import json
+import sys
+
+import numpy as np
+import torch
+import transformers
+
+
+def main():
+    class_name, folder, batch_file, outputs_file = sys.argv[1:]
+    transformers.logging.set_verbosity_error()
+    model, loading = getattr(transformers, class_name).from_pretrained(folder, output_loading_info=True)
+    with np.load(batch_file) as batch:
+        inputs = {name: torch.from_numpy(batch[name]).long() for name in batch}
+    with torch.no_grad():
+        outputs = model.eval()(**inputs)
+    np.savez(outputs_file, **{name: value.numpy() for name, value in outputs.items()})
+    tokens = transformers.AutoTokenizer.from_pretrained(folder).tokenize("Hello unaffable")
+    print(json.dumps({"loading": {key: sorted(map(str, value)) for key, value in loading.items()}, "tokens": tokens}))
+
+
+if __name__ == "__main__":
+    main()
