@@ -3,10 +3,10 @@
 #include "kernels.h"
 #include "parallel.h"
 #include "reductions.h"
+#include "row_sums.h"
 
 namespace {
 
-constexpr int64_t kRowsPerPart = 64;
 constexpr int64_t kTerms = 65536;
 
 }  // namespace
@@ -37,28 +37,9 @@ void bert_bias_add(int64_t rows, int64_t columns, const float* x, const float* b
 }
 
 void bert_sum_rows(int64_t rows, int64_t columns, const float* x, float* y) {
-  if (rows == 0) {
-    std::memset(y, 0, columns * sizeof(float));
-    return;
-  }
-  const int64_t parts = (rows + kRowsPerPart - 1) / kRowsPerPart;
-  float* partial = parts == 1 ? y : bert::scratch(parts * columns);
-  bert::parallel_chunks(parts, [=](int64_t part) {
-    float* total = partial + part * columns;
-    const int64_t begin = part * kRowsPerPart, end = std::min(rows, begin + kRowsPerPart);
-    std::memcpy(total, x + begin * columns, columns * sizeof(float));
-    for (int64_t row = begin + 1; row < end; ++row) {
-      const float* from = x + row * columns;
-      for (int64_t i = 0; i < columns; ++i) total[i] += from[i];
-    }
-  });
-  if (parts == 1) return;
-  bert::parallel_for(columns, 1024, [=](int64_t begin, int64_t end) {
-    std::memcpy(y + begin, partial + begin, (end - begin) * sizeof(float));
-    for (int64_t part = 1; part < parts; ++part) {
-      const float* from = partial + part * columns;
-      for (int64_t i = begin; i < end; ++i) y[i] += from[i];
-    }
+  bert::sum_over_rows<1>(rows, columns, {y}, [=](int64_t row, float* const total[1]) {
+    const float* from = x + row * columns;
+    for (int64_t i = 0; i < columns; ++i) total[0][i] += from[i];
   });
 }
 

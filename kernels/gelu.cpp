@@ -1,6 +1,7 @@
 #include "kernels.h"
 #include "float_math.h"
 #include "parallel.h"
+#include "row_sums.h"
 
 namespace bert {
 namespace {
@@ -38,5 +39,14 @@ void bert_gelu_grad(int64_t rows, int64_t columns, const float* x, const float* 
       const int64_t at = row * columns;
       bert::gelu_grad_row(columns, x + at, bias, dy + at, dx + at);
     }
+  });
+}
+
+void bert_bias_gelu_grad(int64_t rows, int64_t columns, const float* x, const float* bias, const float* dy, float* dx,
+                         float* dbias) {
+  bert::sum_over_rows<1>(rows, columns, {dbias}, [=](int64_t row, float* const total[1]) {
+    const int64_t at = row * columns;
+    bert::gelu_grad_row(columns, x + at, bias, dy + at, dx + at);
+    for (int64_t i = 0; i < columns; ++i) total[0][i] += dx[at + i];
   });
 }

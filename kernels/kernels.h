@@ -92,6 +92,42 @@ BERT_KERNEL double bert_sum_of_squares(int64_t count, const float* x);
 // y[a, c, b, d] = x[a, b, c, d], d innermost.
 BERT_KERNEL void bert_swap_middle(int64_t a, int64_t b, int64_t c, int64_t d, const float* x, float* y);
 
+// ---- fused operators; `random` holds the key of the random bits of each row's sequence (see dropout.cpp)
+
+struct BertAttention {
+  int64_t batch, length, heads, head_size;
+  float rate;  // of dropout on the probabilities
+  int64_t hidden() const { return heads * head_size; }
+  float scale() const { return 1.0f / __builtin_sqrtf(static_cast<float>(head_size)); }
+};
+// attention.cpp: out = dropout(softmax(query key^T / sqrt(head_size) + mask)) value, for each head. query, key, value and
+// out are [batch * length, hidden], heads side by side; mask is [batch, length]. statistics [batch, heads, length, 2]
+// is what the gradient needs of the softmax; null where there will be none. random may be null if rate is 0.
+BERT_KERNEL void bert_attention(const BertAttention* shape, const float* query, const float* key, const float* value,
+                                const float* mask, const int64_t* random, float* out, float* statistics);
+BERT_KERNEL void bert_attention_grad(const BertAttention* shape, const float* dout, const float* out,
+                                     const float* query, const float* key, const float* value, const float* mask,
+                                     const float* statistics, const int64_t* random, float* dquery, float* dkey,
+                                     float* dvalue);
+
+// residual_norm.cpp: y = layer_norm(dropout(x + bias) + residual) * gamma + beta, all [rows, columns]. normalised (before
+// gamma and beta) and inverse_deviation [rows] are what the gradient needs.
+BERT_KERNEL void bert_residual_norm(int64_t rows, int64_t columns, float rate, double epsilon, const float* x,
+                                    const float* bias, const float* residual, const float* gamma, const float* beta,
+                                    const int64_t* random, float* y, float* normalised, float* inverse_deviation);
+BERT_KERNEL void bert_residual_norm_grad(int64_t rows, int64_t columns, float rate, const float* dy,
+                                         const float* normalised, const float* inverse_deviation, const float* gamma,
+                                         const int64_t* random, float* dx, float* dresidual, float* dbias,
+                                         float* dgamma, float* dbeta);
+
+// gelu.cpp: the gradients of gelu(x + bias) by x and by bias.
+BERT_KERNEL void bert_bias_gelu_grad(int64_t rows, int64_t columns, const float* x, const float* bias, const float* dy,
+                                     float* dx, float* dbias);
+
+// matmul.cpp: y[rows, outputs] = x[rows, inputs] weight[inputs, outputs] + bias.
+BERT_KERNEL void bert_linear(int64_t rows, int64_t inputs, int64_t outputs, const float* x, const float* weight,
+                             const float* bias, float* y);
+
 // ---- adam.cpp
 
 struct BertAdam {

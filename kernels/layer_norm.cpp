@@ -3,12 +3,10 @@
 #include "kernels.h"
 #include "parallel.h"
 #include "reductions.h"
+#include "row_sums.h"
 
 namespace bert {
 namespace {
-
-// Rows whose sums make one partial sum of the parameters' gradients.
-constexpr int64_t kRowsPerPart = 64;
 
 // Statistics and differences from the mean are taken in double precision: a row may lie far from zero.
 void normalise_rows(int64_t begin, int64_t end, int64_t columns, double epsilon, const float* x, const float* gamma,
@@ -78,27 +76,13 @@ void bert_layer_norm_grad(int64_t rows, int64_t columns, const float* dy, const 
 
 void bert_layer_norm_param_grad(int64_t rows, int64_t columns, const float* dy, const float* x, const float* mean,
                                 const float* inverse_deviation, float* dgamma, float* dbeta) {
-  const int64_t parts = std::max<int64_t>(1, (rows + bert::kRowsPerPart - 1) / bert::kRowsPerPart);
-  float* partial = bert::scratch(parts * 2 * columns);
-  bert::parallel_chunks(parts, [=](int64_t part) {
-    float* gamma_sum = partial + part * 2 * columns;
-    float* beta_sum = gamma_sum + columns;
-    std::fill(gamma_sum, gamma_sum + 2 * columns, 0.0f);
-    const int64_t end = std::min(rows, (part + 1) * bert::kRowsPerPart);
-    for (int64_t row = part * bert::kRowsPerPart; row < end; ++row) {
-      const float* gradient = dy + row * columns;
-      const float* from = x + row * columns;
-      const float centre = mean[row], scale = inverse_deviation[row];
-      for (int64_t i = 0; i < columns; ++i) {
-        gamma_sum[i] += gradient[i] * ((from[i] - centre) * scale);
-        beta_sum[i] += gradient[i];
-      }
+  bert::sum_over_rows<2>(rows, columns, {dgamma, dbeta}, [=](int64_t row, float* const total[2]) {
+    const float* gradient = dy + row * columns;
+    const float* from = x + row * columns;
+    const float centre = mean[row], scale = inverse_deviation[row];
+    for (int64_t i = 0; i < columns; ++i) {
+      total[0][i] += gradient[i] * ((from[i] - centre) * scale);
+      total[1][i] += gradient[i];
     }
   });
-  for (int64_t part = 1; part < parts; ++part) {
-    const float* from = partial + part * 2 * columns;
-    for (int64_t i = 0; i < 2 * columns; ++i) partial[i] += from[i];
-  }
-  if (dgamma != nullptr) std::copy(partial, partial + columns, dgamma);
-  if (dbeta != nullptr) std::copy(partial + columns, partial + 2 * columns, dbeta);
 }

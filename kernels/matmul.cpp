@@ -4,10 +4,9 @@
 #include <dnnl.h>
 #include <omp.h>
 
-#include <cstring>
-
 #include "kernels.h"
 #include "parallel.h"
+#include "product.h"
 
 namespace bert {
 namespace {
@@ -34,6 +33,19 @@ constexpr int64_t kBlocks = 4;
 int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
 }  // namespace
+
+void product(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, float alpha, const float* a,
+             int64_t lda, const float* b, int64_t ldb, float beta, float* c, int64_t ldc) {
+  if (k == 0) {
+    for (int64_t i = 0; i < m; ++i) {
+      for (int64_t j = 0; j < n; ++j) c[i * ldc + j] = beta == 0.0f ? 0.0f : beta * c[i * ldc + j];
+    }
+    return;
+  }
+  SingleThread single_thread;
+  dnnl_sgemm(transpose_a ? 'T' : 'N', transpose_b ? 'T' : 'N', m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
+}
+
 }  // namespace bert
 
 void bert_matmul(bool transpose_a, bool transpose_b, int64_t batch, int64_t m, int64_t n, int64_t k, float alpha,
@@ -51,21 +63,20 @@ void bert_matmul(bool transpose_a, bool transpose_b, int64_t batch, int64_t m, i
   }
   const int64_t across = (n + columns - 1) / columns, down = (m + rows - 1) / rows;
   bert::parallel_chunks(batch * down * across, [=](int64_t chunk) {
-    bert::SingleThread single_thread;
     const int64_t column = chunk % across * columns;
     const int64_t row = chunk / across % down * rows;
     const int64_t matrix = chunk / (across * down);
     const float* block_a = a + matrix * stride_a + (transpose_a ? row : row * lda);
     const float* block_b = b + matrix * stride_b + (transpose_b ? column * ldb : column);
-    float* block_c = c + matrix * stride_c + row * ldc + column;
-    const int64_t block_m = std::min(rows, m - row), block_n = std::min(columns, n - column);
-    if (k == 0) {
-      for (int64_t i = 0; i < block_m; ++i) {
-        for (int64_t j = 0; j < block_n; ++j) block_c[i * ldc + j] = beta == 0 ? 0 : beta * block_c[i * ldc + j];
-      }
-      return;
-    }
-    dnnl_sgemm(transpose_a ? 'T' : 'N', transpose_b ? 'T' : 'N', block_m, block_n, k, alpha, block_a, lda, block_b,
-               ldb, beta, block_c, ldc);
+    bert::product(transpose_a, transpose_b, std::min(rows, m - row), std::min(columns, n - column), k, alpha, block_a,
+                  lda, block_b, ldb, beta, c + matrix * stride_c + row * ldc + column, ldc);
   });
+}
+
+void bert_linear(int64_t rows, int64_t inputs, int64_t outputs, const float* x, const float* weight, const float* bias,
+                 float* y) {
+  bert::parallel_for(rows, bert::rows_per_chunk(outputs), [=](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) std::copy(bias, bias + outputs, y + row * outputs);
+  });
+  bert_matmul(false, false, 1, rows, outputs, inputs, 1.0f, x, inputs, 0, weight, outputs, 0, 1.0f, y, outputs, 0);
 }

@@ -67,13 +67,7 @@ class Pool {
     work();
     // Whoever sees this does not begin; whoever has begun is counted in working_.
     epoch_.store(open + 1);
-    for (int spins = 0; working_.load() != 0; ++spins) {
-      if (spins < 4096) {
-        pause();
-      } else {
-        sched_yield();
-      }
-    }
+    wait_for_helpers();
     return true;
   }
 
@@ -82,6 +76,7 @@ class Pool {
     new (&owner_) std::mutex;
     new (&threads_) std::vector<std::thread>;
     working_ = 0;
+    owner_sleeps_ = false;
     sleepers_ = 0;
     epoch_ = 0;
   }
@@ -120,7 +115,19 @@ class Pool {
       if (now % 2 == 0) continue;
       working_.fetch_add(1);
       if (epoch_.load() == now) work();
-      working_.fetch_sub(1);
+      if (working_.fetch_sub(1) == 1 && owner_sleeps_.load()) futex_wake_all(&working_);
+    }
+  }
+
+  // Until those who have begun are done. One of them may have lost its processor to another process.
+  void wait_for_helpers() {
+    const auto deadline = std::chrono::steady_clock::now() + kSpinTime;
+    for (int spins = 1; working_.load() != 0; ++spins) {
+      pause();
+      if (spins % 64 != 0 || std::chrono::steady_clock::now() < deadline) continue;
+      owner_sleeps_.store(true);
+      for (uint32_t working; (working = working_.load()) != 0;) futex_wait(&working_, working);
+      owner_sleeps_.store(false);
     }
   }
 
@@ -145,7 +152,8 @@ class Pool {
   // Odd while a loop is open to helpers.
   alignas(64) std::atomic<uint32_t> epoch_{0};
   std::atomic<int> sleepers_{0};
-  alignas(64) std::atomic<int> working_{0};
+  alignas(64) std::atomic<uint32_t> working_{0};
+  std::atomic<bool> owner_sleeps_{false};
   alignas(64) std::atomic<int64_t> next_{0};
   void (*function_)(void*, int64_t) = nullptr;
   void* context_ = nullptr;

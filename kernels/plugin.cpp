@@ -2,62 +2,14 @@
 // wins by its priority, or implements an operator that has had a CUDA kernel only. What a registration does not match
 // (other data types, other axes) stays with OneFlow.
 #include "oneflow/core/common/balanced_splitter.h"
-#include "oneflow/core/framework/framework.h"
 #include "oneflow/core/framework/random_generator.h"
 #include "oneflow/core/framework/random_generator_impl.h"
 #include "oneflow/core/job/resource_desc.h"
 
-#include "kernels.h"
+#include "plugin.h"
 
 namespace oneflow {
 namespace {
-
-using user_op::KernelComputeContext;
-using user_op::KernelRegContext;
-using user_op::Tensor;
-
-// ---- what the kernels share
-
-template <void (*compute)(KernelComputeContext*)>
-class Kernel final : public user_op::OpKernel {
- private:
-  using user_op::OpKernel::Compute;
-  void Compute(KernelComputeContext* context) const override { compute(context); }
-  bool AlwaysComputeWhenAllOutputsEmpty() const override { return false; }
-};
-
-const Tensor& tensor(KernelComputeContext* context, const char* name, int index = 0) {
-  return *CHECK_NOTNULL(context->Tensor4ArgNameAndIndex(name, index));
-}
-
-const float* input(KernelComputeContext* context, const char* name, int index = 0) {
-  return tensor(context, name, index).dptr<float>();
-}
-
-const float* optional_input(KernelComputeContext* context, const char* name) {
-  return context->has_input(name, 0) ? input(context, name) : nullptr;
-}
-
-float* output(KernelComputeContext* context, const char* name) {
-  return CHECK_NOTNULL(context->Tensor4ArgNameAndIndex(name, 0))->mut_dptr<float>();
-}
-
-float* optional_output(KernelComputeContext* context, const char* name) {
-  Tensor* made = context->has_output(name, 0) ? context->Tensor4ArgNameAndIndex(name, 0) : nullptr;
-  return made != nullptr ? made->mut_dptr<float>() : nullptr;
-}
-
-int64_t count_of(const Tensor& tensor) { return tensor.shape_view().elem_cnt(); }
-
-int64_t last_dimension(const Tensor& tensor) {
-  const auto& shape = tensor.shape_view();
-  return shape.NumAxes() == 0 ? 1 : shape.At(shape.NumAxes() - 1);
-}
-
-int64_t rows_of(const Tensor& tensor) {
-  const int64_t columns = last_dimension(tensor);
-  return columns == 0 ? 0 : count_of(tensor) / columns;
-}
 
 // Indices as int64, whatever integer type they have.
 class Indices {
@@ -77,37 +29,6 @@ class Indices {
   std::vector<int64_t> converted_;
   const int64_t* values_;
 };
-
-auto on_cpu() { return user_op::HobDeviceType() == DeviceType::kCPU; }
-
-auto is_float(const char* name) { return user_op::HobDataType(name, 0) == DataType::kFloat; }
-
-auto is_index(const char* name) {
-  return user_op::HobDataType(name, 0) == DataType::kInt32 || user_op::HobDataType(name, 0) == DataType::kInt64;
-}
-
-// A condition on shapes and attributes.
-template <typename Condition>
-auto when(const char* description, Condition condition) {
-  return hob::make_custom(description, [condition](const KernelRegContext& context) -> bool {
-    return condition(context);
-  });
-}
-
-const Shape& shape_of(const KernelRegContext& context, const char* name) {
-  return context.TensorDesc4ArgNameAndIndex(name, 0)->shape();
-}
-
-// The output may take the place of an input that nobody needs afterwards.
-user_op::InplaceProposalFn in_place(const char* output_name, const char* input_name) {
-  return [=](const user_op::InferContext& context, const user_op::AddInplaceArgPair& add) -> Maybe<void> {
-    if (context.has_input(input_name, 0)) { OF_RETURN_IF_ERROR(add(output_name, 0, input_name, 0, true)); }
-    return Maybe<void>::Ok();
-  };
-}
-
-#define REGISTER_BERT_KERNEL(name, function) \
-  REGISTER_USER_KERNEL(name).SetCreateFn<Kernel<function>>().SetPriority(user_op::kKernelPriorityOptimized)
 
 // ---- matrix products
 
@@ -306,10 +227,11 @@ class FirstRow final : public user_op::OpKernelCache {
 };
 
 std::shared_ptr<user_op::OpKernelCache> first_row_of(user_op::KernelCacheContext* context, const char* table) {
+  if (context->parallel_ctx().parallel_num() == 1) { return nullptr; }
   const auto& signature = context->NdSbp4ArgNameAndIndex(table, 0);
   const bool is_split = signature.sbp_parallel(0).has_split_parallel() &&
                         signature.sbp_parallel(0).split_parallel().axis() == 0;
-  if (context->parallel_ctx().parallel_num() == 1 || !is_split) { return nullptr; }
+  if (!is_split) { return nullptr; }
   CHECK_EQ(signature.sbp_parallel_size(), 1);
   const int64_t rows = context->LogicalTensorDesc4ArgNameAndIndex(table, 0)->shape().At(0);
   const BalancedSplitter splitter(rows, context->parallel_ctx().parallel_num());

@@ -1,0 +1,340 @@
+// Operators of our own, which OneFlow does not know: their definitions, their kernels, and the function by which Python
+// calls them (native.py gives them their gradients).
+#include <map>
+
+#include "oneflow/core/framework/op_builder.h"
+#include "oneflow/core/framework/op_expr.h"
+#include "oneflow/core/framework/tensor_tuple.h"
+#include "oneflow/core/framework/user_op_registry_manager.h"
+
+#include "plugin.h"
+
+namespace oneflow {
+
+namespace one {
+
+// As in OneFlow's op_interpreter_util.h, which includes what the wheel lacks.
+class OpInterpUtil {
+ public:
+  template <typename T>
+  static Maybe<T> Dispatch(const OpExpr& op_expr, const TensorTuple& inputs);
+};
+
+}  // namespace one
+
+namespace {
+
+using user_op::InferContext;
+using user_op::OpArg;
+using user_op::SbpContext;
+
+// ---- random keys
+
+// A key for each forward pass of an operator. The gradient gets it as a tensor, one element a row, so that it draws the
+// same mask; ranks that hold different rows draw different ones.
+class RandomKeys final : public user_op::OpKernelState {
+ public:
+  explicit RandomKeys(uint64_t seed) : state_(seed) {}
+
+  // SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, OOPSLA 2014).
+  int64_t next() {
+    state_ += 0x9E3779B97F4A7C15u;
+    uint64_t key = state_;
+    key = (key ^ key >> 30) * 0xBF58476D1CE4E5B9u;
+    key = (key ^ key >> 27) * 0x94D049BB133111EBu;
+    return static_cast<int64_t>(key ^ key >> 31);
+  }
+
+ private:
+  uint64_t state_;
+};
+
+template <void (*compute)(KernelComputeContext*, int64_t key)>
+class RandomKernel final : public user_op::OpKernel {
+ public:
+  std::shared_ptr<user_op::OpKernelState> CreateOpKernelState(user_op::KernelInitContext* context) const override {
+    uint64_t seed = bert_stream_seed(context->op_name().c_str());
+    const bool is_split = context->parallel_ctx().parallel_num() > 1 &&
+                          context->NdSbp4ArgNameAndIndex("random", 0).sbp_parallel(0).has_split_parallel();
+    if (is_split) { seed += 0xD1342543DE82EF95u * (context->parallel_ctx().parallel_id() + 1); }
+    return std::make_shared<RandomKeys>(seed);
+  }
+
+ private:
+  using user_op::OpKernel::Compute;
+  void Compute(KernelComputeContext* context, user_op::OpKernelState* state,
+               const user_op::OpKernelCache*) const override {
+    compute(context, CHECK_NOTNULL(dynamic_cast<RandomKeys*>(state))->next());
+  }
+  bool AlwaysComputeWhenAllOutputsEmpty() const override { return false; }
+};
+
+int64_t* random_output(KernelComputeContext* context, int64_t key) {
+  Tensor* random = context->Tensor4ArgNameAndIndex("random", 0);
+  int64_t* keys = random->mut_dptr<int64_t>();
+  std::fill(keys, keys + count_of(*random), key);
+  return keys;
+}
+
+// All data are float32 but the random keys.
+Maybe<void> infer_types(InferContext* context) {
+  for (const auto& [name, index] : context->outputs()) {
+    context->SetOutputDType(name, index, name == "random" ? DataType::kInt64 : DataType::kFloat);
+  }
+  return Maybe<void>::Ok();
+}
+
+#define REGISTER_BERT_OPERATOR_KERNEL(name, kernel, ...) \
+  REGISTER_USER_KERNEL(name).SetCreateFn<kernel<__VA_ARGS__>>().SetIsMatchedHob(on_cpu());
+
+// ---- attention; see bert_attention in kernels.h
+
+BertAttention attention_shape(KernelComputeContext* context) {
+  const auto& mask = tensor(context, "mask").shape_view();
+  const int64_t heads = context->Attr<int64_t>("heads");
+  return {mask.At(0), mask.At(1), heads, last_dimension(tensor(context, "query")) / heads,
+          context->Attr<float>("rate")};
+}
+
+void attention(KernelComputeContext* context, int64_t key) {
+  const BertAttention shape = attention_shape(context);
+  bert_attention(&shape, input(context, "query"), input(context, "key"), input(context, "value"),
+                 input(context, "mask"), random_output(context, key), output(context, "out"),
+                 output(context, "statistics"));
+}
+
+void attention_grad(KernelComputeContext* context) {
+  const BertAttention shape = attention_shape(context);
+  bert_attention_grad(&shape, input(context, "dout"), input(context, "out"), input(context, "query"),
+                      input(context, "key"), input(context, "value"), input(context, "mask"),
+                      input(context, "statistics"), tensor(context, "random").dptr<int64_t>(),
+                      output(context, "dquery"), output(context, "dkey"), output(context, "dvalue"));
+}
+
+REGISTER_USER_OP("bert_attention")
+    .Input("query").Input("key").Input("value").Input("mask")
+    .Output("out").Output("statistics").Output("random")
+    .Attr<int64_t>("heads", 1)
+    .Attr<float>("rate", 0.0f)
+    .SetTensorDescInferFn([](InferContext* context) -> Maybe<void> {
+      const Shape& mask = context->InputShape("mask", 0);
+      const Shape& query = context->InputShape("query", 0);
+      CHECK_OR_RETURN(mask.NumAxes() == 2 && query.NumAxes() == 2 && query.At(0) == mask.elem_cnt());
+      context->SetOutputShape("out", 0, query);
+      context->SetOutputShape("statistics", 0, Shape({mask.At(0), context->Attr<int64_t>("heads"), mask.At(1), 2}));
+      context->SetOutputShape("random", 0, Shape({mask.elem_cnt()}));
+      return Maybe<void>::Ok();
+    })
+    .SetGetSbpFn([](SbpContext* context) -> Maybe<void> {
+      context->NewBuilder().Split(context->inputs(), 0).Split(context->outputs(), 0).Build();
+      return Maybe<void>::Ok();
+    })
+    .SetDataTypeInferFn(infer_types);
+
+REGISTER_BERT_OPERATOR_KERNEL("bert_attention", RandomKernel, attention)
+
+REGISTER_USER_OP("bert_attention_grad")
+    .Input("dout").Input("out").Input("query").Input("key").Input("value").Input("mask").Input("statistics")
+    .Input("random")
+    .Output("dquery").Output("dkey").Output("dvalue")
+    .Attr<int64_t>("heads", 1)
+    .Attr<float>("rate", 0.0f)
+    .SetTensorDescInferFn([](InferContext* context) -> Maybe<void> {
+      for (const char* name : {"dquery", "dkey", "dvalue"}) {
+        context->SetOutputShape(name, 0, context->InputShape("query", 0));
+      }
+      return Maybe<void>::Ok();
+    })
+    .SetGetSbpFn([](SbpContext* context) -> Maybe<void> {
+      context->NewBuilder().Split(context->inputs(), 0).Split(context->outputs(), 0).Build();
+      return Maybe<void>::Ok();
+    })
+    .SetDataTypeInferFn(infer_types);
+
+REGISTER_BERT_OPERATOR_KERNEL("bert_attention_grad", Kernel, attention_grad)
+
+// ---- bias, dropout, residual and normalisation; see bert_residual_norm
+
+void residual_norm(KernelComputeContext* context, int64_t key) {
+  const Tensor& x = tensor(context, "x");
+  bert_residual_norm(rows_of(x), last_dimension(x), context->Attr<float>("rate"), context->Attr<double>("epsilon"),
+                     x.dptr<float>(), input(context, "bias"), input(context, "residual"), input(context, "gamma"),
+                     input(context, "beta"), random_output(context, key), output(context, "y"),
+                     output(context, "normalised"), output(context, "inverse_deviation"));
+}
+
+void residual_norm_grad(KernelComputeContext* context) {
+  const Tensor& dy = tensor(context, "dy");
+  bert_residual_norm_grad(rows_of(dy), last_dimension(dy), context->Attr<float>("rate"), dy.dptr<float>(),
+                          input(context, "normalised"), input(context, "inverse_deviation"), input(context, "gamma"),
+                          tensor(context, "random").dptr<int64_t>(), output(context, "dx"),
+                          output(context, "dresidual"), output(context, "dbias"), output(context, "dgamma"),
+                          output(context, "dbeta"));
+}
+
+REGISTER_USER_OP("bert_residual_norm")
+    .Input("x").Input("bias").Input("residual").Input("gamma").Input("beta")
+    .Output("y").Output("normalised").Output("inverse_deviation").Output("random")
+    .Attr<float>("rate", 0.0f)
+    .Attr<double>("epsilon", 1e-12)
+    .SetTensorDescInferFn([](InferContext* context) -> Maybe<void> {
+      const Shape& x = context->InputShape("x", 0);
+      CHECK_OR_RETURN(x.NumAxes() == 2 && x == context->InputShape("residual", 0));
+      for (const char* name : {"bias", "gamma", "beta"}) {
+        CHECK_OR_RETURN(context->InputShape(name, 0) == Shape({x.At(1)}));
+      }
+      context->SetOutputShape("y", 0, x);
+      context->SetOutputShape("normalised", 0, x);
+      context->SetOutputShape("inverse_deviation", 0, Shape({x.At(0)}));
+      context->SetOutputShape("random", 0, Shape({x.At(0)}));
+      return Maybe<void>::Ok();
+    })
+    .SetGetSbpFn([](SbpContext* context) -> Maybe<void> {
+      context->NewBuilder()
+          .Split({OpArg("x", 0), OpArg("residual", 0)}, 0)
+          .Broadcast({OpArg("bias", 0), OpArg("gamma", 0), OpArg("beta", 0)})
+          .Split(context->outputs(), 0)
+          .Build();
+      return Maybe<void>::Ok();
+    })
+    .SetDataTypeInferFn(infer_types);
+
+REGISTER_BERT_OPERATOR_KERNEL("bert_residual_norm", RandomKernel, residual_norm)
+
+REGISTER_USER_OP("bert_residual_norm_grad")
+    .Input("dy").Input("normalised").Input("inverse_deviation").Input("gamma").Input("random")
+    .Output("dx").Output("dresidual").Output("dbias").Output("dgamma").Output("dbeta")
+    .Attr<float>("rate", 0.0f)
+    .SetTensorDescInferFn([](InferContext* context) -> Maybe<void> {
+      for (const char* name : {"dx", "dresidual"}) { context->SetOutputShape(name, 0, context->InputShape("dy", 0)); }
+      for (const char* name : {"dbias", "dgamma", "dbeta"}) {
+        context->SetOutputShape(name, 0, context->InputShape("gamma", 0));
+      }
+      return Maybe<void>::Ok();
+    })
+    .SetGetSbpFn([](SbpContext* context) -> Maybe<void> {
+      context->NewBuilder()
+          .Split({OpArg("dy", 0), OpArg("normalised", 0), OpArg("inverse_deviation", 0), OpArg("random", 0)}, 0)
+          .Broadcast(OpArg("gamma", 0))
+          .Split({OpArg("dx", 0), OpArg("dresidual", 0)}, 0)
+          .PartialSum({OpArg("dbias", 0), OpArg("dgamma", 0), OpArg("dbeta", 0)})
+          .Build();
+      return Maybe<void>::Ok();
+    })
+    .SetDataTypeInferFn(infer_types);
+
+REGISTER_BERT_OPERATOR_KERNEL("bert_residual_norm_grad", Kernel, residual_norm_grad)
+
+// ---- the gradient of fused_bias_add_gelu by both inputs; see bert_bias_gelu_grad
+
+void bias_gelu_grad(KernelComputeContext* context) {
+  const Tensor& x = tensor(context, "x");
+  bert_bias_gelu_grad(rows_of(x), last_dimension(x), x.dptr<float>(), input(context, "bias"), input(context, "dy"),
+                      output(context, "dx"), output(context, "dbias"));
+}
+
+REGISTER_USER_OP("bert_bias_gelu_grad")
+    .Input("x").Input("bias").Input("dy")
+    .Output("dx").Output("dbias")
+    .SetTensorDescInferFn([](InferContext* context) -> Maybe<void> {
+      context->SetOutputShape("dx", 0, context->InputShape("x", 0));
+      context->SetOutputShape("dbias", 0, context->InputShape("bias", 0));
+      return Maybe<void>::Ok();
+    })
+    .SetGetSbpFn([](SbpContext* context) -> Maybe<void> {
+      context->NewBuilder()
+          .Split({OpArg("x", 0), OpArg("dy", 0)}, 0)
+          .Broadcast(OpArg("bias", 0))
+          .Split(OpArg("dx", 0), 0)
+          .PartialSum(OpArg("dbias", 0))
+          .Build();
+      return Maybe<void>::Ok();
+    })
+    .SetDataTypeInferFn(infer_types);
+
+REGISTER_BERT_OPERATOR_KERNEL("bert_bias_gelu_grad", Kernel, bias_gelu_grad)
+
+// ---- x weight + bias; see bert_linear
+
+void linear(KernelComputeContext* context) {
+  const Tensor& x = tensor(context, "x");
+  const Tensor& out = tensor(context, "out");
+  bert_linear(rows_of(x), last_dimension(x), last_dimension(out), x.dptr<float>(), input(context, "weight"),
+              input(context, "bias"), output(context, "out"));
+}
+
+REGISTER_USER_OP("bert_linear")
+    .Input("x").Input("weight").Input("bias")
+    .Output("out")
+    .SetTensorDescInferFn([](InferContext* context) -> Maybe<void> {
+      const Shape &x = context->InputShape("x", 0), &weight = context->InputShape("weight", 0);
+      CHECK_OR_RETURN(x.NumAxes() == 2 && weight.NumAxes() == 2 && x.At(1) == weight.At(0));
+      CHECK_OR_RETURN(context->InputShape("bias", 0) == Shape({weight.At(1)}));
+      context->SetOutputShape("out", 0, Shape({x.At(0), weight.At(1)}));
+      return Maybe<void>::Ok();
+    })
+    .SetGetSbpFn([](SbpContext* context) -> Maybe<void> {
+      context->NewBuilder()
+          .Split(OpArg("x", 0), 0)
+          .Broadcast({OpArg("weight", 0), OpArg("bias", 0)})
+          .Split(OpArg("out", 0), 0)
+          .Build();
+      return Maybe<void>::Ok();
+    })
+    .SetDataTypeInferFn(infer_types);
+
+REGISTER_BERT_OPERATOR_KERNEL("bert_linear", Kernel, linear)
+
+// ---- the way in from Python
+
+// A tensor as Python holds it: OneFlow's PyTensorObject, whose header the wheel lacks, without needing Python's own.
+struct PythonTensor {
+  void* python_head[2];
+  std::shared_ptr<one::Tensor> data;
+};
+
+// Attributes as Python gives them.
+struct Attributes {
+  int64_t heads;
+  float rate;
+  double epsilon;
+};
+
+// The operator with these attributes, made once.
+Maybe<one::UserOpExpr> find_operator(const std::string& name, const Attributes& attributes) {
+  static std::mutex mutex;
+  static std::map<std::tuple<std::string, int64_t, float, double>, std::shared_ptr<one::UserOpExpr>> made;
+  std::lock_guard<std::mutex> lock(mutex);
+  auto& found = made[{name, attributes.heads, attributes.rate, attributes.epsilon}];
+  if (!found) {
+    const user_op::OpRegistryResult* definition = user_op::UserOpRegistryMgr::Get().GetOpRegistryResult(name);
+    CHECK_NOTNULL_OR_RETURN(definition);
+    one::OpBuilder builder(name);
+    for (const auto& argument : definition->op_def.input()) { builder.Input(argument.name()); }
+    for (const auto& argument : definition->op_def.output()) { builder.Output(argument.name()); }
+    for (const auto& attribute : definition->op_def.attr()) {
+      if (attribute.name() == "heads") { builder.Attr<int64_t>("heads", attributes.heads); }
+      if (attribute.name() == "rate") { builder.Attr<float>("rate", attributes.rate); }
+      if (attribute.name() == "epsilon") { builder.Attr<double>("epsilon", attributes.epsilon); }
+    }
+    found = JUST(builder.Build());
+  }
+  return found;
+}
+
+}  // namespace
+}  // namespace oneflow
+
+// Applies the operator `name` to tensors of Python; puts new references to its outputs into `outputs`, as made by
+// `new_tensor` (OneFlow's PyTensor_New), and returns how many there are.
+BERT_KERNEL int bert_apply(const char* name, int64_t heads, float rate, double epsilon,
+                           void* (*new_tensor)(const std::shared_ptr<oneflow::one::Tensor>&), int inputs,
+                           oneflow::PythonTensor* const* input, void** outputs) {
+  using namespace oneflow;
+  one::TensorTuple arguments;
+  for (int i = 0; i < inputs; ++i) { arguments.emplace_back(input[i]->data); }
+  const auto made = CHECK_JUST(find_operator(name, {heads, rate, epsilon}));
+  const auto results = CHECK_JUST(one::OpInterpUtil::Dispatch<one::TensorTuple>(*made, arguments));
+  for (size_t i = 0; i < results->size(); ++i) { outputs[i] = new_tensor((*results)[i]); }
+  return results->size();
+}

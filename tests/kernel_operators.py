@@ -1,0 +1,162 @@
+"""Runs OneFlow's operators, eagerly and in graphs, and puts their results into a file: test_kernel_operators.py does so
+with the native kernels and without, in processes of their own, because an operator that has run keeps its kernel.
+
+usage: kernel_operators.py FILE.npz
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import native  # noqa: E402
+
+# Without this, OneFlow dies of graphs as small as these every now and then.
+native.steady_graphs()
+
+import engine  # noqa: E402
+
+flow = engine.load()
+
+import fused_operators  # noqa: E402
+
+nn = flow.nn
+PLACEMENT = {"placement": flow.placement("cpu", [0]), "sbp": flow.sbp.broadcast}
+
+
+def values(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def with_gradients(function, *inputs):
+    """The output of `function` and the gradients, by the float inputs, of the output's sum weighted by random numbers."""
+    tensors = [flow.tensor(array, requires_grad=array.dtype == np.float32) for array in inputs]
+    out = function(*tensors)
+    (out * flow.tensor(values(*out.shape, seed=99))).sum().backward()
+    return [out.numpy(), *(tensor.grad.numpy() for tensor in tensors if tensor.requires_grad)]
+
+
+class OfParameters(nn.Module):
+    """A function of parameters, the float inputs, and of others that come with the call."""
+
+    def __init__(self, function, inputs):
+        super().__init__()
+        self._function = function
+        self._names = [f"input_{i}" for i, array in enumerate(inputs) if array.dtype == np.float32]
+        for name, array in zip(self._names, (array for array in inputs if array.dtype == np.float32)):
+            self.register_parameter(name, nn.Parameter(flow.tensor(array, **PLACEMENT)))
+
+    def forward(self, *others):
+        return self._function(*(getattr(self, name) for name in self._names), *others)
+
+
+def in_a_graph(function, *inputs):
+    """The outputs of a graph in three steps of AdamW with clipping, and the parameters after these."""
+    module = OfParameters(function, inputs)
+    optimizer = flow.optim.AdamW(
+        [{"params": list(module.parameters()), "clip_grad_max_norm": 0.5, "clip_grad_norm_type": 2.0}],
+        lr=1e-2, eps=1e-6, weight_decay=0.1, do_bias_correction=False,
+    )  # fmt: skip
+    others = [flow.tensor(array, **PLACEMENT) for array in inputs if array.dtype != np.float32]
+    shape = with_gradients(function, *inputs)[0].shape
+    weights = flow.tensor(values(*shape, seed=99), **PLACEMENT)
+
+    class Step(nn.Graph):
+        def __init__(self):
+            super().__init__()
+            self.module = module
+            self.config.allow_fuse_model_update_ops(True)
+            self.config.allow_fuse_add_to_output(True)
+            self.add_optimizer(optimizer)
+
+        def build(self, weights, *others):
+            out = self.module(*others)
+            (out * weights).sum().backward()
+            return out
+
+    step = Step()
+    outs = [step(weights, *others).numpy() for _ in range(3)]
+    return [*outs, *(parameter.numpy() for parameter in module.parameters())]
+
+
+def attention(query, key, value, mask):
+    return fused_operators.attention(query, key, value, mask.to(flow.float32) * -10000.0, heads=3, rate=0.0)
+
+
+def residual_norm(*tensors):
+    return fused_operators.residual_norm(*tensors, rate=0.0)
+
+
+IDS = np.random.default_rng(1).integers(0, 40, (5, 9)).astype(np.int32)
+C = flow._C
+CASES = {
+    "matmul": (C.matmul, values(33, 65), values(65, 17, seed=1)),
+    "matmul_transposed": (lambda a, b: C.matmul(a, b, transpose_b=True, alpha=0.5), values(33, 65), values(17, 65)),
+    "matmul_of_batches": (C.matmul, values(2, 3, 9, 8), values(2, 3, 8, 7)),
+    "matmul_of_batches_transposed": (
+        lambda a, b: C.matmul(a, b, transpose_a=True, transpose_b=True), values(2, 3, 8, 9), values(2, 3, 7, 8),
+    ),
+    "matmul_with_one_matrix": (C.matmul, values(4, 9, 8), values(8, 7)),
+    "matmul_broadcast": (C.matmul, values(4, 1, 9, 8), values(3, 8, 7)),
+    "gelu": (C.gelu, values(13, 70)),
+    "softmax": (lambda x: C.softmax(x, dim=-1), values(3, 5, 77)),
+    "log_softmax": (lambda x: C.log_softmax(x, dim=-1), values(3, 5, 77)),
+    "softmax_of_first_axis": (lambda x: C.softmax(x, dim=0), values(7, 5)),
+    "cross_entropy": (
+        lambda x, label: C.sparse_softmax_cross_entropy(x, label), values(45, 41), IDS.reshape(-1),
+    ),
+    "bias_add": (lambda x, bias: C.bias_add(x, bias, axis=1), values(20, 33), values(33)),
+    "bias_add_in_the_middle": (lambda x, bias: C.bias_add(x, bias, axis=1), values(4, 6, 5), values(6)),
+    "gather": (lambda table, ids: C.gather(table, ids, axis=0), values(40, 24), IDS),
+    "gather_of_second_axis": (lambda table, ids: C.gather(table, ids, axis=1), values(3, 40), IDS),
+    "sum_of_rows": (lambda x: x.sum(dim=0) + x.mean(dim=(0,)), values(70, 30)),
+    "sum_of_columns": (lambda x: x.sum(dim=1), values(70, 30)),
+    "sum_of_three": (lambda x, y: x + y + x * y + y, values(11, 30), values(11, 30, seed=1)),
+    "swapped_axes": (lambda x: x.permute(0, 2, 1, 3) * 2, values(2, 3, 4, 5)),
+    "other_axes": (lambda x: x.permute(2, 0, 1, 3) * 2, values(2, 3, 4, 5)),
+    "no_dropout": (lambda x: C.dropout(x, 0.0), values(7, 9)),
+    "linear": (fused_operators.linear, values(70, 33), values(33, 20), values(20)),
+    "bias_gelu": (fused_operators.bias_gelu, values(70, 33), values(33)),
+    "layer_norm": (fused_operators.layer_norm, values(70, 33), values(33, seed=1), values(33)),
+    "attention": (
+        attention, values(20, 12), values(20, 12, seed=1), values(20, 12, seed=2), IDS[:4, :5] % 3 // 2,
+    ),
+    "residual_norm": (
+        residual_norm, values(70, 33), values(33), values(70, 33, seed=1), values(33, seed=2), values(33, seed=3),
+    ),
+}  # fmt: skip
+
+
+def dropout_statistics():
+    """Of dropout at rate 0.25: eagerly with two seeds, twice with the first; in a graph two layers, two calls."""
+    ones = flow.ones(64, 1000)
+    masks = []
+    for seed in (1, 1, 2):
+        flow.manual_seed(seed)
+        masks.append(C.dropout(ones, 0.25).numpy())
+
+    class Graph(nn.Graph):
+        def build(self, x):
+            return C.dropout(x, 0.25), C.dropout(x + 0, 0.25)
+
+    graph = Graph()
+    for _ in range(2):
+        masks.extend(mask.numpy() for mask in graph(ones.to_global(**PLACEMENT)))
+    return masks
+
+
+def main():
+    results = {"description": native.describe()}
+    for name, (function, *inputs) in CASES.items():
+        for part, run in (("eager", with_gradients), ("graph", in_a_graph)):
+            for i, array in enumerate(run(function, *inputs)):
+                results[f"{name}-{part}-{i}"] = array
+    for i, mask in enumerate(dropout_statistics()):
+        results[f"dropout-{i}"] = mask
+    np.savez(sys.argv[1], **results)
+
+
+if __name__ == "__main__":
+    main()

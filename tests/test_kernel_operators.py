@@ -1,0 +1,58 @@
+"""The native kernels within OneFlow, against OneFlow's own: eager results, gradients, and AdamW steps of graphs."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+import native
+
+pytestmark = pytest.mark.skipif(not native.is_built(), reason="no native kernels: make kernels builds them")
+
+
+def run_operators(file, kernels):
+    subprocess.run(
+        [sys.executable, str(ROOT / "tests" / "kernel_operators.py"), str(file)],
+        env={**os.environ, "BERT_KERNELS": kernels},
+        check=True,
+    )
+    with np.load(file) as results:
+        return dict(results)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """Results by name: (OneFlow's, ours)."""
+    folder = tmp_path_factory.mktemp("operators")
+    own = run_operators(folder / "own.npz", "none")
+    ours = run_operators(folder / "ours.npz", native.runnable_sets()[0])
+    assert "slow kernels" in str(own.pop("description"))
+    assert str(ours.pop("description")).startswith("native kernels")
+    assert own.keys() == ours.keys()
+    return {name: (own[name], ours[name]) for name in own}
+
+
+def test_same_as_oneflow(results):
+    for name, (own, ours) in results.items():
+        if name.startswith("dropout"):
+            continue
+        assert own.shape == ours.shape, name
+        scale = np.abs(own).max()
+        assert np.abs(own - ours).max() <= 2e-5 * scale + 1e-7, name
+
+
+def test_dropout(results):
+    masks = [results[f"dropout-{i}"][1] for i in range(7)]
+    for mask in masks:
+        np.testing.assert_array_equal(np.unique(mask), np.float32([0, 4 / 3]))
+        assert (mask == 0).mean() == pytest.approx(0.25, abs=0.01)
+    first, again, other, *of_graph = masks
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+    # In a graph, OneFlow's own kernel gives all layers the same mask.
+    for i, mask in enumerate(of_graph):
+        for later in of_graph[i + 1 :]:
+            assert (mask != later).mean() == pytest.approx(2 * 0.25 * 0.75, abs=0.02)

@@ -1,0 +1,524 @@
+"""The native kernels, one by one, against NumPy in float64: all instruction sets that this processor can run.
+
+tests/test_kernel_operators.py has them within OneFlow.
+"""
+
+import ctypes
+import math
+import os
+
+import numpy as np
+import pytest
+
+import native
+
+pytestmark = pytest.mark.skipif(not native.is_built(), reason="no native kernels: make kernels builds them")
+
+I64, F32, F64, INT, BOOL = ctypes.c_int64, ctypes.c_float, ctypes.c_double, ctypes.c_int, ctypes.c_bool
+
+ROW_SHAPES = [(1, 1), (1, 7), (3, 64), (5, 768), (65, 100), (130, 33), (2, 30522)]
+
+
+@pytest.fixture(scope="module", params=native.runnable_sets())
+def library(request):
+    library = native.open_library(request.param)
+    library.bert_set_thread_count(3)
+    library.bert_sum_of_squares.restype = F64
+    library.bert_stream_seed.restype = ctypes.c_uint64
+    return library
+
+
+def pointer(array):
+    return None if array is None else array.ctypes.data_as(ctypes.c_void_p)
+
+
+def unaligned(array):
+    """A copy of `array` that starts 4 bytes off any wider alignment."""
+    room = np.empty(array.nbytes + 68, np.uint8)
+    start = (-room.ctypes.data) % 64 + array.itemsize
+    copy = room[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
+def values(shape, kind="normal", seed=0):
+    """float32 values: `normal`, or one of the extremes."""
+    normal = np.random.default_rng(seed).standard_normal(shape)
+    made = {
+        "normal": normal,
+        "large": normal * 1e4,
+        "tiny": normal * 1e-30,
+        "denormal": normal * 1e-40,
+        "zero": normal * 0,
+        "shifted": normal + 1000,
+    }[kind]
+    return unaligned(made.astype(np.float32))
+
+
+KINDS = ["normal", "large", "tiny", "denormal", "zero", "shifted"]
+
+
+def empty(*shape):
+    return unaligned(np.full(shape, np.nan, np.float32))
+
+
+def assert_close(actual, expected, relative=2e-6, floor=1e-37):
+    """`actual` differs from `expected` by at most `relative` of the largest value in `expected`."""
+    tolerance = relative * np.abs(expected).max(initial=0) + floor
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance)
+
+
+def double(*arrays):
+    return [array.astype(np.float64) for array in arrays]
+
+
+erf = np.vectorize(math.erf)
+
+
+def gelu64(x):
+    return x * 0.5 * (1 + erf(x / math.sqrt(2)))
+
+
+def gelu_derivative64(x):
+    return 0.5 * (1 + erf(x / math.sqrt(2))) + x * np.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
+
+
+@pytest.mark.parametrize("shape", ROW_SHAPES[:6])
+@pytest.mark.parametrize("kind", KINDS)
+def test_gelu(library, shape, kind):
+    x, bias, dy = values(shape, kind), values(shape[1:], "normal", 1), values(shape, "normal", 2)
+    y, dx, dbias = empty(*shape), empty(*shape), empty(shape[1])
+    library.bert_gelu(I64(shape[0]), I64(shape[1]), pointer(x), None, pointer(y))
+    assert_close(y, gelu64(x.astype(np.float64)), 3e-7)
+    library.bert_gelu(I64(shape[0]), I64(shape[1]), pointer(x), pointer(bias), pointer(y))
+    total = (x + bias).astype(np.float64)
+    assert_close(y, gelu64(total), 3e-7)
+    library.bert_bias_gelu_grad(*map(I64, shape), pointer(x), pointer(bias), pointer(dy), pointer(dx), pointer(dbias))
+    expected = dy * gelu_derivative64(total)
+    assert_close(dx, expected, 1e-6)
+    assert_close(dbias, expected.sum(axis=0), 1e-5)
+    library.bert_gelu_grad(*map(I64, shape), pointer(x), pointer(bias), pointer(dy), pointer(dx))
+    assert_close(dx, expected, 1e-6)
+
+
+def test_gelu_is_exact_far_out(library):
+    x = unaligned(np.array([-1e30, -50, -13, -5.5, 0, -0.0, 50, 1e30, np.inf, np.nan], np.float32))
+    y = empty(len(x))
+    library.bert_gelu(I64(1), I64(len(x)), pointer(x), None, pointer(y))
+    np.testing.assert_allclose(y[:3], 0, atol=1e-30)
+    # The tail keeps its relative precision, which 1 + erf(x) would have lost.
+    assert y[3] == pytest.approx(-5.5 * 0.5 * math.erfc(5.5 / math.sqrt(2)), rel=2e-6)
+    np.testing.assert_array_equal(y[4:], x[4:])
+
+
+def layer_norm64(x, gamma, beta, epsilon):
+    x = x.astype(np.float64)
+    deviation = np.sqrt(x.var(axis=1, keepdims=True) + epsilon)
+    normalised = (x - x.mean(axis=1, keepdims=True)) / deviation
+    return normalised * gamma + beta, normalised, 1 / deviation
+
+
+def layer_norm_gradient64(dy, normalised, inverse_deviation, gamma):
+    dy = dy.astype(np.float64)
+    g = dy * gamma
+    mean = g.mean(axis=1, keepdims=True)
+    projection = (g * normalised).mean(axis=1, keepdims=True)
+    return inverse_deviation * (g - mean - normalised * projection), (dy * normalised).sum(axis=0), dy.sum(axis=0)
+
+
+@pytest.mark.parametrize("shape", ROW_SHAPES[1:])
+@pytest.mark.parametrize("kind", ["normal", "large", "zero", "shifted"])
+def test_layer_norm(library, shape, kind):
+    rows, columns = shape
+    epsilon = 1e-12
+    x, dy = values(shape, kind), values(shape, "normal", 1)
+    gamma, beta, added = values(columns, "normal", 2), values(columns, "normal", 3), values(shape, "normal", 4)
+    y, mean, inverse_deviation = empty(*shape), empty(rows), empty(rows)
+    library.bert_layer_norm(
+        I64(rows), I64(columns), F64(epsilon), *map(pointer, (x, gamma, beta, y, mean, inverse_deviation))
+    )
+    expected, normalised, inverse64 = layer_norm64(x, gamma, beta, epsilon)
+    assert_close(y, expected, 1e-6)
+    dx, dgamma, dbeta = empty(*shape), empty(columns), empty(columns)
+    saved = (pointer(dy), pointer(x), pointer(mean), pointer(inverse_deviation))
+    library.bert_layer_norm_grad(I64(rows), I64(columns), *saved, pointer(gamma), None, pointer(dx))
+    dx64, dgamma64, dbeta64 = layer_norm_gradient64(dy, normalised, inverse64, gamma)
+    # The mean is kept in float32: of values around 1000 it costs that many digits.
+    precision = 2e-4 if kind == "shifted" else 1e-5
+    assert_close(dx, dx64, precision)
+    library.bert_layer_norm_grad(I64(rows), I64(columns), *saved, pointer(gamma), pointer(added), pointer(dx))
+    assert_close(dx, dx64 + added, precision)
+    library.bert_layer_norm_param_grad(I64(rows), I64(columns), *saved, pointer(dgamma), pointer(dbeta))
+    assert_close(dgamma, dgamma64, precision)
+    assert_close(dbeta, dbeta64, precision)
+
+
+@pytest.mark.parametrize("shape", ROW_SHAPES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_softmax(library, shape, kind):
+    x, dy = values(shape, kind), values(shape, "normal", 1)
+    y, dx = empty(*shape), empty(*shape)
+    x64, dy64 = double(x, dy)
+    exponentials = np.exp(x64 - x64.max(axis=1, keepdims=True))
+    expected = exponentials / exponentials.sum(axis=1, keepdims=True)
+    library.bert_softmax(*map(I64, shape), pointer(x), pointer(y))
+    # The relative error of e^x grows with the rounding of x.
+    precision = 2e-6
+    assert_close(y, expected, precision)
+    library.bert_softmax_grad(*map(I64, shape), pointer(y), pointer(dy), pointer(dx))
+    assert_close(dx, expected * (dy64 - (expected * dy64).sum(axis=1, keepdims=True)), 1e-5, 1e-7)
+    library.bert_log_softmax(*map(I64, shape), pointer(x), pointer(y))
+    log64 = x64 - x64.max(axis=1, keepdims=True) - np.log(exponentials.sum(axis=1, keepdims=True))
+    assert_close(y, log64, 1e-6, 1e-7)
+    library.bert_log_softmax_grad(*map(I64, shape), pointer(y), pointer(dy), pointer(dx))
+    assert_close(dx, dy64 - expected * dy64.sum(axis=1, keepdims=True), 1e-5, 1e-7)
+
+
+def test_softmax_of_masked_rows(library):
+    x = values((4, 100))
+    x[1] -= 10000
+    x[2, 1:] = -np.inf
+    x[3, ::2] -= 10000
+    y = empty(4, 100)
+    library.bert_softmax(I64(4), I64(100), pointer(x), pointer(y))
+    exponentials = np.exp(x.astype(np.float64) - x.max(axis=1, keepdims=True))
+    assert_close(y, exponentials / exponentials.sum(axis=1, keepdims=True), 1e-6)
+
+
+def test_cross_entropy_gradient(library):
+    x, dy = values((6, 3001), "large"), values((6,), "normal", 1)
+    x /= 1000
+    label = np.array([0, 3000, 5, 5, 1500, 2], np.int64)
+    log_probability, dx = empty(6, 3001), empty(6, 3001)
+    library.bert_log_softmax(I64(6), I64(3001), pointer(x), pointer(log_probability))
+    library.bert_cross_entropy_grad(
+        I64(6), I64(3001), pointer(log_probability), pointer(label), pointer(dy), pointer(dx)
+    )
+    (x64,) = double(x)
+    exponentials = np.exp(x64 - x64.max(axis=1, keepdims=True))
+    expected = exponentials / exponentials.sum(axis=1, keepdims=True)
+    expected[np.arange(6), label] -= 1
+    assert_close(dx, expected * dy[:, None], 2e-6)
+
+
+MATMUL_SIZES = [(1, 1, 1, 1), (1, 3, 5, 7), (2, 64, 64, 64), (1, 129, 257, 63), (1, 300, 1000, 70), (12, 128, 64, 128), (1, 5, 4, 0)]
+
+
+@pytest.mark.parametrize("size", MATMUL_SIZES)
+@pytest.mark.parametrize("transposed", [(False, False), (True, False), (False, True), (True, True)])
+def test_matmul(library, size, transposed):
+    batch, m, n, k = size
+    transpose_a, transpose_b = transposed
+    a = values((batch, k, m) if transpose_a else (batch, m, k))
+    b = values((batch, n, k) if transpose_b else (batch, k, n), "normal", 1)
+    c = values((batch, m, n), "normal", 2)
+    a64, b64, c64 = double(a, b, c)
+    product = (a64.swapaxes(1, 2) if transpose_a else a64) @ (b64.swapaxes(1, 2) if transpose_b else b64)
+    for alpha, beta in ((1.0, 0.0), (0.125, 1.0)):
+        out = c.copy() if beta else empty(*c.shape)
+        library.bert_matmul(
+            BOOL(transpose_a), BOOL(transpose_b), I64(batch), I64(m), I64(n), I64(k),
+            F32(alpha), pointer(a), I64(max(1, a.shape[2])), I64(m * k), pointer(b), I64(max(1, b.shape[2])), I64(k * n),
+            F32(beta), pointer(out), I64(n), I64(m * n),
+        )  # fmt: skip
+        assert_close(out, alpha * product + beta * c64, 3e-6)
+
+
+def test_linear(library):
+    x, weight, bias, y = values((70, 33)), values((33, 50), "normal", 1), values((50,), "normal", 2), empty(70, 50)
+    library.bert_linear(I64(70), I64(33), I64(50), *map(pointer, (x, weight, bias, y)))
+    x64, weight64, bias64 = double(x, weight, bias)
+    assert_close(y, x64 @ weight64 + bias64)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.1, 0.5, 1.0])
+def test_random_mask(library, rate):
+    count = 300_001
+    mask = np.full(count, 9, np.uint8)
+    library.bert_random_mask(I64(count), F32(rate), ctypes.c_uint64(7), ctypes.c_uint64(3), pointer(mask))
+    assert set(np.unique(mask)) <= {0, 1}
+    deviation = math.sqrt(rate * (1 - rate) / count)
+    assert abs(1 - mask.mean() - rate) <= 5 * deviation + 1e-9
+    if 0 < rate < 1:
+        # Neighbours, and masks of other calls and seeds, are independent.
+        centred = mask - mask.mean()
+        for lag in (1, 4, 16, 64):
+            assert abs((centred[lag:] * centred[:-lag]).mean()) < 5 * rate * (1 - rate) / math.sqrt(count)
+        for seed, call in ((8, 3), (7, 4)):
+            other = np.empty(count, np.uint8)
+            library.bert_random_mask(
+                I64(count), F32(rate), ctypes.c_uint64(seed), ctypes.c_uint64(call), pointer(other)
+            )
+            correlation = (centred * (other - other.mean())).mean()
+            assert abs(correlation) < 5 * rate * (1 - rate) / math.sqrt(count)
+
+
+def test_random_mask_is_a_function_of_the_index(library):
+    long, short = np.empty(1000, np.uint8), np.empty(77, np.uint8)
+    for mask in (long, short):
+        library.bert_random_mask(I64(len(mask)), F32(0.3), ctypes.c_uint64(1), ctypes.c_uint64(0), pointer(mask))
+    np.testing.assert_array_equal(long[:77], short)
+
+
+def test_philox_known_answer(library):
+    # The known answer of Random123 for philox4x32-10 with counter and key 0. An element is kept if its 32 bits are at
+    # least rate * 2^32; the first 16 elements hold word 0 of the counters 0 to 15, the next 16 word 1...
+    mask = np.empty(64, np.uint8)
+    for position, word in zip((0, 16, 32, 48), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)):
+        for distance in (-64, 256):
+            rate = np.float32((word + distance) / 2**32)
+            library.bert_random_mask(I64(64), F32(rate), ctypes.c_uint64(0), ctypes.c_uint64(0), pointer(mask))
+            assert mask[position] == (word >= int(float(rate) * 2**32))
+
+
+def test_apply_mask(library):
+    x, added, bias = values((37, 21)), values((37, 21), "normal", 1), values((21,), "normal", 2)
+    keep = (np.random.default_rng(0).random((37, 21)) > 0.3).astype(np.uint8)
+    x[keep == 0] = np.inf
+    y = empty(37, 21)
+    kept = np.where(keep, x, 0)
+    library.bert_apply_mask(I64(x.size), F32(1.25), pointer(x), pointer(keep), None, pointer(y))
+    np.testing.assert_array_equal(y, kept * np.float32(1.25))
+    library.bert_apply_mask(I64(x.size), F32(1.25), pointer(x), pointer(keep), pointer(added), pointer(y))
+    assert_close(y, kept.astype(np.float64) * 1.25 + added, 1e-6)
+    library.bert_bias_mask_scale(
+        I64(37), I64(21), F32(1.25), *map(pointer, (x, bias, keep, added, y))
+    )
+    with np.errstate(invalid="ignore"):
+        assert_close(y, np.where(keep, x.astype(np.float64) + bias, 0) * 1.25 + added, 1e-6)
+
+
+def test_embedding(library):
+    table, dy = values((50, 33)), values((400, 33), "normal", 1)
+    # Ids outside of the part of the table that a rank holds give zeros and take no gradient.
+    ids = np.random.default_rng(0).integers(95, 155, 400)
+    y, dtable = empty(400, 33), empty(50, 33)
+    library.bert_gather(I64(400), I64(33), pointer(table), I64(50), pointer(ids), I64(100), pointer(y))
+    held = (ids >= 100) & (ids < 150)
+    np.testing.assert_array_equal(y, np.where(held[:, None], table[np.clip(ids - 100, 0, 49)], 0))
+    library.bert_gather_grad(I64(400), I64(33), pointer(dy), pointer(ids), I64(100), pointer(dtable), I64(50))
+    expected = np.zeros((50, 33))
+    np.add.at(expected, ids[held] - 100, dy[held].astype(np.float64))
+    assert_close(dtable, expected)
+
+
+@pytest.mark.parametrize("shape", ROW_SHAPES)
+def test_sums(library, shape):
+    x, bias = values(shape), values(shape[1:], "normal", 1)
+    (x64,) = double(x)
+    y, total = empty(*shape), empty(shape[1])
+    library.bert_bias_add(*map(I64, shape), pointer(x), pointer(bias), pointer(y))
+    np.testing.assert_array_equal(y, x + bias)
+    library.bert_sum_rows(*map(I64, shape), pointer(x), pointer(total))
+    assert_close(total, x64.sum(axis=0), 1e-5)
+    assert library.bert_sum_of_squares(I64(x.size), pointer(x)) == pytest.approx((x64**2).sum(), rel=1e-12)
+
+
+@pytest.mark.parametrize("inputs", [1, 2, 5])
+def test_add_n(library, inputs):
+    arrays = [values((1003,), "normal", seed) for seed in range(inputs)]
+    addresses = (ctypes.c_void_p * inputs)(*(array.ctypes.data for array in arrays))
+    y = empty(1003)
+    library.bert_add_n(I64(1003), INT(inputs), addresses, pointer(y))
+    assert_close(y, np.sum(arrays, axis=0, dtype=np.float64), 1e-6)
+    # The output may be the first input.
+    library.bert_add_n(I64(1003), INT(inputs), addresses, pointer(arrays[0]))
+    np.testing.assert_array_equal(arrays[0], y)
+
+
+def test_swap_middle(library):
+    x, y = values((3, 5, 7, 11)), empty(3, 7, 5, 11)
+    library.bert_swap_middle(I64(3), I64(5), I64(7), I64(11), pointer(x), pointer(y))
+    np.testing.assert_array_equal(y, x.swapaxes(1, 2))
+
+
+class Adam(ctypes.Structure):
+    """BertAdam."""
+
+    _fields_ = [
+        (name, ctypes.c_float)
+        for name in (
+            "learning_rate", "beta1", "beta2", "epsilon", "weight_decay", "gradient_scale", "l1", "l2",
+            "bias_correction1", "bias_correction2",
+        )
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("amsgrad", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_adam(library, kind, amsgrad):
+    count = 20_003
+    settings = Adam(1e-3, 0.9, 0.999, 1e-6, 0.01, 0.5, 0.1, 0.2, 0.7, 0.8)
+    s = {name: float(getattr(settings, name)) for name, _ in Adam._fields_}
+    gradient, parameter = values((count,), kind), values((count,), "normal", 1)
+    m, v, max_v = values((count,), "normal", 2), np.abs(values((count,), "normal", 3)), np.abs(values((count,)))
+    g64, p64, m64, v64, max64 = double(gradient, parameter, m, v, max_v)
+    library.bert_adam(
+        I64(count), ctypes.byref(settings), *map(pointer, (gradient, parameter, m, v, max_v if amsgrad else None))
+    )
+    g = g64 * s["gradient_scale"] + s["l1"] * np.sign(p64) + s["l2"] * p64
+    m64 = s["beta1"] * m64 + (1 - s["beta1"]) * g
+    v64 = s["beta2"] * v64 + (1 - s["beta2"]) * g * g
+    second = np.maximum(v64, max64) if amsgrad else v64
+    step = m64 / s["bias_correction1"] / (np.sqrt(second / s["bias_correction2"]) + s["epsilon"])
+    # 1 - beta2 is rounded to float32 by the kernel.
+    assert_close(m, m64, 1e-6)
+    assert_close(v, v64, 1e-4)
+    assert_close(parameter, p64 - s["learning_rate"] * (step + s["weight_decay"] * p64), 1e-6)
+
+
+class AttentionShape(ctypes.Structure):
+    """BertAttention."""
+
+    _fields_ = [
+        ("batch", I64), ("length", I64), ("heads", I64), ("head_size", I64), ("rate", F32),
+    ]  # fmt: skip
+
+
+def attention_reference(query, key, value, mask, dropout, shape):
+    """float64 attention: (out, function from dout to the gradients of query, key and value)."""
+    batch, length, heads, head_size = shape
+
+    def split(x):
+        return x.astype(np.float64).reshape(batch, length, heads, head_size).transpose(0, 2, 1, 3)
+
+    def join(x):
+        return x.transpose(0, 2, 1, 3).reshape(batch * length, heads * head_size)
+
+    q, k, v = split(query), split(key), split(value)
+    scores = q @ k.swapaxes(2, 3) / math.sqrt(head_size) + mask[:, None, None, :].astype(np.float64)
+    p = np.exp(scores - scores.max(axis=3, keepdims=True))
+    p /= p.sum(axis=3, keepdims=True)
+
+    def gradients(dout):
+        do = split(dout)
+        dp = do @ v.swapaxes(2, 3) * dropout
+        ds = p * (dp - (p * dp).sum(axis=3, keepdims=True)) / math.sqrt(head_size)
+        return join(ds @ k), join(ds.swapaxes(2, 3) @ q), join((p * dropout).swapaxes(2, 3) @ do)
+
+    return join((p * dropout) @ v), gradients
+
+
+def run_attention(library, shape, rate, query, key, value, mask, dout):
+    batch, length, heads, head_size = shape
+    settings = AttentionShape(batch, length, heads, head_size, rate)
+    rows, hidden = batch * length, heads * head_size
+    random = np.full(rows, 1234567, np.int64)
+    out, statistics = empty(rows, hidden), empty(batch, heads, length, 2)
+    inputs = (query, key, value, mask)
+    library.bert_attention(ctypes.byref(settings), *map(pointer, (*inputs, random, out, statistics)))
+    gradients = [empty(rows, hidden) for _ in range(3)]
+    library.bert_attention_grad(
+        ctypes.byref(settings), *map(pointer, (dout, out, *inputs, statistics, random, *gradients))
+    )
+    return out, gradients
+
+
+ATTENTION_SHAPES = [(1, 1, 1, 1), (2, 7, 3, 5), (2, 64, 2, 64), (1, 130, 2, 16), (1, 384, 1, 32)]
+
+
+@pytest.mark.parametrize("shape", ATTENTION_SHAPES)
+@pytest.mark.parametrize("kind", ["normal", "zero", "tiny", "large"])
+def test_attention(library, shape, kind):
+    batch, length, heads, head_size = shape
+    query, key = values((batch * length, heads * head_size), kind), values((batch * length, heads * head_size), "normal", 1)
+    value, dout = values(query.shape, "normal", 2), values(query.shape, "normal", 3)
+    mask = np.zeros((batch, length), np.float32)
+    mask[0, length // 2 + 1 :] = -10000
+    mask[-1, :] += -10000 if batch > 1 else 0  # a sequence that is padding only
+    out, gradients = run_attention(library, shape, 0.0, query, key, value, mask, dout)
+    expected, gradients_of = attention_reference(query, key, value, mask, 1.0, shape)
+    # Scores of 10,000 carry a rounding of 1e-3, and so do their exponentials.
+    precision = 1e-5 if kind != "large" and batch == 1 else 2e-2
+    assert_close(out, expected, precision)
+    for gradient, expected in zip(gradients, gradients_of(dout)):
+        assert_close(gradient, expected, precision, 1e-6)
+
+
+def keep_factors(library, shape, rate):
+    """The dropout factors of run_attention's key, by their definition: rows of `length`, padded to 64."""
+    batch, length, heads, _ = shape
+    padded = (length + 63) // 64 * 64
+    mask = np.empty((batch, heads, length, padded), np.uint8)
+    library.bert_random_mask(I64(mask.size), F32(rate), ctypes.c_uint64(1234567), ctypes.c_uint64(0), pointer(mask))
+    return mask[..., :length] / (1 - np.float64(np.float32(rate)))
+
+
+@pytest.mark.parametrize("shape", ATTENTION_SHAPES)
+def test_attention_dropout(library, shape):
+    batch, length, heads, head_size = shape
+    query, key, value, dout = (values((batch * length, heads * head_size), "normal", seed) for seed in range(4))
+    mask = np.zeros((batch, length), np.float32)
+    out, gradients = run_attention(library, shape, 0.3, query, key, value, mask, dout)
+    expected, gradients_of = attention_reference(query, key, value, mask, keep_factors(library, shape, 0.3), shape)
+    assert_close(out, expected, 1e-5, 1e-6)
+    for gradient, expected in zip(gradients, gradients_of(dout)):
+        assert_close(gradient, expected, 1e-5, 1e-6)
+
+
+@pytest.mark.parametrize("shape", ROW_SHAPES[1:6])
+@pytest.mark.parametrize("rate", [0.0, 0.3])
+@pytest.mark.parametrize("kind", ["normal", "large", "zero", "shifted"])
+def test_residual_norm(library, shape, rate, kind):
+    rows, columns = shape
+    x, residual, dy = values(shape, kind), values(shape, "normal", 1), values(shape, "normal", 2)
+    bias, gamma, beta = (values(columns, "normal", seed) for seed in (3, 4, 5))
+    random = np.full(rows, 99, np.int64)
+    padded = (columns + 63) // 64 * 64
+    keep = np.empty((rows, padded), np.uint8)
+    library.bert_random_mask(I64(keep.size), F32(rate), ctypes.c_uint64(99), ctypes.c_uint64(0), pointer(keep))
+    factor = keep[:, :columns] / (1 - np.float64(np.float32(rate)))
+    y, normalised, inverse_deviation = empty(*shape), empty(*shape), empty(rows)
+    library.bert_residual_norm(
+        I64(rows), I64(columns), F32(rate), F64(1e-12),
+        *map(pointer, (x, bias, residual, gamma, beta, random, y, normalised, inverse_deviation)),
+    )  # fmt: skip
+    x64, residual64, bias64 = double(x, residual, bias)
+    expected, normalised64, inverse64 = layer_norm64((x64 + bias64) * factor + residual64, gamma, beta, 1e-12)
+    precision = 1e-4 if kind in ("large", "shifted") else 2e-6
+    assert_close(y, expected, precision)
+    gradients = [empty(*shape), empty(*shape), empty(columns), empty(columns), empty(columns)]
+    library.bert_residual_norm_grad(
+        I64(rows), I64(columns), F32(rate),
+        *map(pointer, (dy, normalised, inverse_deviation, gamma, random, *gradients)),
+    )  # fmt: skip
+    dresidual64, dgamma64, dbeta64 = layer_norm_gradient64(dy, normalised64, inverse64, gamma)
+    expected = (dresidual64 * factor, dresidual64, (dresidual64 * factor).sum(axis=0), dgamma64, dbeta64)
+    for actual, wanted in zip(gradients, expected):
+        assert_close(actual, wanted, max(precision, 1e-5), 1e-9)
+
+
+def test_results_do_not_depend_on_the_threads(library):
+    shape = (2, 130, 3, 16)
+    arrays = [values((260, 48), "normal", seed) for seed in range(4)]
+    mask = np.zeros((2, 130), np.float32)
+    a, b = values((333, 777)), values((777, 555), "normal", 1)
+    results = []
+    for threads in (1, 2, 3, 5, 2):
+        library.bert_set_thread_count(threads)
+        assert library.bert_thread_count() == threads
+        out, gradients = run_attention(library, shape, 0.1, *arrays[:3], mask, arrays[3])
+        product, sums = empty(333, 555), empty(777)
+        library.bert_matmul(
+            BOOL(False), BOOL(False), I64(1), I64(333), I64(555), I64(777), F32(1), pointer(a), I64(777), I64(0),
+            pointer(b), I64(555), I64(0), F32(0), pointer(product), I64(555), I64(0),
+        )  # fmt: skip
+        library.bert_sum_rows(I64(333), I64(777), pointer(a), pointer(sums))
+        norm = np.array(library.bert_sum_of_squares(I64(a.size), pointer(a)))
+        results.append([array.tobytes() for array in (out, *gradients, product, sums, norm)])
+    library.bert_set_thread_count(3)
+    assert all(result == results[0] for result in results)
+
+
+def test_all_processors_by_default(library):
+    library.bert_set_thread_count(0)
+    assert library.bert_thread_count() == len(os.sched_getaffinity(0))
+    library.bert_set_thread_count(3)
+
+
+def test_stream_seeds(library):
+    library.bert_set_seed(ctypes.c_uint64(1))
+    first = library.bert_stream_seed(b"layer_0")
+    assert first == library.bert_stream_seed(b"layer_0") != library.bert_stream_seed(b"layer_1")
+    library.bert_set_seed(ctypes.c_uint64(2))
+    assert first != library.bert_stream_seed(b"layer_0")
