@@ -20,13 +20,17 @@ _COMPUTE_CAPABILITY_MINOR = 76
 def choose_device(requested, gpu_num_per_node):
     """("cuda" or "cpu", the reason in words) for `--device` (auto, cuda or cpu).
 
-    Raises UserError if a GPU is demanded and there are not `gpu_num_per_node` that OneFlow can use.
+    Raises UserError if a GPU is demanded and OneFlow can use none, or if it can use some, but fewer than
+    `gpu_num_per_node`.
     """
     if requested == "cpu":
         return "cpu", "as --device=cpu asks"
     gpus, problem = usable_gpus()
     if problem is None and len(gpus) < gpu_num_per_node:
-        problem = f"--gpu_num_per_node={gpu_num_per_node}, but this machine has {len(gpus)} GPU(s) that OneFlow can use"
+        raise UserError(
+            f"--gpu_num_per_node={gpu_num_per_node}, but this machine has {len(gpus)} GPU(s) that OneFlow can use; "
+            "ask for fewer, or for processes on the CPU with --device=cpu"
+        )
     if problem is None:
         return "cuda", gpus[0]
     if requested == "cuda":

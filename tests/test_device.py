@@ -78,7 +78,12 @@ def test_says_why_the_gpu_cannot_be_used(monkeypatch, driver, reason):
         choose(monkeypatch, driver, "cuda")
 
 
-def test_fewer_gpus_than_asked_for(monkeypatch):
-    with pytest.raises(UserError, match="--gpu_num_per_node=2"):
-        choose(monkeypatch, Driver([A100]), "cuda", 2)
-    assert choose(monkeypatch, Driver([A100]), "auto", 2)[0] == "cpu"
+@pytest.mark.parametrize("requested", ["auto", "cuda"])
+def test_fewer_gpus_than_asked_for(monkeypatch, requested):
+    with pytest.raises(UserError, match="--gpu_num_per_node=2, but this machine has 1 GPU"):
+        choose(monkeypatch, Driver([A100]), requested, 2)
+
+
+def test_processes_on_the_cpu_are_not_limited(monkeypatch):
+    assert choose(monkeypatch, Driver([A100]), "cpu", 4)[0] == "cpu"
+    assert choose(monkeypatch, Driver([]), "auto", 4)[0] == "cpu"
