@@ -40,5 +40,5 @@ pretrain: setup kernels-if-possible ## Pre-train BERT on the 40 samples, with th
 test: setup kernels-if-possible ## Run all tests
 	$(PYTHON) -m pytest
 
-include dataset.mk kernels.mk
--include real_weights.mk benchmarks.mk
+include dataset.mk kernels.mk real_weights.mk
+-include benchmarks.mk

@@ -14,7 +14,8 @@ class _HelpFormatter(argparse.HelpFormatter):
         super().__init__(prog, max_help_position=30, width=min(shutil.get_terminal_size().columns, 100) - 2)
 
     def _get_help_string(self, action):
-        if action.required or action.default is argparse.SUPPRESS or "(default" in action.help:
+        has_default = action.option_strings and not action.required and action.default is not argparse.SUPPRESS
+        if not has_default or "(default" in action.help:
             return action.help
         return f"{action.help} (default: %(default)s)"
 
