@@ -181,6 +181,9 @@ def read_config(path):
             found = f"is {value!r:.40}" if field.name in config else "is missing"
             raise UserError(f"{path}: {field.name} {found}; it must be a whole number from 1 to {largest}")
         sizes[field.name] = value
+    for name in ("attention_probs_dropout_prob", "hidden_dropout_prob", "initializer_range", "pad_token_id"):
+        if type(config.get(name, 0)) not in (int, float):
+            raise UserError(f"{path}: {name} is {config[name]!r:.40}; it must be a number")
     size = ModelSize(**sizes)
     check_heads(size, path)
     _check_is_computed_as_here(config, path)

@@ -7,13 +7,17 @@ import ml_dtypes
 import numpy as np
 import pytest
 import tokenizers
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+import bert_variables
 import convert_hf
 import snapshot
 from conftest import assert_fails_with_one_line, run
 from in_process import run_in_process
+from util import UserError
 
 SCRIPT = "tools/convert_hf.py"
 VOCAB, HIDDEN, LAYERS, HEADS, INTERMEDIATE, POSITIONS, TYPES = 50, 16, 2, 4, 64, 24, 2
@@ -431,6 +435,7 @@ def test_tensors_that_are_not_the_model(tmp_path, change, message):
         ({"num_attention_heads": 5}, "5 attention heads cannot share"),
         ({"num_hidden_layers": 3}, "has no variable bert-encoder-layer_2"),
         ({"hidden_size": -1}, "hidden_size is -1"),
+        ({"hidden_dropout_prob": "0.1"}, "hidden_dropout_prob is '0.1'; it must be a number"),
         ({"vocab_size": 2**70}, "vocab_size is"),
     ],
 )
@@ -485,3 +490,46 @@ def test_existing_outputs_stay_unless_told_otherwise(tmp_path):
     assert_fails_with_one_line(result, tmp_path / "of", "has no file config.json")
     assert export_hf(tmp_path / "of", folder, "--overwrite", num_attention_heads=HEADS).returncode == 0
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+
+
+@pytest.fixture(scope="module")
+def fuzzed_folder(tmp_path_factory):
+    """A Hugging Face folder, and the bytes of its model.safetensors."""
+    folder = write_hf_folder(tmp_path_factory.mktemp("fuzz") / "hf", random_tensors(ENCODER))
+    return folder, (folder / "model.safetensors").read_bytes()
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_mutated_headers_end_well_or_in_one_line(fuzzed_folder, data):
+    folder, original = fuzzed_folder
+    header_bytes = 8 + int.from_bytes(original[:8], "little")
+    mutated = bytearray(original)
+    for _ in range(data.draw(st.integers(1, 3), "mutations")):
+        position = data.draw(st.integers(0, header_bytes - 1), "position")
+        new = data.draw(st.one_of(st.binary(max_size=8), st.integers(0, 2**64).map(lambda n: str(n).encode())), "new")
+        mutated[position : position + data.draw(st.integers(0, 8), "length")] = new
+    (folder / "model.safetensors").write_bytes(mutated)
+    result = import_hf(folder, folder.parent / "of", "--overwrite")
+    if result.returncode != 0:
+        assert_fails_with_one_line(result, folder)
+    assert {path.name for path in folder.parent.iterdir()} <= {"hf", "of"}
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda values: st.lists(values, max_size=3) | st.dictionaries(st.text(max_size=5), values, max_size=3),
+    max_leaves=5,
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(config=json_values | st.dictionaries(st.sampled_from([*CONFIG, "is_decoder", "pad_token_id"]), json_values).map(CONFIG.__or__))
+def test_any_config_is_that_of_a_bert_or_a_user_error(tmp_path, config):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    try:
+        size, _ = bert_variables.read_config(tmp_path / "config.json")
+    except UserError as error:
+        assert str(error).startswith(str(tmp_path / "config.json"))
+    else:
+        assert size.hidden_size % size.num_attention_heads == 0
