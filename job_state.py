@@ -1,14 +1,13 @@
 """Saving and restoring a job: its model's parameters, Adam's moments and the train step, as a snapshot."""
 
 import contextlib
-import json
 
 import numpy as np
 
 import bert_util
 import engine
 import snapshot
-from launch import rank
+from launch import from_first_rank, rank
 from util import UserError
 
 flow = engine.load()
@@ -52,7 +51,7 @@ def restore_for_prediction(job, folder):
     """Takes the parameters of `job`'s model from the snapshot `folder`; raises UserError unless it has them all."""
     print(f"Restoring model from {folder}.", flush=True)
     parameters = _parameters(job)
-    names = _from_first_rank(lambda: snapshot.variable_names(folder))
+    names = from_first_rank(lambda: snapshot.variable_names(folder))
     missing = [name for name in parameters if name not in names]
     if missing:
         raise UserError(f"{folder}: lacks {', '.join(missing)}; give the snapshot of a model fine-tuned for this task")
@@ -64,19 +63,20 @@ def restore(job, folder):
     """Takes the state of `job`, before its first step, from the snapshot `folder`; returns the train step.
 
     Only the first rank reads. Parameters that the folder lacks keep their initial values and are named in one line;
-    other variables it has are counted. Moments count only beyond train step 0: a step that is missing or set to zero
-    starts a new schedule, and Adam with it. Raises UserError for what does not fit.
+    other variables it has are counted, and so are moments of other values than the folder's, which a variable that
+    was copied into it leaves behind. Raises UserError for what does not fit.
     """
     parameters = _parameters(job)
     step_name = f"{_TRAIN_STEP}-{type(job).__name__}"
-    names = _from_first_rank(lambda: snapshot.variable_names(folder))
-    step = _from_first_rank(lambda: _read_step(folder, step_name)) if step_name in names else 0
+    names = from_first_rank(lambda: snapshot.variable_names(folder))
+    step = from_first_rank(lambda: _read_step(folder, step_name)) if step_name in names else 0
+    stale = from_first_rank(lambda: snapshot.stale_moments(folder, names))
     state = {}
     for name, (parameter_name, parameter) in parameters.items():
         if name in names:
             parameter.copy_(_read_like(parameter, folder, name))
-        for suffix in ("-m", "-v"):
-            if step > 0 and name + suffix in names:
+        for suffix in snapshot.MOMENT_SUFFIXES:
+            if name + suffix in names and name + suffix not in stale:
                 state[_MODEL + parameter_name + suffix] = _read_like(parameter, folder, name + suffix)
     if step > 0:
         placement = next(iter(parameters.values()))[1].placement
@@ -85,7 +85,9 @@ def restore(job, folder):
     missing = [name for name in parameters if name not in names]
     if missing:
         print(f"Initialised, as the snapshot lacks them: {', '.join(missing)}.")
-    known = {name + suffix for name in parameters for suffix in ("", "-m", "-v")} | {step_name}
+    known = {name + suffix for name in parameters for suffix in ("", *snapshot.MOMENT_SUFFIXES)} | {step_name}
+    if stale:
+        print(f"Ignored {len(stale)} moment(s) of variables that have been replaced since.")
     others = [name for name in names if name not in known]
     if others:
         print(f"Ignored {len(others)} other variable(s) of the snapshot.", flush=True)
@@ -100,14 +102,6 @@ def _parameters(job):
 
 def _read_step(folder, name):
     return int(snapshot.read_variable(folder, name, (1,), np.int64)[0])
-
-
-def _from_first_rank(read):
-    """What read() gives on the first rank (anything JSON can carry), on all ranks."""
-    if flow.env.get_world_size() == 1:
-        return read()
-    data = json.dumps(read()).encode() if rank() == 0 else None
-    return json.loads(flow._oneflow_internal.cpu_broadcast(data, 0))
 
 
 def _read_like(parameter, folder, name):

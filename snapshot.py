@@ -2,6 +2,7 @@
 
     <snapshot>/<variable>/out    the values, little-endian, in C order
     <snapshot>/<variable>/meta   shape and data type, as text protobuf (VariableMetaInfo); may be missing
+    <snapshot>/<variable>-m/of   SHA-256 of the `out` that Adam's moments -m and -v belong to; may be missing
     <snapshot>/snapshot_done     empty; written last
 
 A variable is named after the TensorFlow variable of the published BERT, with `/` as `-` and `kernel` as `weight`.
@@ -9,6 +10,7 @@ A variable is named after the TensorFlow variable of the published BERT, with `/
 """
 
 import contextlib
+import hashlib
 import os
 import re
 from pathlib import Path
@@ -20,6 +22,8 @@ from util import UserError, atomic_folder
 DONE_FILE = "snapshot_done"
 DATA_FILE = "out"
 META_FILE = "meta"
+OWNER_FILE = "of"
+MOMENT_SUFFIXES = ("-m", "-v")
 
 _NAME_OF_DTYPE = {
     np.dtype(np.float32): "kFloat",
@@ -37,18 +41,25 @@ _DTYPE_OF_NAME = {name: dtype for dtype, name in _NAME_OF_DTYPE.items()}
 def open_writer(folder):
     """A function `write(name, array)`; the snapshot `folder` appears, whole, when the block ends well.
 
-    A snapshot that stood at `folder` stays until then and is replaced in one step.
+    A variable is written before its moments. A snapshot that stood at `folder` stays until the end and is replaced in
+    one step.
     """
+    digests = {}
     with atomic_folder(folder) as temporary:
 
         def write(name, array):
             variable = temporary / name
             variable.mkdir()
+            data = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
             with open(variable / DATA_FILE, "wb") as file:
-                file.write(np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")))
+                file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
             (variable / META_FILE).write_text(format_meta(array.shape, array.dtype))
+            if name.endswith(MOMENT_SUFFIXES):
+                (variable / OWNER_FILE).write_text(digests[name[:-2]] + "\n")
+            else:
+                digests[name] = hashlib.sha256(data).hexdigest()
 
         yield write
         (temporary / DONE_FILE).touch()
@@ -85,6 +96,36 @@ def check_is_snapshot(folder):
             f"{folder}: not a complete snapshot: it has no file {DONE_FILE}; give the folder of a snapshot, which "
             "holds a folder for each variable"
         )
+
+
+def stale_moments(folder, names):
+    """Which of the moments among `names` belong to other values of their variable than the snapshot `folder` has.
+
+    So it is after a variable was copied over another one. Moments that do not say what they belong to are not stale.
+    """
+    stale = []
+    digests = {}
+    for name in names:
+        path = Path(folder) / name / OWNER_FILE
+        if not name.endswith(MOMENT_SUFFIXES) or not path.is_file():
+            continue
+        variable = name[:-2]
+        if variable not in digests:
+            digests[variable] = _digest(Path(folder) / variable / DATA_FILE) if variable in names else None
+        if path.read_text(errors="replace").strip() != digests[variable]:
+            stale.append(name)
+    return stale
+
+
+def _digest(path):
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    return digest.hexdigest()
 
 
 def variable_names(folder):
