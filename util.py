@@ -75,7 +75,7 @@ def atomic_file(path, mode="wb", **open_arguments):
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     os.fchmod(descriptor, 0o666 & ~_umask())
     try:
-        with open(descriptor, mode, **open_arguments) as file:
+        with _full_disk_at(path), open(descriptor, mode, **open_arguments) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -118,10 +118,22 @@ def temporary_folder(path):
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         os.chmod(temporary, 0o777 & ~_umask())
-        yield temporary
+        with _full_disk_at(path):
+            yield temporary
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         os.close(lock)
+
+
+@contextlib.contextmanager
+def _full_disk_at(path):
+    """Adds `path` to the error of a full disk: the system does not say which file had no room."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) and error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def _remove_abandoned(path):
