@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import resource
 import subprocess
 import sys
 from unittest import mock
@@ -23,3 +24,14 @@ def run_in_process(main, script, *arguments, **flags):
     ):
         run_script(main)
     return subprocess.CompletedProcess(command, exit_.value.code, stdout.getvalue(), stderr.getvalue())
+
+
+@contextlib.contextmanager
+def full_disk(largest_file):
+    """Within this block no file can grow beyond that many bytes, which fails as on a disk that is full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -16,7 +16,7 @@ import bert_variables
 import convert_hf
 import snapshot
 from conftest import assert_fails_with_one_line, run
-from in_process import run_in_process
+from in_process import full_disk, run_in_process
 from util import UserError
 
 SCRIPT = "tools/convert_hf.py"
@@ -368,6 +368,18 @@ def test_vocabulary_of_an_imported_model(tmp_path):
     result = import_hf(folder, tmp_path / "of", "--overwrite", vocab_dump_path=tmp_path / "vocab.txt")
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "vocab.txt").read_text() == "first\nsecond\n"
+
+
+def test_full_disk_is_one_line_and_leaves_nothing(tmp_path):
+    folder = write_hf_folder(tmp_path / "hf", random_tensors(ENCODER))
+    write_snapshot(tmp_path / "of", as_variables(random_tensors(ENCODER), ENCODER))
+    (tmp_path / "out").mkdir()
+    target = tmp_path / "out" / "model"
+    with full_disk(1000):
+        assert_fails_with_one_line(import_hf(folder, target), "File too large", target, status=1)
+        result = export_hf(tmp_path / "of", target, num_attention_heads=HEADS)
+        assert_fails_with_one_line(result, "File too large", target, status=1)
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 def header(**tensors):

@@ -14,7 +14,7 @@ import tensorflow as tf
 import convert_tf_ckpt_to_of
 import snapshot
 from conftest import ROOT, assert_fails_with_one_line, run
-from in_process import run_in_process
+from in_process import full_disk, run_in_process
 from tf_checkpoints import CONFIG, HIDDEN, POOLER, bert_variables_of, random_values, save_checkpoint
 
 @pytest.fixture(scope="module")
@@ -341,6 +341,13 @@ def test_config_that_does_not_fit(small_values, tmp_path, change, message):
     (tmp_path / "bert_config.json").write_text(json.dumps(CONFIG | {"num_hidden_layers": 1} | change))
     result = convert(tmp_path / "model.ckpt", tmp_path / "out")
     assert_fails_with_one_line(result, "bert_config.json", message)
+
+
+def test_full_disk_is_one_line_and_leaves_nothing(checkpoint, tmp_path):
+    with full_disk(1000):
+        result = convert(checkpoint[0], tmp_path / "out")
+    assert_fails_with_one_line(result, "File too large", tmp_path / "out", status=1)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_without_tensorflow(checkpoint, tmp_path):

@@ -17,7 +17,7 @@ import ofrecord
 import tfrecord
 import tfrecord_to_ofrecord
 from conftest import ROOT, assert_fails_with_one_line, random_pretraining_features, run
-from in_process import run_in_process
+from in_process import full_disk, run_in_process
 from tfrecord_files import serialize_example, write_tfrecord, write_tfrecord_of_part
 from util import UserError
 
@@ -318,6 +318,13 @@ def test_parts_that_are_there_stay_unless_told_otherwise(small_file, tmp_path):
     flip_bit(path, 20)
     assert convert(path, out, "--overwrite", part_num=2).returncode == 0
     assert sorted(file.name for file in out.iterdir()) == ["part-0", "part-1", "vocab.txt"]
+
+
+def test_full_disk_is_one_line_and_leaves_nothing(small_file, tmp_path):
+    with full_disk(100):
+        result = convert(small_file[0], tmp_path / "out")
+    assert_fails_with_one_line(result, "File too large", tmp_path / "out", status=1)
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 @pytest.mark.parametrize("signal_", [signal.SIGKILL, signal.SIGINT])
