@@ -9,25 +9,46 @@ a rank that somebody else has started.
 
 import contextlib
 import ctypes
+import json
 import os
+import select
 import signal
 import socket
 import subprocess
 import sys
 import time
+import traceback
 from pathlib import Path
 
+import device
+import engine
 import nodes
-from util import STATUS_BAD_INPUT, RunError, UserError, outcome_of
+from util import STATUS_BAD_INPUT, STATUS_FAILURE, RunError, UserError, outcome_of
 
 DEFAULT_MASTER_PORT = 29500
 
-_RANK_VARIABLES = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK", "LOCAL_RANK")
+# A rank's environment. LOCAL_RANK follows from the others where it is missing.
+_RANK_VARIABLES = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK")
 # Tells a rank that this suite has started it: the number of the pipe to its launcher, for its error.
 _ERROR_PIPE_VARIABLE = "BERT_RANK_ERROR_PIPE"
+# OneFlow's ranks talk to each other directly, but gRPC would go through these.
+_PROXY_VARIABLES = ("http_proxy", "https_proxy", "grpc_proxy", "all_proxy")
+# Flags that may differ from node to node.
+_FLAGS_OF_A_NODE = (
+    "node_list",
+    "node_rank",
+    "master_port",
+    "rendezvous_timeout",
+    "device",
+    "data_dir",
+    "model_load_dir",
+    "model_save_dir",
+    "log_dir",
+    "all_results_file",
+)
 # A rank that was asked to end has so long for it.
-_GRACE_SECONDS = 10
-# How long a launcher waits for another one's word before it takes an abort for a cause.
+_GRACE_SECONDS = 5
+# How long a launcher waits for another's word, or another rank's end, before it takes an abort for a cause.
 _NEWS_SECONDS = 3
 _PR_SET_PDEATHSIG = 1
 
@@ -40,17 +61,21 @@ def run_on_all_ranks(function, args):
     world_size = args.node_num * args.gpu_num_per_node
     if _is_started_as_rank():
         return _run_rank(function, args, world_size)
-    if args.node_num > 1:
-        addresses, node_rank = nodes.find_node_rank(args.node_list, args.node_num, args.node_rank)
-        port = args.master_port or DEFAULT_MASTER_PORT
-        if node_rank == 0:
-            nodes.check_port_is_free(addresses[0], port + 1)
-        return _launch(args, nodes.Line(addresses, node_rank, port), addresses[0], port + 1, node_rank)
+    if args.node_num == 1 and args.node_list:
+        print("Notice: --node_list has no effect, as --node_num is 1.", flush=True)
     if world_size == 1:
         return function(args)
-    port = args.master_port or _free_port()
-    nodes.check_port_is_free("127.0.0.1", port)
-    return _launch(args, nodes.Lone(), "127.0.0.1", port, 0)
+    device_type, _ = device.choose_device(args.device, args.gpu_num_per_node)
+    if args.node_num == 1:
+        port = args.master_port or _free_port()
+        nodes.check_port_is_free("127.0.0.1", port)
+        return _launch(args, nodes.Lone(), "127.0.0.1", port, 0, "")
+    addresses, node_rank = nodes.find_node_rank(args.node_list, args.node_num, args.node_rank)
+    port = args.master_port or DEFAULT_MASTER_PORT
+    if node_rank == 0:
+        nodes.check_port_is_free(addresses[0], port + 1)
+    line = nodes.Line(addresses, node_rank, port, _common_flags(args, device_type))
+    return _launch(args, line, addresses[0], port + 1, node_rank, f" on node {addresses[node_rank]}")
 
 
 def rank():
@@ -59,13 +84,19 @@ def rank():
     return max(0, int(os.environ.get("RANK", 0)))
 
 
-def _is_started_as_rank():
-    return all(os.environ.get(name) for name in _RANK_VARIABLES) and os.environ["RANK"] != "-1"
+def from_first_rank(read):
+    """What read() gives on the first rank (anything JSON can carry), on all ranks. Needs OneFlow loaded."""
+    flow = engine.load()
+    if flow.env.get_world_size() == 1:
+        return read()
+    data = json.dumps(read()).encode() if rank() == 0 else None
+    return json.loads(flow._oneflow_internal.cpu_broadcast(data, 0))
 
 
-def local_ranks():
-    """How many ranks run on this node, as far as can be known."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+def _common_flags(args, device_type):
+    """name -> value of the flags that must be the same on all nodes, with the script and the kind of device."""
+    flags = {f"--{name}": value for name, value in vars(args).items() if name not in _FLAGS_OF_A_NODE}
+    return {"the script": os.path.basename(sys.argv[0]), "the device": device_type, **flags}
 
 
 def _free_port():
@@ -74,35 +105,95 @@ def _free_port():
         return probe.getsockname()[1]
 
 
+# ---- the life of a rank
+
+
+def _is_started_as_rank():
+    """Whether the environment gives this process a rank. Raises UserError if it does so by halves."""
+    if os.environ.get("RANK", "-1") == "-1":
+        return False
+    missing = [name for name in _RANK_VARIABLES if not os.environ.get(name)]
+    if missing:
+        raise UserError(
+            f"RANK is set in the environment, but not {', '.join(missing)}: a launcher must set all of "
+            f"{', '.join(_RANK_VARIABLES)}; unset RANK to run without one"
+        )
+    return True
+
+
+def _check_rank_variables(args, world_size):
+    """Raises UserError if the environment that a launcher has set does not fit the flags."""
+    numbers = {}
+    for name in ("MASTER_PORT", "WORLD_SIZE", "RANK", "LOCAL_RANK"):
+        if not os.environ[name].isdigit():
+            raise UserError(f"{name}={os.environ[name]} in the environment is not a number")
+        numbers[name] = int(os.environ[name])
+    if numbers["WORLD_SIZE"] != world_size:
+        raise UserError(
+            f"WORLD_SIZE={numbers['WORLD_SIZE']} in the environment, but the flags make {world_size} rank(s): "
+            f"--node_num={args.node_num} x --gpu_num_per_node={args.gpu_num_per_node}"
+        )
+    if numbers["RANK"] >= world_size:
+        raise UserError(f"RANK={numbers['RANK']} in the environment is not below WORLD_SIZE={world_size}")
+    if numbers["LOCAL_RANK"] != numbers["RANK"] % args.gpu_num_per_node:
+        raise UserError(
+            f"LOCAL_RANK={numbers['LOCAL_RANK']} and RANK={numbers['RANK']} in the environment do not fit "
+            f"--gpu_num_per_node={args.gpu_num_per_node}: the ranks of a node must follow each other"
+        )
+
+
 def _run_rank(function, args, world_size):
-    """Calls function(args) as the rank that the environment says this process is; returns an exit status.
+    """Calls function(args) as the rank that the environment says this process is; returns its exit status.
 
     Rank 0 prints; what others say goes to a file. What made a rank fail goes to its launcher, or else to stderr.
     """
-    if int(os.environ["WORLD_SIZE"]) != world_size:
-        raise UserError(
-            f"WORLD_SIZE={os.environ['WORLD_SIZE']} in the environment, but the flags make {world_size} rank(s): "
-            f"--node_num={args.node_num} x --gpu_num_per_node={args.gpu_num_per_node}"
-        )
+    if not os.environ.get("LOCAL_RANK") and os.environ["RANK"].isdigit():
+        os.environ["LOCAL_RANK"] = str(int(os.environ["RANK"]) % args.gpu_num_per_node)
+    _check_rank_variables(args, world_size)
+    for name in _PROXY_VARIABLES:
+        os.environ.pop(name, None)
+        os.environ.pop(name.upper(), None)
     pipe = os.environ.get(_ERROR_PIPE_VARIABLE)
     if pipe is not None:
-        # Without its launcher, nobody would end a rank that waits for a lost one.
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        _die_with_launcher(int(pipe))
         error_file, prefix = os.fdopen(int(pipe), "w"), ""
     else:
         error_file, prefix = os.fdopen(os.dup(2), "w"), f"rank {rank()}: "
     _redirect_output(args.log_dir)
-    status, error = outcome_of(lambda: function(args))
+    try:
+        status, error = outcome_of(lambda: function(args))
+    except Exception:
+        traceback.print_exc()
+        status, error = STATUS_FAILURE, f"has failed; its last words are in {_log_file(args.log_dir, rank())}"
+    if status == 0:
+        return 0
     if error is not None:
         print(f"{prefix}{error}", file=error_file, flush=True)
-    return status
+    # Not by sys.exit: OneFlow would wait for the other ranks, which wait for this one.
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
+    os._exit(status)
+
+
+def _die_with_launcher(pipe):
+    """Has this process killed when its launcher ends: nobody else would end a rank that waits for a lost one."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    poll = select.poll()
+    poll.register(pipe, 0)
+    if poll.poll(0):  # nobody holds the other end any more
+        os._exit(STATUS_FAILURE)
+
+
+def _log_file(log_dir, rank):
+    return Path(log_dir) / f"rank_{rank}.log"
 
 
 def _redirect_output(log_dir):
     """Sends what this rank says to log_dir/rank_<n>.log. What Python says on rank 0 stays on the terminal."""
     try:
         os.makedirs(log_dir, exist_ok=True)
-        log = open(Path(log_dir) / f"rank_{rank()}.log", "ab")
+        log = open(_log_file(log_dir, rank()), "ab")
     except OSError:
         return  # the checks of the run will tell
     with log:
@@ -113,87 +204,92 @@ def _redirect_output(log_dir):
         os.dup2(log.fileno(), 2)
 
 
-def _launch(args, line, master_address, master_port, node_rank):
-    """Starts the ranks of this node when all nodes are there, and waits for them; returns an exit status."""
-    with _signals_noted() as signals:
+# ---- the life of a launcher
+
+
+class _Signalled(Exception):
+    """This process was sent a signal that ends it."""
+
+    def __init__(self, number):
+        super().__init__(number)
+        self.number = number
+
+
+def _launch(args, line, master_address, master_port, node_rank, where):
+    """Starts the ranks of this node when all nodes are there, and waits for them; returns an exit status.
+
+    `where` tells the node in messages.
+    """
+    ranks = None
+    with _signals_raised():
         try:
             line.wait_for_all(args.rendezvous_timeout)
-        except RunError as error:
-            if signals:
-                return 128 + signals[0]
-            raise error
-        ranks = _Ranks(args, master_address, master_port, node_rank)
-        try:
-            return _watch(ranks, line, signals)
+            ranks = _Ranks(args, master_address, master_port, node_rank, where)
+            _watch(ranks, line)
+        except (UserError, RunError) as error:
+            line.say_stop(str(error), bad_input=isinstance(error, UserError))
+            raise
+        except _Signalled as signalled:
+            reason = f"ended by {signal.Signals(signalled.number).name}"
+            line.say_stop(f"{reason}{where}")
+            print(f"{os.path.basename(sys.argv[0])}: error: {reason}", file=sys.stderr, flush=True)
+            return 128 + signalled.number
         finally:
-            ranks.end()
+            if ranks is not None:
+                ranks.end()
+    return 0
 
 
 @contextlib.contextmanager
-def _signals_noted():
-    """A list to which SIGINT and SIGTERM are added as they come, instead of their usual effect."""
-    received = []
-    before = {
-        number: signal.signal(number, lambda number, frame: received.append(number))
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
+def _signals_raised():
+    """Raises _Signalled for the first SIGINT, SIGTERM or SIGHUP in the block; later ones do not disturb its end."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+    def handle(number, frame):
+        for other in numbers:
+            signal.signal(other, signal.SIG_IGN)
+        raise _Signalled(number)
+
+    before = {number: signal.signal(number, handle) for number in numbers}
     try:
-        yield received
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def _watch(ranks, line, signals):
-    """Waits for the ranks of all nodes; returns 0, or after ending them all the status of what went wrong."""
-    told = False
-    while True:
-        if signals:
-            name = signal.Signals(signals[0]).name
-            line.say_stop(f"node {socket.gethostname()} was ended by {name}")
-            ranks.end(signals[0])
-            return 128 + signals[0]
+def _watch(ranks, line):
+    """Returns when the ranks of all nodes have ended well; raises UserError or RunError if one has not."""
+    said_done = False
+    aborted = None
+    while not (said_done and line.all_done()):
+        line.check()
         failure = ranks.failure()
-        if failure:
+        if failure is not None:
             reason, status = failure
-            if status == -signal.SIGABRT:
-                # OneFlow aborts a rank whose peer is gone. If that was on another node, its launcher tells why.
-                reason = _news_within(line, _NEWS_SECONDS) or reason
-            line.say_stop(f"{reason} (on {socket.gethostname()})")
-            ranks.end()
-            raise (UserError if status == STATUS_BAD_INPUT else RunError)(reason)
-        reason = line.news()
-        if reason:
-            ranks.end()
-            raise RunError(reason)
-        if ranks.finished():
-            if not told:
-                line.say_done()
-                told = True
-            if line.all_done():
-                return 0
+            aborted = aborted or time.monotonic()
+            # OneFlow aborts a rank whose peer is gone. Why that one is, another rank or node may yet tell.
+            if status != -signal.SIGABRT or time.monotonic() - aborted > _NEWS_SECONDS:
+                raise (UserError if status == STATUS_BAD_INPUT else RunError)(reason)
+        elif not said_done and ranks.finished():
+            line.say_done()
+            said_done = True
         time.sleep(0.1)
-
-
-def _news_within(line, seconds):
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        reason = line.news()
-        if reason:
-            return reason
-        time.sleep(0.1)
-    return None
 
 
 class _Ranks:
     """The processes of this node's ranks."""
 
-    def __init__(self, args, master_address, master_port, node_rank):
+    def __init__(self, args, master_address, master_port, node_rank, where):
         self._first = node_rank * args.gpu_num_per_node
+        self._log_dir = args.log_dir
+        self._where = where
         self._processes = []
         self._pipes = []
+        self._errors = [""] * args.gpu_num_per_node
         for local_rank in range(args.gpu_num_per_node):
             read_end, write_end = os.pipe()
+            os.set_blocking(read_end, False)
             environment = {
                 **os.environ,
                 "MASTER_ADDR": master_address,
@@ -201,12 +297,11 @@ class _Ranks:
                 "WORLD_SIZE": str(args.node_num * args.gpu_num_per_node),
                 "RANK": str(self._first + local_rank),
                 "LOCAL_RANK": str(local_rank),
-                "LOCAL_WORLD_SIZE": str(args.gpu_num_per_node),
                 _ERROR_PIPE_VARIABLE: str(write_end),
             }
-            # A session of its own: Ctrl-C comes to the launcher only, which passes it on.
+            # A session of its own: Ctrl-C comes to the launcher only.
             process = subprocess.Popen(
-                [sys.executable, *sys.argv],
+                [sys.executable, *sys.orig_argv[1:]],
                 env=environment,
                 pass_fds=[write_end],
                 start_new_session=True,
@@ -225,28 +320,29 @@ class _Ranks:
 
         Of several it is the one that has not been aborted, which is what OneFlow does to the peers of a lost rank.
         """
-        failed = [(rank, process.poll()) for rank, process in enumerate(self._processes) if process.poll()]
+        failed = [(process.poll(), local_rank) for local_rank, process in enumerate(self._processes) if process.poll()]
         if not failed:
             return None
-        local_rank, status = min(failed, key=lambda rank_and_status: rank_and_status[1] == -signal.SIGABRT)
-        return f"rank {self._first + local_rank}: {self._reason(local_rank, status)}", status
+        status, local_rank = min(failed, key=lambda status_and_rank: status_and_rank[0] == -signal.SIGABRT)
+        return f"rank {self._first + local_rank}{self._where}: {self._reason(local_rank, status)}", status
 
     def _reason(self, local_rank, status):
-        os.set_blocking(self._pipes[local_rank], False)
         with contextlib.suppress(BlockingIOError):
-            text = os.read(self._pipes[local_rank], 65536).decode(errors="replace").strip()
-            if text:
-                return text
+            self._errors[local_rank] += os.read(self._pipes[local_rank], 65536).decode(errors="replace")
+        if self._errors[local_rank]:
+            return self._errors[local_rank].strip()
+        log_file = _log_file(self._log_dir, self._first + local_rank)
+        if status == -signal.SIGKILL:
+            return "was killed by SIGKILL, for lack of memory perhaps"
         if status < 0:
-            name = signal.Signals(-status).name
-            return f"was killed by {name}" + (", for lack of memory perhaps" if -status == signal.SIGKILL else "")
-        return f"ended with status {status}"
+            return f"was killed by {signal.Signals(-status).name}; its last words are in {log_file}"
+        return f"ended with status {status}; its last words are in {log_file}"
 
-    def end(self, number=signal.SIGTERM):
-        """Ends all that still run: by signal `number`, then by SIGKILL."""
+    def end(self):
+        """Ends all that still run: by SIGTERM, or else by SIGKILL."""
         for process in self._processes:
             if process.poll() is None:
-                process.send_signal(number)
+                process.terminate()
         deadline = time.monotonic() + _GRACE_SECONDS
         for process in self._processes:
             with contextlib.suppress(subprocess.TimeoutExpired):

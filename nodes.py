@@ -2,8 +2,9 @@
 
 Each node has one launcher process (launch.py). The launchers of nodes 1, 2, ... connect to that of node 0, the master,
 at --master_port; OneFlow's own rendezvous takes the port above it. Every message is a JSON object on a line:
-{"node": 1} at first; {"start": true} from the master once all are there; {"alive": true} every few seconds;
-{"done": true} when a node's ranks have finished; {"stop": "why"} from whoever has failed, passed on to all.
+{"node": 1, "flags": {...}} at first; {"start": true} from the master once all are there; {"alive": true} every few
+seconds; {"done": true} when a node's ranks have finished; {"stop": "why", "bad_input": false} from whoever has failed,
+passed on to all.
 """
 
 import errno
@@ -23,7 +24,8 @@ _LONGEST_MESSAGE = 65536
 def find_node_rank(node_list, node_num, node_rank):
     """(addresses of the nodes, which of them this machine is), from --node_list, --node_num and --node_rank.
 
-    Raises UserError if the list is too short, names a node twice, or does not name this machine just once.
+    A list may be longer than --node_num: its first names count. Raises UserError if it is too short, names a node
+    twice, or does not name this machine just once.
     """
     names = [name.strip() for name in node_list.split(",") if name.strip()] if node_list else []
     if len(names) < node_num:
@@ -39,18 +41,25 @@ def find_node_rank(node_list, node_num, node_rank):
         return addresses, node_rank
     own = [index for index, address in enumerate(addresses) if _is_own(address)]
     if not own:
-        raise UserError(f"--node_list={node_list}: none of these is an address of this machine; see --node_rank")
+        raise UserError(f"--node_list={','.join(names)}: none of these is an address of this machine; see --node_rank")
     if len(own) > 1:
         both = " and ".join(names[index] for index in own)
-        raise UserError(f"--node_list={node_list}: {both} are both this machine; say which with --node_rank")
+        raise UserError(f"--node_list={','.join(names)}: {both} are both this machine; say which with --node_rank")
     return addresses, own[0]
 
 
 def _resolve(name):
     try:
-        return socket.getaddrinfo(name, None, socket.AF_INET, socket.SOCK_STREAM)[0][4][0]
+        address = socket.getaddrinfo(name, None, socket.AF_INET, socket.SOCK_STREAM)[0][4][0]
     except (OSError, UnicodeError):
-        raise UserError(f"--node_list: {name} is no address and no known host name") from None
+        raise UserError(f"--node_list: {name} is no IPv4 address and no known host name") from None
+    if address.startswith("127.") and name != address:
+        # Debian's /etc/hosts gives a machine's own name such an address.
+        raise UserError(
+            f"--node_list: {name} is {address} on this machine, where no other node finds it; "
+            "give its address in the network, or correct /etc/hosts"
+        )
+    return address
 
 
 def _is_own(address):
@@ -88,8 +97,8 @@ class Lone:
     def wait_for_all(self, timeout):
         """Nothing to wait for."""
 
-    def news(self):
-        """Never why this node must stop."""
+    def check(self):
+        """Nobody else can fail."""
 
     def all_done(self):
         """The ranks of this node are all there are."""
@@ -98,17 +107,21 @@ class Lone:
     def say_done(self):
         """There is nobody to tell."""
 
-    def say_stop(self, reason):
+    def say_stop(self, reason, bad_input=False):
         """There is nobody to tell."""
 
 
 class Line:
-    """This node's connections to the other nodes: the master's to all of them, any other's to the master."""
+    """This node's connections to the other nodes: the master's to all of them, any other's to the master.
 
-    def __init__(self, addresses, node_rank, port):
+    `flags` (name -> value) are those that must be the same on all nodes.
+    """
+
+    def __init__(self, addresses, node_rank, port, flags):
         self._addresses = addresses
         self._rank = node_rank
         self._port = port
+        self._flags = flags
         self._peers = {}  # node rank -> _Peer
         self._selector = selectors.DefaultSelector()
         self._last_heartbeat = 0.0
@@ -124,27 +137,19 @@ class Line:
         deadline = time.monotonic() + timeout
         if self._rank != 0:
             self._connect(deadline, timeout)
-            self._peers[0].send({"node": self._rank})
+            self._peers[0].send({"node": self._rank, "flags": self._flags})
+            # From here on the master decides: it says who is missing when its time is up.
             while not self._peers[0].started:
-                self._raise_news()
-                if time.monotonic() > deadline + SILENCE_SECONDS:
-                    raise RunError(f"the master node {self._addresses[0]} did not begin within {timeout} seconds")
+                self.check(wait=0.2)
             return
         while len(self._peers) < len(self._addresses) - 1:
-            self._raise_news()
+            self.check(wait=0.2)
             if time.monotonic() > deadline:
                 missing = [
                     address for rank, address in enumerate(self._addresses) if rank > 0 and rank not in self._peers
                 ]
-                reason = f"after {timeout} seconds, node(s) {', '.join(missing)} have not come"
-                self.say_stop(reason)
-                raise RunError(reason)
+                raise RunError(f"after {timeout} seconds, node(s) {', '.join(missing)} have not come")
         self._send_to_all({"start": True})
-
-    def _raise_news(self):
-        reason = self.news(wait=0.2)
-        if reason:
-            raise RunError(reason)
 
     def _connect(self, deadline, timeout):
         while True:
@@ -158,18 +163,20 @@ class Line:
                     ) from None
                 time.sleep(0.2)
             else:
-                self._add_peer(connection, 0)
+                self._peers[0] = self._add_peer(connection, 0)
                 return
 
     def _add_peer(self, connection, rank):
         connection.setblocking(False)
         peer = _Peer(connection, rank, "" if rank is None else self._addresses[rank])
         self._selector.register(connection, selectors.EVENT_READ, peer)
-        if rank is not None:
-            self._peers[rank] = peer
+        return peer
 
-    def news(self, wait=0.0):
-        """Why this node must stop, if another one has said so or is lost, else None. Keeps the line alive."""
+    def check(self, wait=0.0):
+        """Raises UserError or RunError if another node has told to stop, or is lost. Keeps the line alive.
+
+        Waits up to `wait` seconds for a message.
+        """
         now = time.monotonic()
         if now - self._last_heartbeat > HEARTBEAT_SECONDS:
             self._last_heartbeat = now
@@ -177,46 +184,53 @@ class Line:
         for key, _ in self._selector.select(wait):
             if key.fileobj is self._listener:
                 self._add_peer(self._listener.accept()[0], None)
-                continue
-            reason = self._receive(key.data)
-            if reason:
-                return reason
+            else:
+                self._receive(key.data)
         for peer in self._peers.values():
             if not peer.done and time.monotonic() - peer.heard > SILENCE_SECONDS:
-                return self._lost(peer, f"has not been heard of for {SILENCE_SECONDS} seconds")
-        return None
+                raise RunError(f"node {peer.address} has not been heard of for {SILENCE_SECONDS} seconds")
 
     def _receive(self, peer):
         try:
             messages = peer.receive()
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             messages = None
         if messages is None:
-            self._selector.unregister(peer.connection)
-            peer.connection.close()
-            if peer.rank is None or peer.done:
-                return None  # a stranger, or a node that has finished
-            return self._lost(peer, "has closed the connection")
+            self._drop(peer)
+            if peer.rank is not None and not peer.done:
+                raise RunError(f"node {peer.address} has closed the connection")
+            return  # a stranger, or a node that has finished
         for message in messages:
-            if peer.rank is None:
-                rank = message.get("node")
-                if not isinstance(rank, int) or rank in self._peers or not 0 < rank < len(self._addresses):
-                    self._selector.unregister(peer.connection)
-                    peer.connection.close()
-                    return None
-                peer.rank, peer.address = rank, self._addresses[rank]
-                self._peers[rank] = peer
+            if peer.rank is None and not self._admit(peer, message):
+                return
             peer.started = peer.started or bool(message.get("start"))
             peer.done = peer.done or bool(message.get("done"))
             if message.get("stop"):
-                self._send_to_all(message)
-                return str(message["stop"])
-        return None
+                raise (UserError if message.get("bad_input") else RunError)(str(message["stop"]))
 
-    def _lost(self, peer, how):
-        reason = f"node {peer.address} {how}"
-        self.say_stop(reason)
-        return reason
+    def _admit(self, peer, message):
+        """Takes a new connection for the node that it says it is, or drops it; raises UserError if its flags differ."""
+        rank, flags = message.get("node"), message.get("flags")
+        if not isinstance(rank, int) or not 0 < rank < len(self._addresses) or not isinstance(flags, dict):
+            self._drop(peer)
+            return False
+        if rank in self._peers:
+            peer.send({"stop": f"node {self._addresses[rank]} has been started twice", "bad_input": True})
+            self._drop(peer)
+            return False
+        peer.rank, peer.address = rank, self._addresses[rank]
+        self._peers[rank] = peer
+        for name in sorted(self._flags.keys() | flags.keys()):
+            if flags.get(name) != self._flags.get(name):
+                raise UserError(
+                    f"node {peer.address} has {name} = {flags.get(name)}, but node {self._addresses[0]} has "
+                    f"{self._flags.get(name)}; give all nodes the same command line"
+                )
+        return True
+
+    def _drop(self, peer):
+        self._selector.unregister(peer.connection)
+        peer.connection.close()
 
     def all_done(self):
         """Whether every other node this one knows of has finished."""
@@ -226,9 +240,9 @@ class Line:
         """Tells that the ranks of this node have finished."""
         self._send_to_all({"done": True})
 
-    def say_stop(self, reason):
+    def say_stop(self, reason, bad_input=False):
         """Tells the other nodes to stop, and why."""
-        self._send_to_all({"stop": reason})
+        self._send_to_all({"stop": reason, "bad_input": bad_input})
 
     def _send_to_all(self, message):
         for peer in self._peers.values():
@@ -248,7 +262,7 @@ class _Peer:
         self._buffer = b""
 
     def send(self, message):
-        # A message that cannot be sent goes to a node that is lost, which its silence will show.
+        """Sends, or not: a message that cannot be sent goes to a node that is lost, which its silence will show."""
         try:
             self.connection.sendall(json.dumps(message).encode() + b"\n")
         except OSError:
