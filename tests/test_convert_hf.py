@@ -197,6 +197,14 @@ def test_import_from_early_transformers(tmp_path):
     assert "skipped bert.embeddings.position_ids: a constant" in result.stdout
 
 
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
+def test_tied_output_weights_may_be_stored_twice(tmp_path, dtype):
+    tensors = {key: tensor.astype(dtype) for key, tensor in random_tensors(ENCODER | MASKED_LM).items()}
+    tensors["bert.embeddings.word_embeddings.weight"][0, 0] = np.nan
+    tensors["cls.predictions.decoder.weight"] = tensors["bert.embeddings.word_embeddings.weight"]
+    assert import_hf(write_hf_folder(tmp_path / "hf", tensors), tmp_path / "of").returncode == 0
+
+
 def test_untied_output_weights_are_refused(tmp_path):
     tensors = random_tensors(ENCODER | MASKED_LM)
     tensors["cls.predictions.decoder.weight"] = tensors["bert.embeddings.word_embeddings.weight"] + 1
@@ -484,6 +492,9 @@ def test_export_of_what_is_no_such_model(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(CONFIG | {"vocab_size": 60}))
     result = export_hf(folder, tmp_path / "hf", bert_config_file=tmp_path / "config.json")
     assert_fails_with_one_line(result, "bert-embeddings-word_embeddings", "[50, 16]", "[60, 16]")
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG | {"num_hidden_layers": 1}))
+    result = export_hf(folder, tmp_path / "hf", bert_config_file=tmp_path / "config.json")
+    assert_fails_with_one_line(result, "has the variable bert-encoder-layer_1-", "that configuration")
     (folder / "bert-pooler-dense-bias" / "out").write_bytes(b"123")
     result = export_hf(folder, tmp_path / "hf", num_attention_heads=HEADS)
     assert_fails_with_one_line(result, "bert-pooler-dense-bias", "has 3 bytes")

@@ -65,6 +65,8 @@ _TIED = {
     "cls.predictions.decoder.bias": "cls.predictions.bias",
 }
 
+_CONSTANTS = ("bert.embeddings.position_ids", "bert.embeddings.token_type_ids")
+
 _FLOATS = ("F64", "F32", "F16", "BF16")
 
 
@@ -256,7 +258,7 @@ def choose_tensors(tensors, size, folder):
             if tensor.dtype not in _FLOATS:
                 raise UserError(f"{tensor.path}: {tensor.key} is of type {tensor.dtype}; only floats can be converted")
             chosen[name_of[canonical]] = tensor
-        elif canonical == "bert.embeddings.position_ids":
+        elif canonical in _CONSTANTS:
             skipped[tensor.key] = "a constant, not a weight"
         elif canonical.startswith("bert."):
             raise UserError(f"{tensor.path}: {tensor.key} has no place in a BERT of {size.num_hidden_layers} layers")
@@ -280,8 +282,8 @@ def read_vocabulary(folder, size):
         ids = tokenizers.Tokenizer.from_file(str(path)).get_vocab()
     except Exception as error:  # the library raises nothing more specific
         raise UserError(f"{path}: not a tokenizer: {error}") from None
-    if sorted(ids.values()) != list(range(len(ids))):
-        raise UserError(f"{path}: its ids are not 0 to {len(ids) - 1}, so they cannot be the lines of a {VOCAB_FILE}")
+    if sorted(ids.values()) != list(range(len(ids))) or any("\n" in token for token in ids):
+        raise UserError(f"{path}: its tokens are not one for each id from 0 to {len(ids) - 1}, a line of text each")
     return sorted(ids, key=ids.get)
 
 
@@ -342,9 +344,13 @@ def export_model(arguments):
 
 def model_size(arguments, names):
     """(ModelSize, the configuration it is from or {}) of the snapshot to export, whose variables are `names`."""
-    if arguments.bert_config_file:
-        return bert_variables.read_config(arguments.bert_config_file)
     folder = Path(arguments.snapshot_dir)
+    if arguments.bert_config_file:
+        size, config = bert_variables.read_config(arguments.bert_config_file)
+        beyond = [name for name in names if re.match(r"bert-.*(?<!-[mv])$", name) and name not in all_shapes(size)]
+        if beyond:
+            raise UserError(f"{folder}: has the variable {beyond[0]}, which a model of that configuration does not have")
+        return size, config
     shapes = {}
     for name in names:
         meta = snapshot.read_meta(folder / name)
