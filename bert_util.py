@@ -10,7 +10,7 @@ import dataclasses
 import numpy as np
 
 import engine
-import native
+import fused_operators
 
 flow = engine.load()
 nn = flow.nn
@@ -69,7 +69,7 @@ class FullyConnected(nn.Module):
 
     def forward(self, x):
         """[N, inputs] -> [N, outputs]."""
-        return flow._C.bias_add(flow._C.matmul(x, self.weight), self.bias, axis=1)
+        return fused_operators.linear(x, self.weight, self.bias)
 
 
 class LayerNorm(nn.Module):
@@ -82,21 +82,7 @@ class LayerNorm(nn.Module):
 
     def forward(self, x):
         """[N, size] -> [N, size]."""
-        if x.is_cuda or native.kernels():
-            return flow._C.layer_norm_affine(
-                x, self.gamma, self.beta, begin_norm_axis=1, begin_params_axis=1, epsilon=1e-12
-            )
-        # Without the native library there is no CPU kernel for the operator above: OneFlow aborts the process.
-        centred = x - x.mean(dim=1, keepdim=True)
-        variance = (centred * centred).mean(dim=1, keepdim=True)
-        return centred * (variance + 1e-12).rsqrt() * self.gamma + self.beta
-
-
-def dropout(x, probability, training):
-    """Zeroes each element with that probability, and scales the others up to keep the mean."""
-    if probability == 0.0 or not training:
-        return x
-    return flow._C.dropout(x, probability)
+        return fused_operators.layer_norm(x, self.gamma, self.beta)
 
 
 class Embeddings(nn.Module):
@@ -123,7 +109,7 @@ class Embeddings(nn.Module):
         positions = self.position_embeddings[:seq_length]
         embeddings = words + segments + positions
         embeddings = self.LayerNorm(embeddings.reshape(-1, embeddings.shape[-1]))
-        return dropout(embeddings, self._dropout_prob, self.training)
+        return fused_operators.dropout(embeddings, self._dropout_prob if self.training else 0.0)
 
 
 class SelfAttention(nn.Module):
@@ -139,19 +125,10 @@ class SelfAttention(nn.Module):
         self.value = FullyConnected(hidden_size, hidden_size, config, initializer)
 
     def forward(self, x, attention_mask):
-        """[B * S, H] and the additive mask [B, 1, 1, S] -> [B * S, H]."""
-        seq_length = attention_mask.shape[-1]
-        head_size = x.shape[-1] // self._num_heads
-
-        def split_heads(y):
-            return y.reshape(-1, seq_length, self._num_heads, head_size).permute(0, 2, 1, 3)
-
-        query, key, value = split_heads(self.query(x)), split_heads(self.key(x)), split_heads(self.value(x))
-        scores = flow._C.matmul(query, key, transpose_b=True, alpha=head_size**-0.5)
-        probabilities = flow._C.softmax(scores + attention_mask, dim=-1)
-        probabilities = dropout(probabilities, self._dropout_prob, self.training)
-        context = flow._C.matmul(probabilities, value)
-        return context.permute(0, 2, 1, 3).reshape(-1, self._num_heads * head_size)
+        """[B * S, H] and the additive mask [B, S] -> [B * S, H]."""
+        dropout_prob = self._dropout_prob if self.training else 0.0
+        query, key, value = self.query(x), self.key(x), self.value(x)
+        return fused_operators.attention(query, key, value, attention_mask, self._num_heads, dropout_prob)
 
 
 class ResidualOutput(nn.Module):
@@ -165,7 +142,11 @@ class ResidualOutput(nn.Module):
 
     def forward(self, x, residual):
         """[N, inputs] and [N, H] -> [N, H]."""
-        return self.LayerNorm(dropout(self.dense(x), self._dropout_prob, self.training) + residual)
+        dropout_prob = self._dropout_prob if self.training else 0.0
+        x = flow._C.matmul(x, self.dense.weight)
+        return fused_operators.residual_norm(
+            x, self.dense.bias, residual, self.LayerNorm.gamma, self.LayerNorm.beta, dropout_prob
+        )
 
 
 class Attention(nn.Module):
@@ -190,7 +171,7 @@ class Intermediate(nn.Module):
 
     def forward(self, x):
         """[N, H] -> [N, intermediate_size]."""
-        return flow._C.gelu(self.dense(x))
+        return fused_operators.bias_gelu(flow._C.matmul(x, self.dense.weight), self.dense.bias)
 
 
 class Layer(nn.Module):
@@ -249,7 +230,7 @@ class BertBackbone(nn.Module):
     def forward(self, input_ids, input_mask, segment_ids):
         """Three [B, S] int32 (input_mask: 1 for a token, 0 for padding) -> sequence output [B, S, H]."""
         seq_length = input_ids.shape[1]
-        attention_mask = ((input_mask.to(flow.float32) - 1.0) * 10000.0).reshape(-1, 1, 1, seq_length)
+        attention_mask = (input_mask.to(flow.float32) - 1.0) * 10000.0
         x = self.encoder(self.embeddings(input_ids, segment_ids), attention_mask)
         return x.reshape(-1, seq_length, x.shape[-1])
 

@@ -39,7 +39,13 @@ def layer_norm(x, gamma, beta):
 
 def dropout(x, rate):
     """Zeroes each element with probability `rate`, and scales the others up to keep the mean."""
-    return x if rate == 0.0 else flow._C.dropout(x, rate)
+    if rate == 0.0:
+        return x
+    if native.is_used_for(x):
+        return flow._C.dropout(x, rate)
+    # OneFlow's dropout ignores its seed within a graph: all layers of all runs would draw the same mask.
+    uniform = flow._C.rand([*x.shape], dtype=flow.float32, placement=x.placement, sbp=list(x.sbp))
+    return x * (uniform >= rate).to(x.dtype) * (1.0 / (1.0 - rate))
 
 
 def _attention_by_parts(query, key, value, mask, heads, rate):

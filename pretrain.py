@@ -2,6 +2,7 @@
 
 import bert_util
 import engine
+import fused_operators
 from training import TrainJob, over_all_ranks
 
 flow = engine.load()
@@ -18,7 +19,7 @@ class Transform(nn.Module):
 
     def forward(self, x):
         """[N, H] -> [N, H]."""
-        return self.LayerNorm(flow._C.gelu(self.dense(x)))
+        return self.LayerNorm(fused_operators.bias_gelu(flow._C.matmul(x, self.dense.weight), self.dense.bias))
 
 
 class Predictions(nn.Module):
