@@ -52,13 +52,23 @@ def start_engine(args):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
         if args.use_fp16:
             print("Notice: --use_fp16 has no effect on the CPU, which computes in float32.", flush=True)
+        if args.gpu_num_per_node > 1:
+            # For OneFlow's own kernels, which would take all processors but two.
+            os.environ["OMP_NUM_THREADS"] = str(_thread_count(args.gpu_num_per_node))
     flow = engine.load(Path(args.log_dir) / f"oneflow{rank() or ''}.log")
     flow.manual_seed(args.seed)
     if device_type == "cpu":
         native.set_seed(args.seed)
+        native.set_thread_count(_thread_count(args.gpu_num_per_node))
         print(f"CPU: {native.describe()}", flush=True)
     if args.use_boxing_v2:
         # The settings that the published scripts made for it.
         flow.boxing.nccl.set_fusion_threshold_mbytes(8)
         flow.boxing.nccl.enable_use_buffer_to_fuse_all_reduce(False)
     return flow.placement(device_type, list(range(args.node_num * args.gpu_num_per_node)))
+
+
+def _thread_count(ranks_on_node):
+    """Threads for this rank: what OMP_NUM_THREADS says, or its share of the processors that it may run on."""
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    return int(given) if given.isdigit() and int(given) > 0 else max(1, len(os.sched_getaffinity(0)) // ranks_on_node)
