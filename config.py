@@ -3,6 +3,7 @@
 from datetime import datetime
 
 from command_line import ArgumentParser, add_bool, non_negative_float, non_negative_int, port_number, positive_int, probability
+from launch import rank
 from util import UserError
 
 _DEFAULT_ITER_NUM = 1144000
@@ -226,16 +227,26 @@ def _complete(args):
 
 
 def set_iter_num(args, record_count):
-    """Sets args.iter_num from --num_epochs and the number of records, as google-research/bert does (rounded down)."""
+    """Sets args.iter_num from --num_epochs and the number of records, as google-research/bert does (rounded down).
+
+    Where this rank does not know their number, run_setup.start_engine brings what the first rank has found.
+    """
     if args.num_epochs is None:
         args.iter_num = args.iter_num or _DEFAULT_ITER_NUM
+        return
+    if record_count is None:
         return
     print(f"The data set has {record_count} records.")
     args.iter_num = max(1, record_count * args.num_epochs // global_batch_size(args))
 
 
 def set_prediction_iter_num(args, record_count):
-    """Sets args.iter_num, unless it was given, to as many batches as hold every record once."""
+    """Sets args.iter_num, unless it was given, to as many batches as hold every record once.
+
+    Where this rank does not know the number of records, run_setup.start_engine brings what the first rank has found.
+    """
+    if record_count is None:
+        return
     print(f"The data set has {record_count} records.")
     if args.iter_num is None:
         args.iter_num = -(-record_count // global_batch_size(args))
@@ -247,7 +258,9 @@ def global_batch_size(args):
 
 
 def saved_snapshots(args):
-    """The names of the snapshots that a training run will write into --model_save_dir."""
+    """The names of the snapshots that this rank will write into --model_save_dir: the first rank writes them all."""
+    if rank() > 0:
+        return []
     names = [f"snapshot_{n}" for n in range(args.model_save_every_n_iter, args.iter_num + 1, args.model_save_every_n_iter)]
     return names + ["last_snapshot"] * args.save_last_snapshot
 

@@ -12,7 +12,7 @@ class OFRecordLoader(nn.Module):
     """Reads the parts of a data set without end, a global batch at a time.
 
     `data_set` is a records.DataSet, `placement` is where the batches of `batch_size` sequences go, split over its
-    ranks. Shuffling draws from a buffer of 1,024 records, and reorders the parts after every epoch.
+    ranks, which each read parts of their own or get them from the first. Shuffling draws from a buffer of 1,024 records, and reorders the parts after every epoch.
     """
 
     def __init__(self, data_set, batch_size, placement, shuffle, seed):
@@ -20,10 +20,8 @@ class OFRecordLoader(nn.Module):
         paths = data_set.paths
         self._placement = placement
         self._sbp = _split_over(placement.ranks)
-        # Each rank reads parts of its own where they can be shared out evenly, and where the order does not matter;
-        # otherwise the first rank reads for all, so that no record comes round more often than another.
-        shares_parts = shuffle and len(paths) % len(placement.ranks) == 0
-        ranks = placement.ranks if shares_parts else placement.ranks[:1]
+        # Where not all ranks read, the first reads for all.
+        ranks = placement.ranks[: data_set.readers]
         self.reader = nn.OFRecordReader(
             str(paths[0].parent),
             batch_size=batch_size,

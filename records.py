@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 import ofrecord
+from launch import rank
 from util import UserError
 
 # Up to this many bytes of data, every part is checked for truncation before a run. Beyond, only with --check_data:
@@ -114,17 +115,32 @@ class DataSet:
 
     paths: list
     fields: dict  # name -> Field
-    record_count: int  # None where the parts are too large to be read through before a run
+    record_count: int  # None where the parts are too large to be read through before a run, or not read by this rank
+    readers: int = 1  # so many ranks, from the first on, read parts
 
 
-def check_data_set(args, fields, count_records=False):
+def check_data_set(args, fields, shuffle, count_records=False):
     """The DataSet that --data_dir and --data_part_num name.
 
     Raises UserError, saying file and place, unless its records hold `fields` as they should: the first record of
     every part, with --check_data every record. The records are counted if `count_records` says so or they are few.
+    A rank that will not read needs no data: it checks nothing.
     """
+    readers = _count_readers(args, shuffle)
+    if rank() >= readers:
+        # The names as far as they can be told from here; OneFlow goes by those of the first rank.
+        return DataSet([Path(args.data_dir) / f"part-{i}" for i in range(args.data_part_num)], fields, None, readers)
     paths = part_paths(args.data_dir, args.data_part_num)
-    return DataSet(paths, fields, _check_parts(paths, fields, args.check_data, count_records))
+    return DataSet(paths, fields, _check_parts(paths, fields, args.check_data, count_records), readers)
+
+
+def _count_readers(args, shuffle):
+    """How many ranks read: all, if each can have as many parts and their order does not matter, else the first for all.
+
+    Otherwise a rank with fewer parts would begin them anew before the others are through with theirs.
+    """
+    ranks = args.node_num * args.gpu_num_per_node
+    return ranks if shuffle and args.data_part_num % ranks == 0 else 1
 
 
 def _check_parts(paths, fields, check_all, count_all):

@@ -8,7 +8,7 @@ import device
 import engine
 import native
 import snapshot
-from launch import rank
+from launch import from_first_rank, rank
 from util import UserError, describe_os_error
 
 
@@ -28,9 +28,13 @@ def check_training_folders(args, saved):
 
 
 def check_prediction_folders(args):
-    """Makes --log_dir and the folder of --all_results_file; raises UserError where one cannot be written."""
+    """Makes --log_dir and, where this rank writes it, the folder of --all_results_file.
+
+    Raises UserError where one cannot be written.
+    """
     _check_writable("--log_dir", args.log_dir)
-    _check_writable("--all_results_file: the folder", os.path.dirname(args.all_results_file) or ".")
+    if rank() == 0:
+        _check_writable("--all_results_file: the folder", os.path.dirname(args.all_results_file) or ".")
 
 
 def _check_writable(flag, folder):
@@ -44,7 +48,10 @@ def _check_writable(flag, folder):
 
 
 def start_engine(args):
-    """Chooses the device, says which and why, and loads OneFlow; returns the oneflow.placement of the model."""
+    """Chooses the device, says which and why, and loads OneFlow; returns the oneflow.placement of the model.
+
+    Sets args.iter_num to what the first rank has found, which may be the only one to know the data.
+    """
     device_type, reason = device.choose_device(args.device, args.gpu_num_per_node)
     print(f"Device: {device_type} ({reason})", flush=True)
     if device_type == "cpu":
@@ -56,6 +63,7 @@ def start_engine(args):
             # For OneFlow's own kernels, which would take all processors but two.
             os.environ["OMP_NUM_THREADS"] = str(_thread_count(args.gpu_num_per_node))
     flow = engine.load(Path(args.log_dir) / f"oneflow{rank() or ''}.log")
+    args.iter_num = from_first_rank(lambda: args.iter_num)
     flow.manual_seed(args.seed)
     if device_type == "cpu":
         native.set_seed(args.seed)

@@ -13,7 +13,9 @@ def main():
 
 
 def fine_tune(args):
-    data_set = records.check_data_set(args, records.squad_train_fields(args), count_records=args.num_epochs is not None)
+    data_set = records.check_data_set(
+        args, records.squad_train_fields(args), shuffle=True, count_records=args.num_epochs is not None
+    )
     config.set_iter_num(args, data_set.record_count)
     run_setup.check_training_folders(args, config.saved_snapshots(args))
     config.print_args(args)
