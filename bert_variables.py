@@ -120,7 +120,9 @@ def check_shapes(shapes, size, source):
         expected |= head
     for name, shape in expected.items():
         if name in shapes and tuple(shapes[name]) != shape:
-            raise UserError(f"{source}: {name} has shape {list(shapes[name])}, the rest of the model needs {list(shape)}")
+            raise UserError(
+                f"{source}: {name} has shape {list(shapes[name])}, the rest of the model needs {list(shape)}"
+            )
 
 
 def check_config_fits(config_size, size, config_path):

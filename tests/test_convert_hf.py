@@ -131,9 +131,7 @@ def assert_snapshot_holds(folder, variables):
 
 
 def import_hf(folder, target, *arguments, **flags):
-    return run_in_process(
-        convert_hf.main, SCRIPT, "import", *arguments, hf_dir=folder, of_dump_path=target, **flags
-    )
+    return run_in_process(convert_hf.main, SCRIPT, "import", *arguments, hf_dir=folder, of_dump_path=target, **flags)
 
 
 def export_hf(folder, target, *arguments, **flags):
@@ -299,9 +297,7 @@ def test_export_of_a_merged_squad_model_says_what_it_leaves_out(tmp_path):
     assert "left out bert-pooler-dense-bias, bert-pooler-dense-weight, cls-predictions-output_bias" in result.stdout
     assert "BertForQuestionAnswering has no place for them" in result.stdout
 
-    result = export_hf(
-        tmp_path / "of", tmp_path / "mlm", num_attention_heads=HEADS, architecture="BertForPreTraining"
-    )
+    result = export_hf(tmp_path / "of", tmp_path / "mlm", num_attention_heads=HEADS, architecture="BertForPreTraining")
     exported = read_safetensors(tmp_path / "mlm" / "model.safetensors")
     assert exported.keys() == MODELS["BertForPreTraining"].keys()
 
@@ -438,9 +434,7 @@ def test_damaged_safetensors(tmp_path, content):
 )
 def test_tensors_that_are_not_the_model(tmp_path, change, message):
     tensors = random_tensors(ENCODER) | change
-    folder = write_hf_folder(
-        tmp_path / "hf", {key: tensor for key, tensor in tensors.items() if tensor is not None}
-    )
+    folder = write_hf_folder(tmp_path / "hf", {key: tensor for key, tensor in tensors.items() if tensor is not None})
     assert_fails_with_one_line(import_hf(folder, tmp_path / "of"), tmp_path / "hf", message)
     assert not (tmp_path / "of").exists()
 
@@ -468,7 +462,9 @@ def test_folder_that_is_none(tmp_path):
     result = import_hf("bert-base-uncased", tmp_path / "of")
     assert_fails_with_one_line(result, "bert-base-uncased: there is no such folder", "nothing is downloaded")
     (tmp_path / "hf").mkdir()
-    assert_fails_with_one_line(import_hf(tmp_path / "hf", tmp_path / "of"), tmp_path / "hf/config.json", "cannot be read")
+    assert_fails_with_one_line(
+        import_hf(tmp_path / "hf", tmp_path / "of"), tmp_path / "hf/config.json", "cannot be read"
+    )
     for text in ("{", "[]", "[" * 100000):
         (tmp_path / "hf" / "config.json").write_text(text)
         assert_fails_with_one_line(import_hf(tmp_path / "hf", tmp_path / "of"), tmp_path / "hf/config.json", "JSON")
@@ -547,7 +543,10 @@ json_values = st.recursive(
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(config=json_values | st.dictionaries(st.sampled_from([*CONFIG, "is_decoder", "pad_token_id"]), json_values).map(CONFIG.__or__))
+@given(
+    config=json_values
+    | st.dictionaries(st.sampled_from([*CONFIG, "is_decoder", "pad_token_id"]), json_values).map(CONFIG.__or__)
+)
 def test_any_config_is_that_of_a_bert_or_a_user_error(tmp_path, config):
     (tmp_path / "config.json").write_text(json.dumps(config))
     try:

@@ -17,6 +17,7 @@ from conftest import ROOT, assert_fails_with_one_line, run
 from in_process import full_disk, run_in_process
 from tf_checkpoints import CONFIG, HIDDEN, POOLER, bert_variables_of, random_values, save_checkpoint
 
+
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     """A folder as Google publishes them, of a model in training: with Adam's moments and the training step."""

@@ -136,9 +136,7 @@ def test_pretraining_starts_from_a_converted_checkpoint(checkpoint, snapshot_fol
 
 def test_the_40_samples_and_their_tfrecord_give_the_same_losses(tmp_path):
     write_tfrecord_of_part(ROOT / "dataset" / "part-0", tmp_path / "samples.tfrecord")
-    result = run(
-        "tools/tfrecord_to_ofrecord.py", input=tmp_path / "samples.tfrecord", output_dir=tmp_path / "data"
-    )
+    result = run("tools/tfrecord_to_ofrecord.py", input=tmp_path / "samples.tfrecord", output_dir=tmp_path / "data")
     assert result.returncode == 0, result.stderr
     losses = []
     for number, folder in enumerate((ROOT / "dataset", tmp_path / "data")):

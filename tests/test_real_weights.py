@@ -1,6 +1,7 @@
-"""A published model, converted and computed here, against a float64 forward pass in NumPy. Run by `make test-real-weights`.
+"""A published model, converted and computed here, against a float64 forward pass in NumPy.
 
-The forward pass reads the Hugging Face folder itself and shares nothing with the suite.
+Run by `make test-real-weights`. The forward pass reads the Hugging Face folder itself and
+shares nothing with the suite.
 """
 
 import json
@@ -37,7 +38,7 @@ erf = np.vectorize(math.erf)
 
 
 def forward_pass(folder, ids, mask):
-    """The hidden states [B, S, H] and the pooled output [B, H] of the BERT in `folder`, float64; `ids`, `mask` [B, S]."""
+    """Hidden states [B, S, H] and pooled output [B, H] of the BERT in `folder`, float64. `ids`, `mask`: [B, S]."""
     config = json.loads((folder / "config.json").read_text())
     heads = config["num_attention_heads"]
     with safe_open(folder / "model.safetensors", framework="numpy") as file:

@@ -42,8 +42,7 @@ def read_parts(folder, part_num):
 
 
 def assert_equal_records(found, expected):
-    assert len(found) == len(expected)
-    for record, wanted in zip(found, expected):
+    for record, wanted in zip(found, expected, strict=True):
         assert record.keys() == wanted.keys()
         for name, values in wanted.items():
             assert record[name].dtype == values.dtype
@@ -57,8 +56,9 @@ def test_the_40_samples_come_back_byte_for_byte(tmp_path):
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout.splitlines() == [
         "input: 1 files, 40 records",
-        "fields: input_ids int32 [128], input_mask int32 [128], masked_lm_ids int32 [20], masked_lm_positions int32 [20], "
-        "masked_lm_weights float32 [20], next_sentence_labels int32 [1], segment_ids int32 [128]",
+        "fields: input_ids int32 [128], input_mask int32 [128], masked_lm_ids int32 [20], "
+        "masked_lm_positions int32 [20], masked_lm_weights float32 [20], next_sentence_labels int32 [1], "
+        "segment_ids int32 [128]",
         f"output: 1 parts of 40 records in {tmp_path / 'out'}",
     ]
     assert (tmp_path / "out" / "part-0").read_bytes() == part.read_bytes()

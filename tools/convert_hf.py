@@ -221,8 +221,8 @@ def weight_files(folder):
     if not index.is_file():
         if (folder / "pytorch_model.bin").is_file():
             raise UserError(
-                f"{folder}: has its weights in pytorch_model.bin, which is code to run rather than data to read; load it "
-                "in transformers and save it with save_pretrained(), which writes safetensors"
+                f"{folder}: has its weights in pytorch_model.bin, which is code to run rather than data to read; load "
+                "it in transformers and save it with save_pretrained(), which writes safetensors"
             )
         raise UserError(f"{folder}: has no file {WEIGHTS_FILE}")
     try:
@@ -231,7 +231,9 @@ def weight_files(folder):
     except OSError as error:
         raise UserError(f"{index}: cannot be read: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise UserError(f"{index}: not an index of safetensors files: it has no weight_map from names to files") from None
+        raise UserError(
+            f"{index}: not an index of safetensors files: it has no weight_map from names to files"
+        ) from None
     for name in names:
         if not isinstance(name, str) or name != os.path.basename(name) or not (folder / name).is_file():
             raise UserError(f"{index}: names the file {name!r:.100}, which is not in {folder}")
@@ -246,7 +248,9 @@ def check_tied(tensors):
         tensor = tensors.pop(second)
         original = tensors.setdefault(first, tensor)
         if original is not tensor and not np.array_equal(original.read(), tensor.read(), equal_nan=True):
-            raise UserError(f"{tensor.path}: {tensor.key} differs from {original.key}; in this suite's model they are one")
+            raise UserError(
+                f"{tensor.path}: {tensor.key} differs from {original.key}; in this suite's model they are one"
+            )
 
 
 def choose_tensors(tensors, size, folder):
@@ -264,9 +268,7 @@ def choose_tensors(tensors, size, folder):
             raise UserError(f"{tensor.path}: {tensor.key} has no place in a BERT of {size.num_hidden_layers} layers")
         else:
             skipped[tensor.key] = "of a head that this suite does not have"
-    shapes = {
-        name: tensor.shape[::-1] if is_transposed(name) else tensor.shape for name, tensor in chosen.items()
-    }
+    shapes = {name: tensor.shape[::-1] if is_transposed(name) else tensor.shape for name, tensor in chosen.items()}
     bert_variables.check_shapes(shapes, size, folder)
     return chosen, skipped
 
@@ -349,7 +351,9 @@ def model_size(arguments, names):
         size, config = bert_variables.read_config(arguments.bert_config_file)
         beyond = [name for name in names if re.match(r"bert-.*(?<!-[mv])$", name) and name not in all_shapes(size)]
         if beyond:
-            raise UserError(f"{folder}: has the variable {beyond[0]}, which a model of that configuration does not have")
+            raise UserError(
+                f"{folder}: has the variable {beyond[0]}, which a model of that configuration does not have"
+            )
         return size, config
     shapes = {}
     for name in names:
@@ -428,7 +432,7 @@ def report_left_out(names, architecture):
     """Says which of the snapshot's variables an export did not take along, and why."""
     state = [name for name in names if re.search(r"-[mv]$", name) or name.startswith("System-Train-")]
     if state:
-        print(f"left out {len(state)} variables: state of the training (Adam's moments, the step), which no model needs")
+        print(f"left out {len(state)} variables: state of the training (Adam's moments, the step)")
     others = [name for name in names if name not in state]
     if others:
         print(f"left out {', '.join(others)}: {architecture} has no place for them")

@@ -3,8 +3,8 @@
     python tools/tfrecord_to_ofrecord.py --input './tf_examples.tfrecord*' --output_dir ./dataset --part_num 8
 
 For the files that google-research/bert writes: the instances of its create_pretraining_data.py and the features of its
-run_squad.py. Names are kept; lists of int64 become int32, lists of float stay float. All records must have the fields of
-the first one, with as many values.
+run_squad.py. Names are kept; lists of int64 become int32, lists of float stay float. All records must have the fields
+of the first one, with as many values.
 
 1. Scan. Every file is read and checked, and its records are counted.
 2. Convert. The parts get the records in their order, the first part the first ones, so that the sizes of two parts
@@ -128,7 +128,7 @@ def scan_input(paths, workers):
 def plan_pieces(paths, scans, part_sizes):
     """The Pieces that make up the parts, in the order of the records."""
     pieces = []
-    files = iter(zip(paths, scans))
+    files = zip(paths, scans, strict=True)
     left = 0  # records of the current file that are not in a piece yet
     for part, size in enumerate(part_sizes):
         while size:
@@ -273,7 +273,7 @@ def main():
     print(f"input: {len(paths)} files, {total:,} records", flush=True)
     if total < part_num:
         raise UserError(f"--part_num {part_num}: the input has only {total} records, so a part would be empty")
-    layout = read_layout(next(path for path, scan in zip(paths, scans) if scan.records))
+    layout = read_layout(next(path for path, scan in zip(paths, scans, strict=True) if scan.records))
     print(f"fields: {describe_layout(layout)}", flush=True)
 
     sizes = [total * (part + 1) // part_num - total * part // part_num for part in range(part_num)]
