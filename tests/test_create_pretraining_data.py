@@ -8,14 +8,17 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+import create_pretraining_data
 import ofrecord
 import reference_squad
 from conftest import ROOT, assert_fails_with_one_line, run
 from tokenization import read_vocab
+from util import RunError
 
 SCRIPT = "tools/create_pretraining_data.py"
 VOCAB_FILE = ROOT / "dataset/vocab.txt"
@@ -191,7 +194,8 @@ def test_ends_with_one_line_and_leaves_no_process_and_no_temporary_file(tmp_path
     write_corpus(tmp_path / "text", 400)
     command = [sys.executable, ROOT / SCRIPT, f"--input_file={tmp_path / 'text'}", f"--output_dir={tmp_path / 'out'}"]
     command += [f"--vocab_file={VOCAB_FILE}", "--workers=2", "--part_num=2", "--dupe_factor=1000"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, start_new_session=True, **pipes) as process:
         assert process.stdout.readline().startswith("files: 1, documents: 400")
         deadline = time.monotonic() + 20
         while not worker_pids(process.pid):
@@ -202,7 +206,8 @@ def test_ends_with_one_line_and_leaves_no_process_and_no_temporary_file(tmp_path
             os.kill(worker_pids(process.pid)[0], signal.SIGKILL)
         else:
             time.sleep(0.5)
-            process.send_signal(signal.SIGINT)
+            # As Ctrl-C does: to all processes of the run.
+            os.killpg(process.pid, signal.SIGINT)
         _, errors = process.communicate(timeout=30)
     assert process.returncode == {"worker killed": 1, "interrupted": 130}[how]
     assert errors.splitlines() == [
@@ -211,6 +216,19 @@ def test_ends_with_one_line_and_leaves_no_process_and_no_temporary_file(tmp_path
     ]
     assert_ended(children)
     assert list(contents(tmp_path / "out")) == ["create_pretraining_data.json"]
+
+
+def test_beginnings_of_parts_are_removed_when_a_run_fails(tmp_path, monkeypatch):
+    def fail(*_):
+        (tmp_path / ".part-0.abandoned.tmp").write_bytes(b"a process was stopped while it wrote this")
+        raise RunError("stopped")
+        yield
+
+    monkeypatch.setattr(create_pretraining_data, "run_tasks", fail)
+    arguments = SimpleNamespace(dupe_factor=1, workers=2, output_dir=tmp_path)
+    with pytest.raises(RunError, match="stopped"):
+        create_pretraining_data.make_parts([0], [[]], [], arguments)
+    assert contents(tmp_path) == {}
 
 
 def worker_pids(pid):
@@ -331,6 +349,7 @@ def test_text_of_which_nothing_can_be_made(tmp_path, content, fragment):
         ({"parts": "2-1"}, "--parts"),
         ({"parts": "3"}, "--parts"),
         ({"parts": "a-b"}, "--parts"),
+        ({"parts": "1-"}, "--parts"),
         ({"parts": ""}, "--parts"),
         ({"do_lower_case": "maybe"}, "--do_lower_case"),
         ({"output_dir": "/dev/null/out"}, "--output_dir"),

@@ -165,8 +165,8 @@ def parse_arguments():
 
 def part_range(text):
     """argparse's type for a range of part numbers: `3` or `0-15`."""
-    first, _, last = text.partition("-")
-    parts = range(non_negative_int(first), non_negative_int(last or first) + 1)
+    first, dash, last = text.partition("-")
+    parts = range(non_negative_int(first), non_negative_int(last if dash else first) + 1)
     if not parts:
         raise argparse.ArgumentTypeError(f"'{text}' ends before it begins")
     return parts
