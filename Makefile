@@ -6,7 +6,7 @@ PYTHON := .venv/bin/python
 
 help: ## Show the targets
 	@echo "usage: make TARGET"
-	@awk -F ':.*## ' '/^[a-z][a-z0-9_-]*:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z][a-z0-9_-]*:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## Make .venv: Python 3.10 and the pinned requirements
 	@scripts/setup.sh

@@ -11,7 +11,7 @@ class _HelpFormatter(argparse.HelpFormatter):
     """Shows every default, and keeps to the width of the terminal, at most 100 columns."""
 
     def __init__(self, prog):
-        super().__init__(prog, max_help_position=30, width=min(shutil.get_terminal_size().columns, 100) - 2)
+        super().__init__(prog, max_help_position=30, width=min(shutil.get_terminal_size().columns or 80, 100) - 2)
 
     def _get_help_string(self, action):
         has_default = action.option_strings and not action.required and action.default is not argparse.SUPPRESS

@@ -51,6 +51,8 @@ def outcome_of(function):
         # The reader of our output is gone (`| head`). Nothing can be written any more, not even at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return STATUS_FAILURE, None
+    except MemoryError as error:
+        return STATUS_FAILURE, _one_line(f"out of memory {error}")
     except OSError as error:
         return STATUS_FAILURE, _one_line(describe_os_error(error))
 
