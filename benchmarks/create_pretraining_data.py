@@ -1,6 +1,6 @@
 """tools/create_pretraining_data.py and google-research/bert's script of that name making instances of the same text.
 
-    python benchmarks/create_pretraining_data.py --bert_repo /tmp/bert
+    python benchmarks/create_pretraining_data.py --bert_repo ../bert
 
 `--bert_repo` is a checkout of google-research/bert. Two comparisons, the runs of each taken in turn, the tables with
 their medians:
