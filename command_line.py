@@ -46,8 +46,8 @@ def parse_bool(text):
 
 
 def positive_int(text):
-    """argparse's type for a whole number of at least 1."""
-    return _number(text, int, lambda value: value >= 1, "a whole number of at least 1")
+    """argparse's type for a whole number of at least 1 that OneFlow can take."""
+    return _number(text, int, lambda value: 1 <= value < 2**31, "a whole number of at least 1 and below 2^31")
 
 
 def port_number(text):

@@ -1,5 +1,6 @@
 """The flags of the training and prediction scripts, and the header that shows them."""
 
+import re
 from datetime import datetime
 
 from command_line import ArgumentParser, add_bool, non_negative_float, non_negative_int, port_number, positive_int, probability
@@ -257,12 +258,17 @@ def global_batch_size(args):
     return args.node_num * args.gpu_num_per_node * args.batch_size_per_device
 
 
-def saved_snapshots(args):
-    """The names of the snapshots that this rank will write into --model_save_dir: the first rank writes them all."""
-    if rank() > 0:
-        return []
-    names = [f"snapshot_{n}" for n in range(args.model_save_every_n_iter, args.iter_num + 1, args.model_save_every_n_iter)]
-    return names + ["last_snapshot"] * args.save_last_snapshot
+def saves_snapshots(args):
+    """Whether this rank writes snapshots into --model_save_dir. The first rank writes them all."""
+    return rank() == 0 and (args.save_last_snapshot or args.iter_num >= args.model_save_every_n_iter)
+
+
+def saves_snapshot_named(args, name):
+    """Whether a training run writes --model_save_dir/`name`."""
+    iteration = re.fullmatch(r"snapshot_([1-9][0-9]*)", name)
+    if iteration:
+        return int(iteration[1]) <= args.iter_num and int(iteration[1]) % args.model_save_every_n_iter == 0
+    return name == "last_snapshot" and args.save_last_snapshot
 
 
 def bert_config(args):

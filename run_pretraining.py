@@ -14,7 +14,7 @@ def main():
 
 def pretrain(args):
     data_set = records.check_data_set(args, records.pretraining_fields(args), shuffle=True)
-    run_setup.check_training_folders(args, config.saved_snapshots(args))
+    run_setup.check_training_folders(args)
     config.print_args(args)
     placement = run_setup.start_engine(args)
 

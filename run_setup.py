@@ -4,6 +4,7 @@ import os
 import tempfile
 from pathlib import Path
 
+import config
 import device
 import engine
 import native
@@ -12,19 +13,19 @@ from launch import from_first_rank, rank
 from util import UserError, describe_os_error
 
 
-def check_training_folders(args, saved):
-    """Makes --log_dir and, if any snapshots (by name) are to be `saved`, --model_save_dir.
+def check_training_folders(args):
+    """Makes --log_dir and, where this rank saves snapshots, --model_save_dir.
 
     Raises UserError where one cannot be written, or where a snapshot would take the place of something else.
     """
     _check_writable("--log_dir", args.log_dir)
-    if saved:
+    if config.saves_snapshots(args):
         _check_writable("--model_save_dir", args.model_save_dir)
-        for name in set(saved).intersection(os.listdir(args.model_save_dir)):
-            folder = Path(args.model_save_dir) / name
-            if (folder / snapshot.DONE_FILE).is_file():
-                continue
-            raise UserError(f"--model_save_dir: {folder} is no snapshot, so a snapshot will not replace it; move it away")
+        for folder in Path(args.model_save_dir).iterdir():
+            if config.saves_snapshot_named(args, folder.name) and not (folder / snapshot.DONE_FILE).is_file():
+                raise UserError(
+                    f"--model_save_dir: {folder} is no snapshot, so a snapshot will not replace it; move it away"
+                )
 
 
 def check_prediction_folders(args):

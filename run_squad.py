@@ -17,7 +17,7 @@ def fine_tune(args):
         args, records.squad_train_fields(args), shuffle=True, count_records=args.num_epochs is not None
     )
     config.set_iter_num(args, data_set.record_count)
-    run_setup.check_training_folders(args, config.saved_snapshots(args))
+    run_setup.check_training_folders(args)
     config.print_args(args)
     placement = run_setup.start_engine(args)
 

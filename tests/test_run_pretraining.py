@@ -422,6 +422,17 @@ class TestBadInput:
             tiny_data, tmp_path, "--model_save_dir", model_save_dir=tmp_path / "file" / "x", save_last_snapshot=True
         )
 
+    def test_a_snapshot_replaces_nothing_else(self, tiny_data, tmp_path):
+        (tmp_path / "save" / "last_snapshot").mkdir(parents=True)
+        (tmp_path / "save" / "last_snapshot" / "thesis.txt").touch()
+        self.check(
+            tiny_data, tmp_path, "last_snapshot is no snapshot", model_save_dir=tmp_path / "save", save_last_snapshot=True
+        )
+        assert (tmp_path / "save" / "last_snapshot" / "thesis.txt").exists()
+
+    def test_huge_number(self, tiny_data, tmp_path):
+        self.check(tiny_data, tmp_path, "--iter_num", "below 2^31", iter_num=10**30)
+
     @pytest.mark.parametrize("flag", ["iter_num", "batch_size_per_device"])
     def test_zero(self, tiny_data, tmp_path, flag):
         self.check(tiny_data, tmp_path, flag, "at least 1", **{flag: 0})
