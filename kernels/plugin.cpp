@@ -375,7 +375,7 @@ REGISTER_USER_KERNEL("random_mask_like")
 class Dropout final : public user_op::OpKernel {
  public:
   std::shared_ptr<user_op::OpKernelState> CreateOpKernelState(user_op::KernelInitContext* context) const override {
-    return std::make_shared<RandomStream>(bert_stream_seed(context->op_name().c_str()));
+    return std::make_shared<RandomStream>(stream_seed(context, "out"));
   }
 
  private:

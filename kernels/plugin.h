@@ -52,6 +52,14 @@ int64_t rows_of(const Tensor& tensor) {
   return columns == 0 ? 0 : count_of(tensor) / columns;
 }
 
+// The seed of the random stream of an operator in a graph. Ranks that hold different rows of `output` draw differently.
+uint64_t stream_seed(user_op::KernelInitContext* context, const char* output) {
+  const uint64_t seed = bert_stream_seed(context->op_name().c_str());
+  const bool is_split = context->parallel_ctx().parallel_num() > 1 &&
+                        context->NdSbp4ArgNameAndIndex(output, 0).sbp_parallel(0).has_split_parallel();
+  return is_split ? seed + 0xD1342543DE82EF95u * (context->parallel_ctx().parallel_id() + 1) : seed;
+}
+
 auto on_cpu() { return user_op::HobDeviceType() == DeviceType::kCPU; }
 
 auto is_float(const char* name) { return user_op::HobDataType(name, 0) == DataType::kFloat; }

@@ -53,11 +53,7 @@ template <void (*compute)(KernelComputeContext*, int64_t key)>
 class RandomKernel final : public user_op::OpKernel {
  public:
   std::shared_ptr<user_op::OpKernelState> CreateOpKernelState(user_op::KernelInitContext* context) const override {
-    uint64_t seed = bert_stream_seed(context->op_name().c_str());
-    const bool is_split = context->parallel_ctx().parallel_num() > 1 &&
-                          context->NdSbp4ArgNameAndIndex("random", 0).sbp_parallel(0).has_split_parallel();
-    if (is_split) { seed += 0xD1342543DE82EF95u * (context->parallel_ctx().parallel_id() + 1); }
-    return std::make_shared<RandomKeys>(seed);
+    return std::make_shared<RandomKeys>(stream_seed(context, "random"));
   }
 
  private:
