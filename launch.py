@@ -160,8 +160,18 @@ def _run_rank(function, args, world_size):
     else:
         error_file, prefix = os.fdopen(os.dup(2), "w"), f"rank {rank()}: "
     _redirect_output(args.log_dir)
+    raised = []
+
+    def call():
+        try:
+            return function(args)
+        except BaseException as error:
+            # Keeps alive what the function's frames refer to: a graph that ends waits for the other ranks' parts of it.
+            raised.append(error)
+            raise
+
     try:
-        status, error = outcome_of(lambda: function(args))
+        status, error = outcome_of(call)
     except Exception:
         traceback.print_exc()
         status, error = STATUS_FAILURE, f"has failed; its last words are in {_log_file(args.log_dir, rank())}"
@@ -287,6 +297,7 @@ class _Ranks:
         self._processes = []
         self._pipes = []
         self._errors = [""] * args.gpu_num_per_node
+        self._failed = {}  # local rank -> exit status, in the order in which they were seen
         for local_rank in range(args.gpu_num_per_node):
             read_end, write_end = os.pipe()
             os.set_blocking(read_end, False)
@@ -318,12 +329,14 @@ class _Ranks:
     def failure(self):
         """(which rank failed and why, its exit status), or None as long as none has failed.
 
-        Of several it is the one that has not been aborted, which is what OneFlow does to the peers of a lost rank.
+        Of several it is the first that has not been aborted, which is what OneFlow does to the peers of a lost rank.
         """
-        failed = [(process.poll(), local_rank) for local_rank, process in enumerate(self._processes) if process.poll()]
-        if not failed:
+        for local_rank, process in enumerate(self._processes):
+            if process.poll() and local_rank not in self._failed:
+                self._failed[local_rank] = process.returncode
+        if not self._failed:
             return None
-        status, local_rank = min(failed, key=lambda status_and_rank: status_and_rank[0] == -signal.SIGABRT)
+        local_rank, status = min(self._failed.items(), key=lambda rank_and_status: rank_and_status[1] == -signal.SIGABRT)
         return f"rank {self._first + local_rank}{self._where}: {self._reason(local_rank, status)}", status
 
     def _reason(self, local_rank, status):
