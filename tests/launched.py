@@ -1,0 +1,105 @@
+"""Scripts that run on in the background: to wait for their output, to kill them, and to see that nothing is left."""
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from conftest import ROOT, TINY_MODEL
+
+# Tiny pre-training in batches that divide by 4; without dropout all numbers of ranks compute the same.
+PRETRAINING = {
+    **TINY_MODEL,
+    "data_part_num": 1,
+    "seq_length": 32,
+    "max_predictions_per_seq": 5,
+    "learning_rate": 1e-3,
+    "warmup_batches": 2,
+    "iter_num": 10,
+    "loss_print_every_n_iter": 1,
+    "attention_probs_dropout_prob": 0.0,
+    "hidden_dropout_prob": 0.0,
+    "device": "cpu",
+}
+SQUAD = {name: value for name, value in PRETRAINING.items() if name != "max_predictions_per_seq"}
+
+
+class Launched:
+    """A script started with `--flag=value` pairs. At the end of the with block it is killed, if it still runs.
+
+    Its output goes to files in `output`, which is also its --log_dir and --model_save_dir unless flags say otherwise.
+    `prefix` comes before the command (ip netns exec, say).
+    """
+
+    def __init__(self, script, output, prefix=(), cwd=ROOT, environment=None, **flags):
+        output = Path(output)
+        output.mkdir(parents=True, exist_ok=True)
+        self.output = output
+        flags = {"log_dir": output, "model_save_dir": output, **flags}
+        self.command = [*prefix, sys.executable, str(ROOT / script)]
+        self.command += [f"--{name}={value}" for name, value in flags.items() if value is not None]
+        self._out, self._err = output / "stdout.txt", output / "stderr.txt"
+        with open(self._out, "w") as out, open(self._err, "w") as err:
+            self.process = subprocess.Popen(
+                self.command,
+                cwd=cwd,
+                stdout=out,
+                stderr=err,
+                stdin=subprocess.DEVNULL,
+                env={**os.environ, **(environment or {})},
+            )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        with contextlib.suppress(ProcessLookupError):
+            self.process.kill()
+        self.process.wait()
+
+    @property
+    def stdout(self):
+        return self._out.read_text()
+
+    @property
+    def stderr(self):
+        return self._err.read_text()
+
+    def wait_for(self, text, timeout=120):
+        """Returns when stdout holds the text."""
+        deadline = time.monotonic() + timeout
+        while text not in self.stdout:
+            assert self.process.poll() is None, (self.process.returncode, self.stdout, self.stderr)
+            assert time.monotonic() < deadline, (self.stdout, self.stderr)
+            time.sleep(0.05)
+
+    def wait(self, timeout=120):
+        """The exit status, once it has ended."""
+        return self.process.wait(timeout)
+
+    def ranks(self):
+        """RANK -> process id of the ranks that run with this log_dir."""
+        (log_dir,) = (argument for argument in self.command if argument.startswith("--log_dir="))
+        found = {}
+        for process_id in filter(str.isdigit, os.listdir("/proc")):
+            with contextlib.suppress(OSError):
+                command = Path("/proc", process_id, "cmdline").read_bytes().decode(errors="replace").split("\0")
+                environment = Path("/proc", process_id, "environ").read_bytes().decode(errors="replace").split("\0")
+                values = dict(entry.split("=", 1) for entry in environment if "=" in entry)
+                if log_dir in command and int(process_id) != self.process.pid and "RANK" in values:
+                    found[int(values["RANK"])] = int(process_id)
+        return found
+
+    def assert_failed(self, *fragments, status=1, within=30):
+        """It ends `within` so many seconds with `status` and one line on stderr that holds all `fragments`."""
+        start = time.monotonic()
+        found = self.wait(within + 60)
+        assert time.monotonic() - start < within, f"it took {time.monotonic() - start:.0f} seconds"
+        assert found == status, (found, self.stdout, self.stderr)
+        lines = self.stderr.splitlines()
+        assert len(lines) == 1, self.stderr
+        for fragment in fragments:
+            assert str(fragment) in lines[0], lines[0]
+        assert self.ranks() == {}

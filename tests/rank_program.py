@@ -1,0 +1,82 @@
+"""A program for several ranks: which records the loader gives to whom, and which masks dropout draws.
+
+It takes the flags of run_pretraining.py; --data_dir holds records with one number each, `id`, counted on through its
+parts. Rank 0 writes what has been seen to --model_save_dir/seen.npz.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+import config
+import records
+import run_setup
+from launch import rank, run_on_all_ranks
+from util import run_script
+
+BATCH = 512
+# (name, parts, whether shuffled, batches)
+READINGS = [
+    ("in_order", 3, False, 7),
+    ("one_part", 1, True, 8),
+    ("three_parts", 3, True, 24),
+    ("four_parts", 4, True, 32),
+]
+
+
+def main():
+    args = config.parse_pretraining_args()
+    return run_on_all_ranks(observe, args)
+
+
+def observe(args):
+    placement = run_setup.start_engine(args)
+
+    import engine
+    import fused_operators
+    from data_loader import OFRecordLoader
+
+    flow = engine.load()
+    seen = {}
+
+    class Read(flow.nn.Graph):
+        def __init__(self, loader):
+            super().__init__()
+            self.loader = loader
+
+        def build(self):
+            return self.loader()["id"].to_global(sbp=flow.sbp.broadcast)
+
+    for name, parts, shuffle, batches in READINGS:
+        args.data_part_num = parts
+        data_set = records.check_data_set(args, {"id": records.Field(1)}, shuffle)
+        read = Read(OFRecordLoader(data_set, BATCH, placement, shuffle, args.seed))
+        seen[name] = np.stack([read().to_local().numpy()[:, 0] for _ in range(batches)])
+
+    class Dropout(flow.nn.Graph):
+        def build(self, x, bias, mask):
+            outputs = (
+                fused_operators.dropout(x, 0.5),
+                fused_operators.residual_norm(x, bias, x, bias, bias, 0.5),
+                fused_operators.attention(x, x, x, mask, 2, 0.5),
+            )
+            return [output.to_global(sbp=flow.sbp.broadcast) for output in outputs]
+
+    def on_all_ranks(array, sbp):
+        return flow.tensor(array, placement=placement, sbp=sbp)
+
+    # Four sequences of 8 tokens, all the same.
+    sequence = np.random.default_rng(0).standard_normal((8, 32), dtype=np.float32)
+    x = on_all_ranks(np.tile(sequence, (4, 1)), flow.sbp.broadcast).to_global(sbp=flow.sbp.split(0))
+    mask = on_all_ranks(np.zeros((4, 8), np.float32), flow.sbp.broadcast).to_global(sbp=flow.sbp.split(0))
+    bias = on_all_ranks(np.ones(32, np.float32), flow.sbp.broadcast)
+    drop = Dropout()
+    for call in range(2):
+        for name, output in zip(("dropout", "residual_norm", "attention"), drop(x, bias, mask)):
+            seen[f"{name}_{call}"] = output.to_local().numpy().reshape(4, -1)
+    if rank() == 0:
+        np.savez(Path(args.model_save_dir) / "seen.npz", **seen)
+
+
+if __name__ == "__main__":
+    run_script(main)
