@@ -1,0 +1,294 @@
+"""Who starts which ranks: the flags of nodes and devices, the environment of other launchers, and the line of nodes."""
+
+import argparse
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import threading
+import time
+
+import pytest
+
+import device
+import launch
+import nodes
+from conftest import assert_fails_with_one_line, run, write_pretraining_part
+from launched import PRETRAINING
+from util import RunError, UserError
+
+RANK_VARIABLES = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK", "LOCAL_RANK")
+
+
+@pytest.fixture(autouse=True)
+def no_rank(monkeypatch):
+    """Other tests load OneFlow, which sets these."""
+    for name in RANK_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+
+
+def arguments(**flags):
+    """The flags that launch.py reads."""
+    defaults = {
+        "gpu_num_per_node": 1,
+        "node_num": 1,
+        "node_list": None,
+        "node_rank": None,
+        "master_port": None,
+        "rendezvous_timeout": 1,
+        "device": "cpu",
+        "log_dir": os.devnull,
+    }
+    return argparse.Namespace(**{**defaults, **flags})
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class TestNodeList:
+    def test_a_node_finds_itself(self):
+        assert nodes.find_node_rank("203.0.113.1, 127.0.0.1,203.0.113.3", 3, None) == (
+            ["203.0.113.1", "127.0.0.1", "203.0.113.3"],
+            1,
+        )
+
+    def test_node_rank_decides(self):
+        assert nodes.find_node_rank("127.0.0.1,127.0.0.2", 2, 1) == (["127.0.0.1", "127.0.0.2"], 1)
+
+    def test_names_beyond_node_num_do_not_count(self):
+        assert nodes.find_node_rank("127.0.0.1,203.0.113.1,203.0.113.1", 2, None) == (["127.0.0.1", "203.0.113.1"], 0)
+
+    def test_host_names(self, monkeypatch):
+        known = {"first": "203.0.113.7", "second": "127.0.0.1"}
+        monkeypatch.setattr(
+            socket, "getaddrinfo", lambda name, *rest: [(None, None, None, None, (known.get(name, name), 0))]
+        )
+        assert nodes.find_node_rank("first,127.0.0.1", 2, None) == (["203.0.113.7", "127.0.0.1"], 1)
+        # As Debian's /etc/hosts has it for the machine's own name.
+        with pytest.raises(UserError, match="second is 127.0.0.1 on this machine.*/etc/hosts"):
+            nodes.find_node_rank("first,second", 2, None)
+
+    @pytest.mark.parametrize(
+        ("node_list", "node_rank", "message"),
+        [
+            (None, None, "--node_list names 0 node"),
+            ("127.0.0.1", None, "names 1 node.*--node_num is 2"),
+            ("127.0.0.1,127.0.0.1", None, "127.0.0.1 twice"),
+            ("203.0.113.1,203.0.113.2", None, "none of these is an address of this machine"),
+            ("127.0.0.1,127.0.0.2", None, "both this machine.*--node_rank"),
+            ("127.0.0.1,203.0.113.2", 2, "--node_rank=2 is not below --node_num=2"),
+            ("127.0.0.1,no host..name", None, "no known host name"),
+            ("127.0.0.1,::1", None, "no IPv4 address"),
+        ],
+    )
+    def test_bad(self, node_list, node_rank, message):
+        with pytest.raises(UserError, match=message):
+            nodes.find_node_rank(node_list, 2, node_rank)
+
+
+class TestBeforeAnythingStarts:
+    """One line and status 2 from the script itself."""
+
+    @pytest.fixture
+    def data(self, tmp_path):
+        (tmp_path / "data").mkdir()
+        write_pretraining_part(tmp_path / "data" / "part-0", 4)
+        return tmp_path / "data"
+
+    def check(self, data, tmp_path, *fragments, **flags):
+        settings = {**PRETRAINING, "data_dir": data, "log_dir": tmp_path / "log", "model_save_dir": tmp_path, **flags}
+        result = run("run_pretraining.py", **settings)
+        assert_fails_with_one_line(result, *fragments)
+        assert result.stdout == "" and not (tmp_path / "log").exists()
+
+    def test_no_node_list(self, data, tmp_path):
+        self.check(data, tmp_path, "--node_list names 0 node(s), but --node_num is 2", node_num=2)
+
+    def test_not_a_port(self, data, tmp_path):
+        self.check(data, tmp_path, "--master_port", gpu_num_per_node=2, master_port=80)
+
+    @pytest.mark.parametrize("offset", [0, 1])
+    def test_port_in_use_on_the_first_of_several_nodes(self, data, tmp_path, offset):
+        with socket.socket() as other:
+            other.bind(("127.0.0.1", 0))
+            other.listen()
+            port = other.getsockname()[1]
+            flags = {"node_num": 2, "node_list": "127.0.0.1,203.0.113.1", "master_port": port - offset}
+            self.check(data, tmp_path, f"port {port} of 127.0.0.1 is in use", "--master_port", **flags)
+
+    def test_port_in_use_on_one_node(self, data, tmp_path):
+        with socket.socket() as other:
+            other.bind(("0.0.0.0", 0))
+            other.listen()
+            port = other.getsockname()[1]
+            self.check(data, tmp_path, f"port {port}", "is in use", gpu_num_per_node=2, master_port=port)
+
+    def test_more_ranks_than_gpus(self, monkeypatch):
+        monkeypatch.setattr(device, "usable_gpus", lambda: (["A100"], None))
+        with pytest.raises(UserError, match="--gpu_num_per_node=4, but this machine has 1 GPU"):
+            launch.run_on_all_ranks(None, arguments(gpu_num_per_node=4, device="auto"))
+
+    def test_a_node_list_without_node_num_is_not_passed_over_in_silence(self, capsys):
+        assert launch.run_on_all_ranks(lambda args: 0, arguments(node_list="127.0.0.1,203.0.113.1")) == 0
+        assert capsys.readouterr().out == "Notice: --node_list has no effect, as --node_num is 1.\n"
+
+
+class TestEnvironmentOfAnotherLauncher:
+    COMPLETE = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500", "WORLD_SIZE": "4", "RANK": "1", "LOCAL_RANK": "1"}
+
+    @pytest.mark.parametrize(
+        ("variables", "message"),
+        [
+            ({"WORLD_SIZE": "3"}, "WORLD_SIZE=3 .* make 4 rank.*--node_num=2 x --gpu_num_per_node=2"),
+            ({"RANK": "4"}, "RANK=4 .* not below WORLD_SIZE=4"),
+            ({"RANK": "one"}, "RANK=one .* not a number"),
+            ({"LOCAL_RANK": "0"}, "LOCAL_RANK=0 and RANK=1 .*--gpu_num_per_node=2"),
+            ({"MASTER_PORT": "http"}, "MASTER_PORT=http .* not a number"),
+            ({"MASTER_ADDR": None, "WORLD_SIZE": None}, "not MASTER_ADDR, WORLD_SIZE"),
+        ],
+    )
+    def test_does_not_fit(self, monkeypatch, variables, message):
+        for name, value in {**self.COMPLETE, **variables}.items():
+            if value is not None:
+                monkeypatch.setenv(name, value)
+        with pytest.raises(UserError, match=message):
+            launch.run_on_all_ranks(None, arguments(node_num=2, gpu_num_per_node=2))
+
+    def test_oneflow_sets_rank_minus_1_where_there_is_none(self, monkeypatch):
+        for name, value in {**self.COMPLETE, "RANK": "-1"}.items():
+            monkeypatch.setenv(name, value)
+        assert launch.run_on_all_ranks(lambda args: 7, arguments()) == 7
+        assert launch.rank() == 0
+
+
+class Launcher(threading.Thread):
+    """One end of a line, in a thread: waits for all, then until the others are done; keeps the error it met.
+
+    Unless it `finishes`, it goes on until it is given a `reason` to fail.
+    """
+
+    def __init__(self, addresses, node_rank, port, flags, timeout=5, finishes=True):
+        super().__init__()
+        self.line = nodes.Line(addresses, node_rank, port, flags)
+        self.error = None
+        self.started = threading.Event()
+        self.reason = None
+        self._timeout = timeout
+        self._finishes = finishes
+        self.start()
+
+    def run(self):
+        try:
+            self.line.wait_for_all(self._timeout)
+            self.started.set()
+            if self._finishes:
+                self.line.say_done()
+            while not self.line.all_done():
+                if self.reason:
+                    raise RunError(self.reason)
+                self.line.check(wait=0.05)
+        except (UserError, RunError) as error:
+            self.error = error
+            self.line.say_stop(str(error), isinstance(error, UserError))
+
+
+class TestLine:
+    """The launchers' talk, without ranks."""
+
+    ADDRESSES = ["127.0.0.1", "127.0.0.2", "127.0.0.3"]
+
+    @pytest.fixture
+    def port(self):
+        return free_port()
+
+    def finish(self, launchers):
+        for launcher in launchers:
+            launcher.join(20)
+            assert not launcher.is_alive()
+        return [launcher.error for launcher in launchers]
+
+    def test_all_come_and_finish(self, port):
+        launchers = [Launcher(self.ADDRESSES, rank, port, {"--x": 1}) for rank in (1, 0, 2)]
+        assert self.finish(launchers) == [None, None, None]
+        assert all(launcher.started.is_set() for launcher in launchers)
+
+    def test_all_name_who_has_not_come(self, port):
+        launchers = [Launcher(self.ADDRESSES, rank, port, {}, timeout=1) for rank in (0, 1)]
+        for error in self.finish(launchers):
+            assert isinstance(error, RunError) and str(error) == "after 1 seconds, node(s) 127.0.0.3 have not come"
+
+    def test_the_master_does_not_come(self, port):
+        (error,) = self.finish([Launcher(self.ADDRESSES, 1, port, {}, timeout=1)])
+        assert f"the master node 127.0.0.1 does not answer at port {port} (Connection refused)" in str(error)
+
+    def test_different_flags(self, port):
+        flags = [{"--a": 1, "--b": 2}, {"--a": 1, "--b": 3}]
+        for error in self.finish([Launcher(self.ADDRESSES[:2], rank, port, flags[rank]) for rank in (0, 1)]):
+            assert isinstance(error, UserError)
+            assert str(error).startswith("node 127.0.0.2 has --b = 3, but node 127.0.0.1 has 2; ")
+
+    def test_a_node_twice(self, port):
+        launchers = [Launcher(self.ADDRESSES, rank, port, {}) for rank in (0, 1)]
+        time.sleep(0.5)
+        (error,) = self.finish([Launcher(self.ADDRESSES, 1, port, {})])
+        assert str(error) == "node 127.0.0.2 has been started twice"
+        assert self.finish([*launchers, Launcher(self.ADDRESSES, 2, port, {})]) == [None, None, None]
+
+    @pytest.mark.parametrize(
+        "words",
+        [b"GET / HTTP/1.1\r\n\r\n", b"[" * 60000 + b"\n", b"x" * 200000, b'{"node": 9, "flags": {}}\n', b"1\n", b""],
+    )
+    def test_strangers_do_not_disturb(self, port, words):
+        master = Launcher(self.ADDRESSES[:2], 0, port, {})
+        with socket.create_connection(("127.0.0.1", port)) as stranger:
+            with contextlib.suppress(OSError):
+                stranger.sendall(words)
+            time.sleep(0.3)
+            assert self.finish([master, Launcher(self.ADDRESSES[:2], 1, port, {})]) == [None, None]
+
+    def test_a_launcher_that_dies(self, port):
+        master = Launcher(self.ADDRESSES[:2], 0, port, {})
+        with socket.create_connection(("127.0.0.1", port)) as node:
+            node.sendall(json.dumps({"node": 1, "flags": {}}).encode() + b"\n")
+            assert master.started.wait(5)
+        (error,) = self.finish([master])
+        assert str(error) == "node 127.0.0.2 has closed the connection"
+
+    def test_a_node_that_falls_silent(self, port, monkeypatch):
+        monkeypatch.setattr(nodes, "SILENCE_SECONDS", 1)
+        master = Launcher(self.ADDRESSES[:2], 0, port, {})
+        with socket.create_connection(("127.0.0.1", port)) as node:
+            node.sendall(json.dumps({"node": 1, "flags": {}}).encode() + b"\n")
+            (error,) = self.finish([master])
+        assert str(error) == "node 127.0.0.2 has not been heard of for 1 seconds"
+
+    def test_a_stop_reaches_all_with_its_reason(self, port):
+        launchers = [Launcher(self.ADDRESSES, rank, port, {}, finishes=False) for rank in range(3)]
+        assert all(launcher.started.wait(5) for launcher in launchers)
+        launchers[2].reason = "rank 5 on node 127.0.0.3: was killed by SIGKILL"
+        assert {str(error) for error in self.finish(launchers)} == {launchers[2].reason}
+
+
+def test_help_names_the_default_port():
+    result = run("run_pretraining.py", "--help")
+    assert f"(default: {launch.DEFAULT_MASTER_PORT})" in " ".join(result.stdout.split())
+
+
+def test_proxies_are_not_for_ranks(tmp_path):
+    """gRPC, by which ranks meet, would look for them there."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import argparse, os, sys\n"
+        f"sys.path.insert(0, {str(os.path.dirname(launch.__file__))!r})\n"
+        "import launch\n"
+        "args = argparse.Namespace(node_num=1, gpu_num_per_node=1, log_dir='.', device='cpu')\n"
+        "launch.run_on_all_ranks(lambda args: print(sorted(n for n in os.environ if 'proxy' in n.lower())), args)\n"
+    )
+    environment = {**os.environ, "http_proxy": "http://203.0.113.1:1", "HTTPS_PROXY": "http://203.0.113.1:1"}
+    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500", "WORLD_SIZE": "1", "RANK": "0"}
+    result = subprocess.run(["python3", program], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (result.stdout, result.stderr) == ("[]\n", "")
