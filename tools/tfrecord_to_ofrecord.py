@@ -14,6 +14,7 @@ of the first one, with as many values.
 A gzip file can only be read from its beginning: each part that it reaches into is one piece of work.
 """
 
+import contextlib
 import itertools
 import os
 import shutil
@@ -281,7 +282,9 @@ def main():
     with temporary_folder(output_dir / "parts") as staging:
         tasks = [(index, piece, layout, staging) for index, piece in enumerate(pieces)]
         with tqdm(total=total, desc="converting", unit=" records", unit_scale=True, disable=None) as bar:
-            join_pieces(run_tasks(convert_piece, tasks, arguments.workers, bar), pieces, staging)
+            # Closed, so that an interruption ends the workers before the folder they write to is removed.
+            with contextlib.closing(run_tasks(convert_piece, tasks, arguments.workers, bar)) as finished:
+                join_pieces(finished, pieces, staging)
         publish_parts(staging, part_num, output_dir)
     at_most = f"{min(sizes):,} to {max(sizes):,}" if min(sizes) < max(sizes) else f"{sizes[0]:,}"
     print(f"output: {part_num} parts of {at_most} records in {output_dir}")
