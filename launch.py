@@ -84,6 +84,28 @@ def rank():
     return max(0, int(os.environ.get("RANK", 0)))
 
 
+def wait_for_first_rank(timeout):
+    """Returns when OneFlow can reach the first rank; raises RunError after `timeout` seconds.
+
+    Left to itself OneFlow tries at once, and if it has come too early again after 10 seconds.
+    """
+    if rank() == 0:
+        return
+    address = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            socket.create_connection(address, timeout=2).close()
+            return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise RunError(
+                    f"after {timeout} seconds, rank 0 does not answer at {address[0]}, port {address[1]} "
+                    f"({error.strerror or 'no reply'})"
+                ) from None
+        time.sleep(0.05)
+
+
 def from_first_rank(read):
     """What read() gives on the first rank (anything JSON can carry), on all ranks. Needs OneFlow loaded."""
     flow = engine.load()

@@ -9,7 +9,7 @@ import device
 import engine
 import native
 import snapshot
-from launch import from_first_rank, rank
+from launch import from_first_rank, rank, wait_for_first_rank
 from util import UserError, describe_os_error
 
 
@@ -63,6 +63,7 @@ def start_engine(args):
         if args.gpu_num_per_node > 1:
             # For OneFlow's own kernels, which would take all processors but two.
             os.environ["OMP_NUM_THREADS"] = str(_thread_count(args.gpu_num_per_node))
+    wait_for_first_rank(args.rendezvous_timeout)
     flow = engine.load(Path(args.log_dir) / f"oneflow{rank() or ''}.log")
     args.iter_num = from_first_rank(lambda: args.iter_num)
     flow.manual_seed(args.seed)

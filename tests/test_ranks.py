@@ -94,7 +94,9 @@ def test_rank_0_prints_and_the_others_write_to_files(runs, ranks):
     assert lines[1] == f"Running bert: num_gpu_per_node = {ranks}, num_nodes = 1."
     assert len([line for line in lines if line.startswith("iter ")]) == 10
     assert {path.name for path in runs[ranks].glob("rank_*.log")} == {f"rank_{n}.log" for n in range(ranks)}
-    assert "Running bert" in (runs[ranks] / "rank_1.log").read_text()
+    log = (runs[ranks] / "rank_1.log").read_text()
+    assert "Running bert" in log
+    assert "LoadServer" not in log, "it has tried to reach rank 0 too early, which costs 10 seconds"
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
@@ -203,6 +205,16 @@ def test_ranks_of_another_launcher_end_with_one_that_fails(data, tmp_path):
         assert len(processes[0].stderr.splitlines()) == 1
         # OneFlow itself ends the other one, when it misses the first.
         assert processes[1].wait(60) != 0
+
+
+def test_a_rank_of_another_launcher_whose_first_never_comes(data, tmp_path):
+    port = free_port()
+    environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "RANK": "1"}
+    flags = {**PRETRAINING, "data_dir": data, "gpu_num_per_node": 2, "batch_size_per_device": 4}
+    with Launched(
+        "run_pretraining.py", tmp_path, environment=environment, rendezvous_timeout=1, **flags
+    ) as rank:
+        rank.assert_failed(f"rank 1: after 1 seconds, rank 0 does not answer at 127.0.0.1, port {port}")
 
 
 def free_port():
