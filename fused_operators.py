@@ -48,6 +48,23 @@ def dropout(x, rate):
     return x * (uniform >= rate).to(x.dtype) * (1.0 / (1.0 - rate))
 
 
+def global_norm(tensors):
+    """The Euclidean norm of all elements of all `tensors`, a scalar; without a gradient."""
+    if native.is_used_for(tensors[0]):
+        (norm,) = native.apply("bert_global_norm", tensors)
+        return norm
+    squares = [(tensor * tensor).sum(dim=-1).sum() for tensor in tensors]
+    return flow._C.stack(squares, dim=0).sum().sqrt()
+
+
+def scale_by_tensor(x, scale):
+    """x times the scalar tensor `scale`; without a gradient. An optimiser's update can take it into itself."""
+    if native.is_used_for(x):
+        (y,) = native.apply("scalar_mul_by_tensor", (x, scale))
+        return y
+    return x * scale
+
+
 def _attention_by_parts(query, key, value, mask, heads, rate):
     length = mask.shape[1]
     head_size = query.shape[-1] // heads

@@ -1,6 +1,7 @@
 """Training: the optimiser of google-research/bert, the graph that steps it, and the loop around the graph."""
 
 import engine
+import fused_operators
 import job_state
 from metrics import MetricLog
 
@@ -76,6 +77,9 @@ class TrainJob(nn.Graph):
         if mixed_precision:
             self.config.enable_amp(True)
             self.set_grad_scaler(flow.amp.GradScaler(init_scale=2.0**16, growth_interval=2000))
+        else:
+            # The update itself then scales the gradients: clipped ones need no memory and no pass of their own.
+            self.config.allow_fuse_model_update_ops(True)
         self.add_optimizer(optimizer, lr_sch=schedule)
 
     def build(self):
@@ -94,11 +98,10 @@ def clip_by_global_norm(parameters, max_norm):
     other in float32, which loses most of the sum for a model of 100 million parameters.
     """
     gradients = [over_all_ranks(parameter.grad) for parameter in parameters]
-    squares = [(gradient * gradient).sum(dim=-1).sum() for gradient in gradients]
-    norm = flow._C.stack(squares, dim=0).sum().sqrt()
+    norm = fused_operators.global_norm(gradients)
     scale = max_norm / flow._C.clamp(norm, min=max_norm, max=None)
     for parameter, gradient in zip(parameters, gradients):
-        parameter.grad = gradient * scale
+        parameter.grad = fused_operators.scale_by_tensor(gradient, scale)
     return norm
 
 

@@ -1,5 +1,6 @@
 // Operators of our own, which OneFlow does not know: their definitions, their kernels, and the function by which Python
 // calls them (native.py gives them their gradients).
+#include <cmath>
 #include <map>
 
 #include "oneflow/core/framework/op_builder.h"
@@ -281,6 +282,29 @@ REGISTER_USER_OP("bert_linear")
 
 REGISTER_BERT_OPERATOR_KERNEL("bert_linear", Kernel, linear)
 
+// ---- the norm of all gradients, in double precision: see bert_sum_of_squares
+
+void global_norm(KernelComputeContext* context) {
+  double total = 0.0;
+  for (int32_t i = 0; i < context->input_size("x"); ++i) {
+    const Tensor& x = tensor(context, "x", i);
+    total += bert_sum_of_squares(count_of(x), x.dptr<float>());
+  }
+  *output(context, "norm") = static_cast<float>(std::sqrt(total));
+}
+
+REGISTER_USER_OP("bert_global_norm")
+    .Input("x")
+    .Output("norm")
+    .SetTensorDescInferFn([](InferContext* context) -> Maybe<void> {
+      context->SetOutputShape("norm", 0, Shape({}));
+      return Maybe<void>::Ok();
+    })
+    .SetGetSbpFn(user_op::GetSbpFnUtil::DefaultBroadcastToBroadcast)
+    .SetDataTypeInferFn(infer_types);
+
+REGISTER_BERT_OPERATOR_KERNEL("bert_global_norm", Kernel, global_norm)
+
 // ---- the way in from Python
 
 // A tensor as Python holds it: OneFlow's PyTensorObject, whose header the wheel lacks, without needing Python's own.
@@ -296,17 +320,20 @@ struct Attributes {
   double epsilon;
 };
 
-// The operator with these attributes, made once.
-Maybe<one::UserOpExpr> find_operator(const std::string& name, const Attributes& attributes) {
+// The operator with that many inputs and these attributes, made once.
+Maybe<one::UserOpExpr> find_operator(const std::string& name, int inputs, const Attributes& attributes) {
   static std::mutex mutex;
-  static std::map<std::tuple<std::string, int64_t, float, double>, std::shared_ptr<one::UserOpExpr>> made;
+  static std::map<std::tuple<std::string, int, int64_t, float, double>, std::shared_ptr<one::UserOpExpr>> made;
   std::lock_guard<std::mutex> lock(mutex);
-  auto& found = made[{name, attributes.heads, attributes.rate, attributes.epsilon}];
+  auto& found = made[{name, inputs, attributes.heads, attributes.rate, attributes.epsilon}];
   if (!found) {
     const user_op::OpRegistryResult* definition = user_op::UserOpRegistryMgr::Get().GetOpRegistryResult(name);
     CHECK_NOTNULL_OR_RETURN(definition);
     one::OpBuilder builder(name);
-    for (const auto& argument : definition->op_def.input()) { builder.Input(argument.name()); }
+    for (const auto& argument : definition->op_def.input()) {
+      // The only argument of an operator may be any number of tensors.
+      builder.Input(argument.name(), definition->op_def.input_size() == 1 ? inputs : 1);
+    }
     for (const auto& argument : definition->op_def.output()) { builder.Output(argument.name()); }
     for (const auto& attribute : definition->op_def.attr()) {
       if (attribute.name() == "heads") { builder.Attr<int64_t>("heads", attributes.heads); }
@@ -329,7 +356,7 @@ BERT_KERNEL int bert_apply(const char* name, int64_t heads, float rate, double e
   using namespace oneflow;
   one::TensorTuple arguments;
   for (int i = 0; i < inputs; ++i) { arguments.emplace_back(input[i]->data); }
-  const auto made = CHECK_JUST(find_operator(name, {heads, rate, epsilon}));
+  const auto made = CHECK_JUST(find_operator(name, inputs, {heads, rate, epsilon}));
   const auto results = CHECK_JUST(one::OpInterpUtil::Dispatch<one::TensorTuple>(*made, arguments));
   for (size_t i = 0; i < results->size(); ++i) { outputs[i] = new_tensor((*results)[i]); }
   return results->size();

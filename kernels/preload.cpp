@@ -4,10 +4,14 @@
 #include <link.h>
 #include <sched.h>
 #include <semaphore.h>
+#include <sys/mman.h>
 
+#include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <mutex>
+#include <unordered_map>
 
 namespace {
 
@@ -71,4 +75,60 @@ void dequeue_graph(void* self) STAND_IN_FOR(DEQUEUE_GRAPH);
 void dequeue_graph(void* self) {
   while (sem_wait(&enqueued_graphs) != 0) {}
   reinterpret_cast<void (*)(void*)>(original(DEQUEUE_GRAPH))(self);
+}
+
+// What the two functions below have mapped: its size by its address.
+static std::unordered_map<void*, size_t>* const mapped = new std::unordered_map<void*, size_t>;
+static std::mutex mapped_mutex;
+
+// `size` bytes of zeros, a multiple of a huge page, which take up memory where they are touched only; null if there are none.
+static void* map_zeros(size_t size) {
+  constexpr size_t kHugePage = size_t{1} << 21;
+  void* whole = mmap(nullptr, size + kHugePage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (whole == MAP_FAILED) return nullptr;
+  char* const begin = static_cast<char*>(whole);
+  char* const aligned = begin + (-reinterpret_cast<uintptr_t>(begin) & (kHugePage - 1));
+  if (aligned != begin) munmap(begin, aligned - begin);
+  if (aligned != begin + kHugePage) munmap(aligned + size, begin + kHugePage - aligned);
+  madvise(aligned, size, MADV_HUGEPAGE);
+  return aligned;
+}
+
+#define DEVICE_ALLOC "_ZN7oneflow2ep9CpuDevice5AllocERKNS0_17AllocationOptionsEPPvm"
+void* device_alloc(void* result, void* self, const int* options, void** pointer, size_t size) STAND_IN_FOR(DEVICE_ALLOC);
+
+// CpuDevice::Alloc, which returns a Maybe<void> through `result`. It fills what it allocates with zeros: pages that are
+// mapped hold zeros, and need no memory before they are used.
+void* device_alloc(void* result, void* self, const int* options, void** pointer, size_t size) {
+  constexpr size_t kSmallest = size_t{1} << 21;
+  const auto own = reinterpret_cast<void* (*)(void*, void*, const int*, void**, size_t)>(original(DEVICE_ALLOC));
+  const int pinned_device_type = *options;  // the first member of AllocationOptions; 0 is none
+  void* zeros = nullptr;
+  const size_t rounded = (size + kSmallest - 1) / kSmallest * kSmallest;
+  if (size >= kSmallest && pinned_device_type == 0) zeros = map_zeros(rounded);
+  if (zeros == nullptr) return own(result, self, options, pointer, size);
+  // OneFlow's own makes the result.
+  own(result, self, options, pointer, 1);
+  std::free(*pointer);
+  *pointer = zeros;
+  std::lock_guard<std::mutex> lock(mapped_mutex);
+  mapped->emplace(zeros, rounded);
+  return result;
+}
+
+#define DEVICE_FREE "_ZN7oneflow2ep9CpuDevice4FreeERKNS0_17AllocationOptionsEPv"
+void device_free(void* self, const int* options, void* pointer) STAND_IN_FOR(DEVICE_FREE);
+
+// CpuDevice::Free.
+void device_free(void* self, const int* options, void* pointer) {
+  {
+    std::lock_guard<std::mutex> lock(mapped_mutex);
+    const auto found = mapped->find(pointer);
+    if (found != mapped->end()) {
+      munmap(pointer, found->second);
+      mapped->erase(found);
+      return;
+    }
+  }
+  reinterpret_cast<void (*)(void*, const int*, void*)>(original(DEVICE_FREE))(self, options, pointer);
 }

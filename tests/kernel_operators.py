@@ -21,6 +21,7 @@ import engine  # noqa: E402
 flow = engine.load()
 
 import fused_operators  # noqa: E402
+import training  # noqa: E402
 
 nn = flow.nn
 PLACEMENT = {"placement": flow.placement("cpu", [0]), "sbp": flow.sbp.broadcast}
@@ -79,6 +80,29 @@ def in_a_graph(function, *inputs):
     step = Step()
     outs = [step(weights, *others).numpy() for _ in range(3)]
     return [*outs, *(parameter.numpy() for parameter in module.parameters())]
+
+
+def clipped(max_norm):
+    """Three steps of AdamW on gradients that training.py clips: the norms, and the parameters after these."""
+    inputs = [values(70, 33), values(33, 20), values(20)]
+    module = OfParameters(fused_operators.linear, inputs)
+    optimizer = flow.optim.AdamW(module.parameters(), lr=1e-2, eps=1e-6, weight_decay=0.1, do_bias_correction=False)
+
+    class Step(nn.Graph):
+        def __init__(self):
+            super().__init__()
+            self.module = module
+            self.config.allow_fuse_model_update_ops(True)
+            self.add_optimizer(optimizer)
+
+        def build(self):
+            out = self.module()
+            (out * out).sum().backward()
+            return training.clip_by_global_norm(list(module.parameters()), max_norm)
+
+    step = Step()
+    norms = [step().numpy() for _ in range(3)]
+    return [*norms, *(parameter.numpy() for parameter in module.parameters())]
 
 
 def attention(query, key, value, mask):
@@ -153,6 +177,9 @@ def main():
         for part, run in (("eager", with_gradients), ("graph", in_a_graph)):
             for i, array in enumerate(run(function, *inputs)):
                 results[f"{name}-{part}-{i}"] = array
+    for max_norm in (1.0, 1e6):
+        for i, array in enumerate(clipped(max_norm)):
+            results[f"clipped-{max_norm}-{i}"] = array
     for i, mask in enumerate(dropout_statistics()):
         results[f"dropout-{i}"] = mask
     np.savez(sys.argv[1], **results)

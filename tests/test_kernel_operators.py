@@ -56,3 +56,18 @@ def test_dropout(results):
     for i, mask in enumerate(of_graph):
         for later in of_graph[i + 1 :]:
             assert (mask != later).mean() == pytest.approx(2 * 0.25 * 0.75, abs=0.02)
+
+
+def test_memory_is_taken_where_it_is_used():
+    code = """
+import engine, native, pathlib
+native.steady_graphs()
+flow = engine.load()
+def resident():
+    return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * 4096
+before = resident()
+large = flow.empty(1 << 28)
+assert large[12345:12347].numpy().tolist() == [0, 0]
+assert resident() - before < 1 << 26, resident() - before
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
