@@ -18,7 +18,7 @@ PLUGIN_FLAGS := -std=c++17 -O2 -fPIC -w -D_GLIBCXX_USE_CXX11_ABI=0 -DHALF_ENABLE
 WHEEL = $(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("platlib"))')
 ONEDNN = $(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("data"))')
 
-.PHONY: kernels kernels-if-possible clean-kernels
+.PHONY: kernels kernels-if-possible kernels-sanitize clean-kernels
 
 kernels: setup ## Build the library of CPU kernels (needs g++)
 	@command -v $(CXX) >/dev/null || { echo "make kernels: error: no C++ compiler ($(CXX)): install g++" >&2; exit 2; }
@@ -27,6 +27,22 @@ kernels: setup ## Build the library of CPU kernels (needs g++)
 # Without a compiler everything works, slowly; native.py says so.
 kernels-if-possible: setup
 	@if command -v $(CXX) >/dev/null; then $(MAKE) --no-print-directory kernels; fi
+
+# The tests open the library that BERT_SANITIZED_KERNELS names. It has all instructions of this processor.
+SANITIZED := .cache/kernels-sanitized
+SANITIZERS := address undefined thread
+SANITIZER_OPTIONS := ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 TSAN_OPTIONS=halt_on_error=1
+
+kernels-sanitize: kernels ## Run the kernels' own tests under the address, undefined and thread sanitizers
+	@for sanitizer in $(SANITIZERS); do \
+	  mkdir -p $(SANITIZED)/$$sanitizer && \
+	  $(CXX) $(KERNEL_FLAGS) -march=native -O1 -g -fno-omit-frame-pointer -fsanitize=$$sanitizer -I$(ONEDNN)/include -shared \
+	    $(addprefix kernels/,$(KERNEL_OBJECTS:.o=.cpp)) -o $(SANITIZED)/$$sanitizer/libbert_kernels.so -L$(ONEDNN)/lib -ldnnl -lgomp -lpthread && \
+	  echo "$$sanitizer sanitizer:" && \
+	  case $$sanitizer in address) runtime=libasan.so;; undefined) runtime=libubsan.so;; thread) runtime=libtsan.so;; esac && \
+	  env $(SANITIZER_OPTIONS) LD_PRELOAD="$$($(CXX) -print-file-name=$$runtime) $$($(CXX) -print-file-name=libstdc++.so.6)" \
+	    BERT_SANITIZED_KERNELS=$(SANITIZED)/$$sanitizer/libbert_kernels.so $(PYTHON) -m pytest -q -p no:cacheprovider tests/test_kernels.py || exit 1; \
+	done
 
 clean-kernels:
 	rm -rf $(KERNELS)

@@ -109,6 +109,20 @@ def set_seed(seed):
         _kernels.library.bert_set_seed(ctypes.c_uint64(seed))
 
 
+def use_bfloat16(on):
+    """Makes matrix products round their operands to bfloat16, or stop doing so; the sums stay float32.
+
+    Returns None, or in words why that is not possible here.
+    """
+    if on and _kernels is None:
+        return "it needs the native kernels (make kernels)"
+    if on and "avx512_bf16" not in _processor_flags():
+        return "this processor has no bfloat16 instructions (avx512_bf16)"
+    if _kernels is not None:
+        _kernels.library.bert_set_bfloat16(ctypes.c_bool(on))
+    return None
+
+
 def is_built():
     """Whether `make kernels` has built the library."""
     return all((_BUILD / name).is_file() for name in ("plugin.so", "preload.so"))

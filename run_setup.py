@@ -58,8 +58,8 @@ def start_engine(args):
     if device_type == "cpu":
         # OneFlow fails on a GPU that it cannot use even if it is not asked to use it.
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-        if args.use_fp16:
-            print("Notice: --use_fp16 has no effect on the CPU, which computes in float32.", flush=True)
+        if getattr(args, "zero_stage", 0) > 1:
+            print(f"Notice: --zero_stage={args.zero_stage} does on the CPU what --zero_stage=1 does.", flush=True)
         if args.gpu_num_per_node > 1:
             # For OneFlow's own kernels, which would take all processors but two.
             os.environ["OMP_NUM_THREADS"] = str(_thread_count(args.gpu_num_per_node))
@@ -71,6 +71,14 @@ def start_engine(args):
         native.set_seed(args.seed)
         native.set_thread_count(_thread_count(args.gpu_num_per_node))
         print(f"CPU: {native.describe()}", flush=True)
+        if args.use_fp16:
+            obstacle = native.use_bfloat16(True)
+            print(
+                f"Notice: --use_fp16 has no effect on this CPU, which computes in float32: {obstacle}."
+                if obstacle
+                else "Matrix products take bfloat16 (--use_fp16); their sums and all else are float32.",
+                flush=True,
+            )
     if args.use_boxing_v2:
         # The settings that the published scripts made for it.
         flow.boxing.nccl.set_fusion_threshold_mbytes(8)

@@ -22,6 +22,10 @@ BERT_KERNEL void bert_matmul(bool transpose_a, bool transpose_b, int64_t batch, 
                              float alpha, const float* a, int64_t lda, int64_t stride_a, const float* b, int64_t ldb,
                              int64_t stride_b, float beta, float* c, int64_t ldc, int64_t stride_c);
 
+// Whether large products that are no batches (batch 1) round their operands to bfloat16; sums are float32 either way. For
+// processors with avx512_bf16: elsewhere it is slow.
+BERT_KERNEL void bert_set_bfloat16(bool on);
+
 // ---- normalisation (layer_norm.cpp); x is [rows, columns], gamma and beta may be null
 
 BERT_KERNEL void bert_layer_norm(int64_t rows, int64_t columns, double epsilon, const float* x, const float* gamma,

@@ -1,12 +1,13 @@
 """The native kernels within OneFlow, against OneFlow's own: eager results, gradients, and AdamW steps of graphs."""
 
+import json
 import os
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, TINY_MODEL, run
 
 import native
 
@@ -71,3 +72,34 @@ assert large[12345:12347].numpy().tolist() == [0, 0]
 assert resident() - before < 1 << 26, resident() - before
 """
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def losses(data, folder, **flags):
+    """Of ten steps of pre-training, and what the run printed."""
+    result = run(
+        "run_pretraining.py", **TINY_MODEL, data_dir=data, data_part_num=1, log_dir=folder, model_save_dir=folder,
+        seq_length=32, max_predictions_per_seq=5, batch_size_per_device=12, iter_num=10, learning_rate=1e-3,
+        hidden_dropout_prob=0, attention_probs_dropout_prob=0, save_last_snapshot=False, device="cpu", **flags,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    (log,) = folder.glob("metrics-*.jsonl")
+    steps = [json.loads(line) for line in log.read_text().splitlines()]
+    return np.array([step["total_loss"] for step in steps if "total_loss" in step]), result.stdout
+
+
+def test_training_in_bfloat16(tiny_data, tmp_path):
+    exact, _ = losses(tiny_data, tmp_path / "exact")
+    rounded, output = losses(tiny_data, tmp_path / "rounded", use_fp16=True)
+    assert len(exact) == len(rounded) == 10
+    np.testing.assert_allclose(rounded, exact, rtol=0.01)
+    if "Matrix products take bfloat16" in output:
+        assert (rounded != exact).any()
+    else:
+        assert "--use_fp16 has no effect on this CPU, which computes in float32: this processor has no" in output
+        np.testing.assert_array_equal(rounded, exact)
+
+
+def test_bfloat16_needs_the_kernels(tiny_data, tmp_path, monkeypatch):
+    monkeypatch.setenv("BERT_KERNELS", "none")
+    _, output = losses(tiny_data, tmp_path, use_fp16=True)
+    assert "--use_fp16 has no effect on this CPU, which computes in float32: it needs the native kernels" in output

@@ -19,9 +19,16 @@ I64, F32, F64, INT, BOOL = ctypes.c_int64, ctypes.c_float, ctypes.c_double, ctyp
 ROW_SHAPES = [(1, 1), (1, 7), (3, 64), (5, 768), (65, 100), (130, 33), (2, 30522)]
 
 
-@pytest.fixture(scope="module", params=native.runnable_sets())
+# Set by make kernels-sanitize.
+SANITIZED = os.environ.get("BERT_SANITIZED_KERNELS")
+
+
+@pytest.fixture(scope="module", params=["sanitized"] if SANITIZED else native.runnable_sets())
 def library(request):
-    library = native.open_library(request.param)
+    # Loads oneDNN too.
+    library = native.open_library(native.runnable_sets()[-1] if SANITIZED else request.param)
+    if SANITIZED:
+        library = ctypes.CDLL(os.path.abspath(SANITIZED))
     library.bert_set_thread_count(3)
     library.bert_sum_of_squares.restype = F64
     library.bert_stream_seed.restype = ctypes.c_uint64
@@ -522,3 +529,31 @@ def test_stream_seeds(library):
     assert first == library.bert_stream_seed(b"layer_0") != library.bert_stream_seed(b"layer_1")
     library.bert_set_seed(ctypes.c_uint64(2))
     assert first != library.bert_stream_seed(b"layer_0")
+
+
+def to_bfloat16(x):
+    """`x` rounded to the nearest bfloat16, ties to even."""
+    bits = x.view(np.uint32)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000).astype(np.uint32).view(np.float32)
+
+
+@pytest.mark.skipif("avx512_bf16" not in native._processor_flags(), reason="no bfloat16 instructions")
+@pytest.mark.parametrize("transpose_a", [False, True])
+@pytest.mark.parametrize("transpose_b", [False, True])
+@pytest.mark.parametrize("beta", [0.0, 1.0])
+@pytest.mark.parametrize("m, n, k", [(96, 128, 256), (131, 257, 101), (1, 2048, 600), (1030, 30, 70)])
+def test_bfloat16_product(library, transpose_a, transpose_b, beta, m, n, k):
+    a = values((k, m) if transpose_a else (m, k))
+    b = values((n, k) if transpose_b else (k, n), seed=1)
+    c = values((m, n), seed=2)
+    narrow_a, narrow_b = double(to_bfloat16(a * np.float32(0.5)), to_bfloat16(b))
+    expected = (narrow_a.T if transpose_a else narrow_a) @ (narrow_b.T if transpose_b else narrow_b) + beta * c
+    library.bert_set_bfloat16(BOOL(True))
+    try:
+        library.bert_matmul(
+            BOOL(transpose_a), BOOL(transpose_b), I64(1), I64(m), I64(n), I64(k), F32(0.5), pointer(a),
+            I64(a.shape[1]), I64(0), pointer(b), I64(b.shape[1]), I64(0), F32(beta), pointer(c), I64(n), I64(0),
+        )  # fmt: skip
+    finally:
+        library.bert_set_bfloat16(BOOL(False))
+    assert_close(c, expected, relative=1e-5)
