@@ -201,6 +201,14 @@ def _add_later_flags(groups, trains=True):
         metavar="SECONDS",
         help="how long the nodes wait for each other at the start",
     )
+    groups["devices" if trains else "unused"].add_argument(
+        "--zero_stage",
+        type=int,
+        choices=(0, 1, 2, 3),
+        default=0,
+        help="ZeRO: 1 divides parameters and Adam's moments among the ranks, instead of a copy on each; 2 and 3 also save "
+        "memory of gradients and of gathered parameters, on GPUs",
+    )
     groups["model"].add_argument(
         "--intermediate_size", type=positive_int, metavar="N", help="feed-forward units (default: 4 x the hidden size)"
     )

@@ -58,7 +58,7 @@ def start_engine(args):
     if device_type == "cpu":
         # OneFlow fails on a GPU that it cannot use even if it is not asked to use it.
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-        if getattr(args, "zero_stage", 0) > 1:
+        if args.zero_stage > 1:
             print(f"Notice: --zero_stage={args.zero_stage} does on the CPU what --zero_stage=1 does.", flush=True)
         if args.gpu_num_per_node > 1:
             # For OneFlow's own kernels, which would take all processors but two.

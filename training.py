@@ -1,5 +1,7 @@
 """Training: the optimiser of google-research/bert, the graph that steps it, and the loop around the graph."""
 
+import functools
+
 import engine
 import fused_operators
 import job_state
@@ -65,6 +67,9 @@ class TrainJob(nn.Graph):
     The name of the subclass is the job's name, under which snapshots keep the train step.
     """
 
+    # With ZeRO parameters go from rank to rank. On the CPU OneFlow aborts if it is to send a variable's own memory.
+    _copies_variables = False
+
     def __init__(self, model, loader, args):
         super().__init__()
         self.model = model
@@ -80,7 +85,17 @@ class TrainJob(nn.Graph):
         else:
             # The update itself then scales the gradients: clipped ones need no memory and no pass of their own.
             self.config.allow_fuse_model_update_ops(True)
+        if args.zero_stage > 0:
+            self.config.enable_zero(True, stage=args.zero_stage)
+            self._copies_variables = self._parameters[0].placement.type == "cpu"
         self.add_optimizer(optimizer, lr_sch=schedule)
+
+    def _create_states_builder(self):
+        super()._create_states_builder()
+        if self._copies_variables:
+            for state in self._state():
+                builder = state.lazy_origin_builder()
+                builder.method = functools.partial(_copy_of_built, builder.method)
 
     def build(self):
         """Scalars by name: the model's losses and, but for mixed precision, the gradient norm before clipping."""
@@ -89,6 +104,10 @@ class TrainJob(nn.Graph):
         if self._clips_itself:
             metrics["gradient_norm"] = clip_by_global_norm(self._parameters, MAX_GRADIENT_NORM)
         return metrics
+
+
+def _copy_of_built(build):
+    return flow._C.identity(build())
 
 
 def clip_by_global_norm(parameters, max_norm):

@@ -1,4 +1,4 @@
-"""A program for several ranks: which records the loader gives to whom, and which masks dropout draws.
+"""A program for several ranks: which records the loader gives to whom, which masks dropout draws, what ZeRO divides.
 
 It takes the flags of run_pretraining.py; --data_dir holds records with one number each, `id`, counted on through its
 parts. Rank 0 writes what has been seen to --model_save_dir/seen.npz.
@@ -34,6 +34,7 @@ def observe(args):
 
     import engine
     import fused_operators
+    import training
     from data_loader import OFRecordLoader
 
     flow = engine.load()
@@ -74,6 +75,27 @@ def observe(args):
     for call in range(2):
         for name, output in zip(("dropout", "residual_norm", "attention"), drop(x, bias, mask)):
             seen[f"{name}_{call}"] = output.to_local().numpy().reshape(4, -1)
+    class Model(flow.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = flow.nn.Parameter(flow.zeros(64, 64, placement=placement, sbp=flow.sbp.broadcast))
+
+        def forward(self, x):
+            return {"total_loss": training.over_all_ranks(flow._C.matmul(x, self.weight).mean())}
+
+    class Ones(flow.nn.Module):
+        def forward(self):
+            return flow.ones(4, 64, placement=placement, sbp=flow.sbp.split(0))
+
+    for stage in (0, 1):
+        args.zero_stage = stage
+        job = training.TrainJob(Model(), Ones(), args)
+        job()
+        state = job.state_dict()
+        tensors = {"weight": state["model"]["weight"], "m": state["model.weight-m"], "v": state["model.weight-v"]}
+        for name, tensor in tensors.items():
+            seen[f"zero_{stage}_{name}"] = tensor.to_local().numpy()
+
     if rank() == 0:
         np.savez(Path(args.model_save_dir) / "seen.npz", **seen)
 

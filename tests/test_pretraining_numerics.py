@@ -31,7 +31,9 @@ CONFIG = bert_util.BertConfig(
     attention_probs_dropout_prob=0.0,
 )
 # Warm-up, peak and decay within three steps, with gradients well beyond the clipping norm.
-ARGS = argparse.Namespace(learning_rate=0.01, weight_decay_rate=0.1, iter_num=5, warmup_batches=2, use_fp16=None)
+ARGS = argparse.Namespace(
+    learning_rate=0.01, weight_decay_rate=0.1, iter_num=5, warmup_batches=2, use_fp16=None, zero_stage=0
+)
 
 
 @pytest.fixture(scope="module")

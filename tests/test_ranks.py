@@ -112,6 +112,20 @@ def test_trained_on_2_goes_on_with_1_and_4(runs, resumed):
     assert_same_snapshot(resumed[4] / "last_snapshot", resumed[1] / "last_snapshot")
 
 
+def test_zero_divides_the_state(seen):
+    for name in ("weight", "m", "v"):
+        assert seen[f"zero_0_{name}"].shape == (64, 64)
+        assert seen[f"zero_1_{name}"].shape == (32, 64)
+        np.testing.assert_array_equal(seen[f"zero_1_{name}"], seen[f"zero_0_{name}"][:32])
+
+
+def test_zero_changes_neither_losses_nor_snapshots(data, runs, resumed, tmp_path):
+    pretrain(data, tmp_path, 2, model_load_dir=runs[2] / "snapshot_5", zero_stage=1)
+    for name in LOSSES:
+        np.testing.assert_allclose(logged(tmp_path, name), logged(resumed[1], name), rtol=1e-5)
+    assert_same_snapshot(tmp_path / "last_snapshot", resumed[1] / "last_snapshot")
+
+
 def test_squad_predictions_are_the_same_to_the_byte(tmp_path):
     write_squad_parts(tmp_path / "train", 8)
     write_squad_parts(tmp_path / "dev", 13, parts=2, is_training=False)
