@@ -18,7 +18,7 @@ PLUGIN_FLAGS := -std=c++17 -O2 -fPIC -w -D_GLIBCXX_USE_CXX11_ABI=0 -DHALF_ENABLE
 WHEEL = $(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("platlib"))')
 ONEDNN = $(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("data"))')
 
-.PHONY: kernels kernels-if-possible kernels-sanitize clean-kernels
+.PHONY: kernels kernels-if-possible kernels-sanitize bench clean-kernels
 
 kernels: setup ## Build the library of CPU kernels (needs g++)
 	@command -v $(CXX) >/dev/null || { echo "make kernels: error: no C++ compiler ($(CXX)): install g++" >&2; exit 2; }
@@ -31,7 +31,9 @@ kernels-if-possible: setup
 # The tests open the library that BERT_SANITIZED_KERNELS names. It has all instructions of this processor.
 SANITIZED := .cache/kernels-sanitized
 SANITIZERS := address undefined thread
-SANITIZER_OPTIONS := ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 TSAN_OPTIONS=halt_on_error=1
+# NumPy's BLAS is not compiled for them, so it gets no threads.
+SANITIZER_OPTIONS := OPENBLAS_NUM_THREADS=1 ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
+  TSAN_OPTIONS=halt_on_error=1:ignore_noninstrumented_modules=1:suppressions=kernels/tsan.supp
 
 kernels-sanitize: kernels ## Run the kernels' own tests under the address, undefined and thread sanitizers
 	@for sanitizer in $(SANITIZERS); do \
@@ -43,6 +45,9 @@ kernels-sanitize: kernels ## Run the kernels' own tests under the address, undef
 	  env $(SANITIZER_OPTIONS) LD_PRELOAD="$$($(CXX) -print-file-name=$$runtime) $$($(CXX) -print-file-name=libstdc++.so.6)" \
 	    BERT_SANITIZED_KERNELS=$(SANITIZED)/$$sanitizer/libbert_kernels.so $(PYTHON) -m pytest -q -p no:cacheprovider tests/test_kernels.py || exit 1; \
 	done
+
+bench: kernels ## Time a training step here, in Transformers, PyTorch and TensorFlow, side by side
+	$(PYTHON) benchmarks/bench.py
 
 clean-kernels:
 	rm -rf $(KERNELS)

@@ -1,0 +1,100 @@
+"""Times a training step of BERT here and elsewhere, side by side: medians, and ratios to this project's float32 step.
+
+The sides run in turn, each in a process of its own, as often as --rounds says.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from command_line import ArgumentParser, positive_int, probability  # noqa: E402
+from util import UserError, run_script  # noqa: E402
+
+SIDE = ROOT / "benchmarks/bench_side.py"
+REQUIREMENTS = ROOT / "benchmarks/requirements-torch.txt"
+# OneFlow as installed: its own kernels, BLAS and defaults.
+AS_INSTALLED = {"BERT_KERNELS": "none", "ONEFLOW_ENABLE_ONEDNN_OPTS": "1"}
+SIDES = (
+    "this project", "this project, bfloat16", "OneFlow as installed", "Transformers", "Transformers, bfloat16", "PyTorch",
+    "PyTorch, compiled", "PyTorch, bfloat16", "PyTorch, bfloat16, compiled", "TensorFlow", "matrix products alone",
+)  # fmt: skip
+
+
+def main():
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--num_hidden_layers", type=positive_int, default=12, metavar="N", help="layers of the model")
+    parser.add_argument("--batch_size", type=positive_int, default=8, metavar="N", help="sequences in a batch")
+    parser.add_argument("--seq_length", type=positive_int, default=128, metavar="N", help="tokens in a sequence")
+    parser.add_argument("--max_predictions_per_seq", type=positive_int, default=20, metavar="N", help="masked tokens")
+    parser.add_argument("--dropout", type=probability, default=0.1, metavar="P", help="dropout everywhere")
+    parser.add_argument("--steps", type=positive_int, default=5, metavar="N", help="timed steps of a process")
+    parser.add_argument("--rounds", type=positive_int, default=3, metavar="N", help="processes of each side")
+    parser.add_argument("--sides", default=";".join(SIDES), metavar="A;B;...", help="which sides to run")
+    parser.add_argument("--torch_python", metavar="FILE", help="a Python with PyTorch and Transformers; else one is made")
+    args = parser.parse_args()
+    sides = args.sides.split(";")
+    for side in sides:
+        if side not in SIDES:
+            raise UserError(f"--sides: '{side}' is none of {'; '.join(SIDES)}")
+    needs_torch = any("Torch" in side or "Transformers" in side for side in sides)
+    torch_python = args.torch_python or (make_environment(ROOT / ".cache/bench-torch") if needs_torch else None)
+    size = {
+        "layers": args.num_hidden_layers, "batch": args.batch_size, "length": args.seq_length,
+        "predictions": args.max_predictions_per_seq, "dropout": args.dropout, "steps": args.steps,
+    }  # fmt: skip
+    results = {side: [] for side in sides}
+    for round_ in range(args.rounds):
+        for side in sides:
+            print(f"round {round_ + 1}: {side}", file=sys.stderr, flush=True)
+            results[side].append(run_side(side, size, torch_python))
+    print_table(results)
+
+
+def make_environment(folder):
+    """Makes an environment with REQUIREMENTS, unless it stands; returns its Python."""
+    python, installed = folder / "bin/python", folder / "installed.txt"
+    if not installed.is_file() or installed.read_bytes() != REQUIREMENTS.read_bytes():
+        subprocess.run(["python3.11", "-m", "venv", "--clear", folder], check=True)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", "-r", REQUIREMENTS], check=True)
+        installed.write_bytes(REQUIREMENTS.read_bytes())
+    return python
+
+
+def run_side(side, size, torch_python):
+    """What one process of bench_side.py reports; None, with its last words on stderr, if it fails."""
+    python = torch_python if "Torch" in side or "Transformers" in side else sys.executable
+    environment = {**os.environ, **(AS_INSTALLED if side == "OneFlow as installed" else {})}
+    command = [python, SIDE, side, json.dumps(size)]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if result.returncode != 0:
+        print(f"{side}: failed: {(result.stderr.strip().splitlines() or ['?'])[-1]}", file=sys.stderr, flush=True)
+        return None
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def print_table(results):
+    """A row for each side: the median step, its ratio to this project's, the first step and the peak memory."""
+    medians = {}
+    for side, runs in results.items():
+        runs = [run for run in runs if run is not None]
+        if runs:
+            medians[side] = {
+                "step": statistics.median(second for run in runs for second in run["seconds"]),
+                "first": statistics.median(run["first_step"] for run in runs),
+                "peak": statistics.median(run["peak_gb"] for run in runs),
+            }
+    reference = medians.get("this project", {}).get("step")
+    print(f"{'':28} {'s/step':>8} {'ratio':>7} {'first s':>8} {'peak GB':>8}")
+    for side, median in medians.items():
+        ratio = f"{median['step'] / reference:7.2f}" if reference else f"{'':7}"
+        print(f"{side:28} {median['step']:8.2f} {ratio} {median['first']:8.1f} {median['peak']:8.2f}")
+
+
+if __name__ == "__main__":
+    run_script(main)
