@@ -131,7 +131,7 @@ def _add_tutorial_flags(groups, iter_num_default=None, predicts_masks=True, trai
         devices,
         "--use_fp16",
         default=None,
-        help="mixed precision with dynamic loss scaling, on GPUs; the CPU computes in float32 all the same",
+        help="on a GPU: mixed precision with dynamic loss scaling; on a CPU that can: large matrix products in bfloat16",
     )
     add_bool(
         devices,
