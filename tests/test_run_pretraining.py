@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -307,6 +308,21 @@ def test_kill_during_a_save_leaves_whole_snapshots(tiny_data, tmp_path):
     assert result.returncode == 0, result.stderr
     assert not list(output.glob(".snapshot_3.*"))
     assert (output / "snapshot_3" / "snapshot_done").is_file()
+
+
+def test_no_space_leaves_the_old_snapshot(tiny_data, tmp_path):
+    flags = {"save_last_snapshot": True, "vocab_size": 20000, "iter_num": 1}
+    assert pretrain(tiny_data, tmp_path, **flags).returncode == 0
+    before = read_all(tmp_path / "last_snapshot")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, limits[1]))  # the word embeddings need more
+    try:
+        result = pretrain(tiny_data, tmp_path, **flags, seed=3)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert_fails_with_one_line(result, "File too large", tmp_path / "last_snapshot", status=1)
+    assert read_all(tmp_path / "last_snapshot") == before
+    assert not list(tmp_path.glob(".last_snapshot.*"))
 
 
 def test_booleans_and_repeated_flags(tiny_data, tmp_path):
