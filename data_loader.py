@@ -12,7 +12,8 @@ class OFRecordLoader(nn.Module):
     """Reads the parts of a data set without end, a global batch at a time.
 
     `data_set` is a records.DataSet, `placement` is where the batches of `batch_size` sequences go, split over its
-    ranks, which each read parts of their own or get them from the first. Shuffling draws from a buffer of 1,024 records, and reorders the parts after every epoch.
+    ranks, which each read parts of their own or get them from the first. Shuffling draws from a buffer of 1,024
+    records, and reorders the parts after every epoch.
     """
 
     def __init__(self, data_set, batch_size, placement, shuffle, seed):

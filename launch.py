@@ -358,7 +358,7 @@ class _Ranks:
                 self._failed[local_rank] = process.returncode
         if not self._failed:
             return None
-        local_rank, status = min(self._failed.items(), key=lambda rank_and_status: rank_and_status[1] == -signal.SIGABRT)
+        local_rank, status = min(self._failed.items(), key=lambda item: item[1] == -signal.SIGABRT)
         return f"rank {self._first + local_rank}{self._where}: {self._reason(local_rank, status)}", status
 
     def _reason(self, local_rank, status):

@@ -87,7 +87,9 @@ def _listen(address, port):
         listener.close()
         if error.errno == errno.EADDRINUSE:
             raise UserError(f"port {port} of {address} is in use; choose another with --master_port") from None
-        raise UserError(f"port {port} of {address} cannot be listened at ({error.strerror}); see --master_port") from None
+        raise UserError(
+            f"port {port} of {address} cannot be listened at ({error.strerror}); see --master_port"
+        ) from None
     return listener
 
 

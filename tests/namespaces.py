@@ -1,6 +1,6 @@
 """Network namespaces joined by a bridge: nodes with addresses of their own, on this machine.
 
-They are made of names that begin with `bert` and the number of this process, and removed by the fixture that makes them.
+Their names begin with `bert` and the number of this process; they go with the block that makes them.
 Their addresses, from a range kept for documentation (RFC 5737), cannot be reached from outside of them.
 """
 
@@ -31,7 +31,7 @@ def _ip(*arguments):
 
 
 class Nodes:
-    """So many nodes; the bridge between them is in a namespace of its own, so that the machine's network has no part."""
+    """So many nodes. The bridge between them is in a namespace of its own: the machine's network has no part in it."""
 
     def __init__(self, count):
         self._switch = f"bert{os.getpid()}s"
@@ -50,7 +50,7 @@ class Nodes:
         _ip("netns", "add", self._switch)
         _ip("-n", self._switch, "link", "add", "bridge", "type", "bridge")
         _ip("-n", self._switch, "link", "set", "bridge", "up")
-        for index, (namespace, address) in enumerate(zip(self._namespaces, self.addresses)):
+        for index, (namespace, address) in enumerate(zip(self._namespaces, self.addresses, strict=True)):
             _ip("netns", "add", namespace)
             _ip("-n", namespace, "link", "set", "lo", "up")
             peer = ("peer", "name", f"port{index}", "netns", self._switch)

@@ -73,8 +73,9 @@ def observe(args):
     bias = on_all_ranks(np.ones(32, np.float32), flow.sbp.broadcast)
     drop = Dropout()
     for call in range(2):
-        for name, output in zip(("dropout", "residual_norm", "attention"), drop(x, bias, mask)):
+        for name, output in zip(("dropout", "residual_norm", "attention"), drop(x, bias, mask), strict=True):
             seen[f"{name}_{call}"] = output.to_local().numpy().reshape(4, -1)
+
     class Model(flow.nn.Module):
         def __init__(self):
             super().__init__()

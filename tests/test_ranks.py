@@ -205,7 +205,7 @@ def test_oneflows_own_launcher(data, runs, tmp_path):
 
 
 def test_ranks_of_another_launcher_end_with_one_that_fails(data, tmp_path):
-    """Slurm's way: the environment says who one is; nothing is started, and nobody waits for the one that has failed."""
+    """Slurm's way: the environment says who one is. Nothing is started, and nobody waits for a rank that has failed."""
     flags = {**PRETRAINING, "data_dir": data, "gpu_num_per_node": 2, "batch_size_per_device": 4}
     flags["model_load_dir"] = tmp_path / "nothing"  # only the first rank would read it
     port = str(free_port())
@@ -225,9 +225,7 @@ def test_a_rank_of_another_launcher_whose_first_never_comes(data, tmp_path):
     port = free_port()
     environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "RANK": "1"}
     flags = {**PRETRAINING, "data_dir": data, "gpu_num_per_node": 2, "batch_size_per_device": 4}
-    with Launched(
-        "run_pretraining.py", tmp_path, environment=environment, rendezvous_timeout=1, **flags
-    ) as rank:
+    with Launched("run_pretraining.py", tmp_path, environment=environment, rendezvous_timeout=1, **flags) as rank:
         rank.assert_failed(f"rank 1: after 1 seconds, rank 0 does not answer at 127.0.0.1, port {port}")
 
 
