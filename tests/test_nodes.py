@@ -4,12 +4,15 @@ import contextlib
 import json
 import os
 import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
 
 import namespaces
-from conftest import run, write_pretraining_part, write_squad_parts
+from conftest import ROOT, assert_fails_with_one_line, run, write_pretraining_part, write_squad_parts
 from launched import PRETRAINING, SQUAD, Launched
 
 _REASON = namespaces.reason_for_none()
@@ -106,6 +109,91 @@ def test_squad_training_and_prediction(start, tmp_path):
     assert one.returncode == 0, one.stderr
     assert len(np.load(file, allow_pickle=False)) == 7
     assert (tmp_path / "node_0" / "all_results.npy").read_bytes() == file.read_bytes()
+
+
+class TestScripts:
+    """The launch scripts of scripts/, with stand-ins for ssh and Slurm that take a node for a host."""
+
+    @pytest.fixture
+    def folder(self, network, tmp_path):
+        """A folder with the programs ssh, srun and scontrol in bin/, and two hosts in hosts.txt."""
+        hosts = network.addresses[:2]
+        first, second = (" ".join(network.prefix(index)) for index in range(2))
+        programs = {
+            "ssh": f"""
+                while [ "$1" != -- ]; do shift; done
+                case "$2" in
+                    {hosts[0]}) exec {first} sh -c "$3" ;;
+                    root@{hosts[1]}) exec {second} sh -c "$3" ;;
+                    *) exit 255 ;;
+                esac""",
+            "scontrol": f"echo {hosts[0]}; echo {hosts[1]}",
+            "srun": f"""
+                while [ "${{1#--}}" != "$1" ]; do shift; done
+                {first} "$@" &
+                {second} "$@" &
+                wait -n && wait -n""",
+        }
+        (tmp_path / "bin").mkdir()
+        for name, text in programs.items():
+            (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{text}\n")
+            (tmp_path / "bin" / name).chmod(0o755)
+        (tmp_path / "hosts.txt").write_text(f"# the cluster\n{hosts[0]}  # the master\n\nroot@{hosts[1]}\n")
+        write_pretraining_part(tmp_path / "part-0", 8)
+        return tmp_path
+
+    def run(self, folder, *command, **flags):
+        flags = {
+            **PRETRAINING,
+            "data_dir": folder,
+            "batch_size_per_device": 2,
+            "iter_num": 2,
+            "log_dir": folder,
+            **flags,
+        }
+        command = [*command, sys.executable, ROOT / "run_pretraining.py"]
+        command += [f"--{name}={value}" for name, value in flags.items()]
+        environment = {**os.environ, "PATH": f"{folder}/bin:{os.environ['PATH']}"}
+        environment |= {"SLURM_JOB_NODELIST": "n[0-1]", "SLURM_JOB_NUM_NODES": "2", "SLURM_CPUS_ON_NODE": "1"}
+        return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
+
+    def test_cluster(self, folder):
+        result = self.run(folder, ROOT / "scripts" / "launch_cluster.sh", "hosts.txt", model_save_dir="a 'b'")
+        assert (result.returncode, result.stderr) == (0, "")
+        assert "num_nodes = 2." in result.stdout and "iter 1," in result.stdout
+        assert "model_save_dir = a 'b'" in result.stdout
+
+    def test_cluster_that_fails(self, folder):
+        result = self.run(folder, ROOT / "scripts" / "launch_cluster.sh", "hosts.txt", seq_length=16)
+        assert result.returncode in (1, 2)
+        assert "--seq_length is 16" in result.stderr
+
+    def test_cluster_with_a_host_that_cannot_be_reached(self, folder):
+        with open(folder / "hosts.txt", "a") as hosts:
+            hosts.write("nowhere\n")
+        start = time.monotonic()
+        result = self.run(folder, ROOT / "scripts" / "launch_cluster.sh", "hosts.txt")
+        assert result.returncode == 255 and time.monotonic() - start < 30
+        assert "a connection of ssh has failed" in result.stderr
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ([], "give a file of hosts and a command"),
+            (["x.txt", "true"], "x.txt: no such file"),
+            (["bin/none", "x"], "names no host"),
+        ],
+    )
+    def test_cluster_usage(self, folder, arguments, message):
+        (folder / "bin" / "none").write_text("# nothing\n")
+        script = ROOT / "scripts" / "launch_cluster.sh"
+        result = subprocess.run([script, *arguments], cwd=folder, capture_output=True, text=True)
+        assert_fails_with_one_line(result, "launch_cluster.sh: error: ", message)
+
+    def test_slurm(self, folder):
+        result = self.run(folder, ROOT / "scripts" / "launch_slurm.sh")
+        assert (result.returncode, result.stderr) == (0, "")
+        assert "num_nodes = 2." in result.stdout and "iter 1," in result.stdout
 
 
 class TestFailure:
