@@ -274,8 +274,15 @@ def _launch(args, line, master_address, master_port, node_rank, where):
 
 @contextlib.contextmanager
 def _signals_raised():
-    """Raises _Signalled for the first SIGINT, SIGTERM or SIGHUP in the block; later ones do not disturb its end."""
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    """Raises _Signalled for the first SIGINT, SIGTERM or SIGHUP in the block; later ones do not disturb its end.
+
+    One that this process was started to ignore, as nohup does with SIGHUP, it goes on ignoring.
+    """
+    numbers = [
+        number
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) != signal.SIG_IGN
+    ]
 
     def handle(number, frame):
         for other in numbers:

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import threading
@@ -271,6 +272,29 @@ class TestLine:
         assert all(launcher.started.wait(5) for launcher in launchers)
         launchers[2].reason = "rank 5 on node 127.0.0.3: was killed by SIGKILL"
         assert {str(error) for error in self.finish(launchers)} == {launchers[2].reason}
+
+
+class TestSignals:
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+    def test_the_first_ends_the_block_and_no_other_disturbs_its_end(self, number):
+        before = signal.getsignal(number)
+        with launch._signals_raised(), pytest.raises(launch._Signalled) as raised:
+            try:
+                os.kill(os.getpid(), number)
+                time.sleep(1)
+            finally:
+                os.kill(os.getpid(), number)
+                time.sleep(0.1)
+        assert raised.value.number == number and signal.getsignal(number) == before
+
+    def test_nohup(self):
+        before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        try:
+            with launch._signals_raised():
+                os.kill(os.getpid(), signal.SIGHUP)
+                time.sleep(0.1)
+        finally:
+            signal.signal(signal.SIGHUP, before)
 
 
 def test_help_names_the_default_port():
