@@ -99,3 +99,10 @@ def write_squad_parts(folder, count, parts=1, seq_length=32, vocab_size=200, see
             for index in block:
                 write(ofrecord.serialize(records[index]))
     return records
+
+
+@pytest.fixture(autouse=True)
+def no_rank_in_the_environment(monkeypatch):
+    """OneFlow, once a test has loaded it, leaves these variables behind, and scripts that are run would heed them."""
+    for name in ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)

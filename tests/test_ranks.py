@@ -268,7 +268,8 @@ class TestFailure:
 
     def test_a_rank_is_aborted_by_the_engine(self, training):
         os.kill(training.ranks()[1], signal.SIGABRT)
-        training.assert_failed("rank 1: was killed by SIGABRT", training.output / "rank_1.log")
+        # Its peer is aborted as well, and either may be found first.
+        training.assert_failed("was killed by SIGABRT", training.output / "rank_")
 
     def test_a_bad_part(self, data, tmp_path):
         (tmp_path / "part-0").write_bytes((data / "part-0").read_bytes())
