@@ -87,6 +87,8 @@ def _listen(address, port):
         listener.close()
         if error.errno == errno.EADDRINUSE:
             raise UserError(f"port {port} of {address} is in use; choose another with --master_port") from None
+        if error.errno == errno.EADDRNOTAVAIL:
+            raise UserError(f"--node_rank=0 is for {address}, which is no address of this machine") from None
         raise UserError(
             f"port {port} of {address} cannot be listened at ({error.strerror}); see --master_port"
         ) from None

@@ -128,6 +128,10 @@ class TestBeforeAnythingStarts:
             port = other.getsockname()[1]
             self.check(data, tmp_path, f"port {port}", "is in use", gpu_num_per_node=2, master_port=port)
 
+    def test_node_rank_0_on_another_machine(self, data, tmp_path):
+        flags = {"node_num": 2, "node_list": "203.0.113.1,127.0.0.1", "node_rank": 0}
+        self.check(data, tmp_path, "--node_rank=0 is for 203.0.113.1", **flags)
+
     def test_more_ranks_than_gpus(self, monkeypatch):
         monkeypatch.setattr(device, "usable_gpus", lambda: (["A100"], None))
         with pytest.raises(UserError, match="--gpu_num_per_node=4, but this machine has 1 GPU"):
