@@ -2,7 +2,7 @@
 
 PYTHON := .venv/bin/python
 
-.PHONY: help setup pretrain test
+.PHONY: help setup pretrain test lint
 
 help: ## Show the targets
 	@echo "usage: make TARGET"
@@ -39,6 +39,12 @@ pretrain: setup kernels-if-possible ## Pre-train BERT on the 40 samples, with th
 
 test: setup kernels-if-possible ## Run all tests
 	$(PYTHON) -m pytest
+
+lint: setup ## Check style (ruff) and types (mypy)
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy *.py tools
+	MYPYPATH=.:tools $(PYTHON) -m mypy benchmarks
 
 include dataset.mk kernels.mk real_weights.mk
 -include benchmarks.mk

@@ -1,19 +1,20 @@
 """BERT as published (Devlin et al. 2018; google-research/bert), on OneFlow: the backbone that every task shares.
 
-The tree of modules is the tree of variable names: a parameter reached as `bert.encoder.layer_0.attention.self.query.weight`
-is the snapshot's `bert-encoder-layer_0-attention-self-query-weight`. All tensors are global, so that the same code
-runs on one device or many, on CPU or GPU. Shapes: B sequences of the global batch, S tokens each, H hidden units.
+The tree of modules is the tree of variable names: the parameter `bert.encoder.layer_0.attention.self.query.weight` is
+the snapshot's `bert-encoder-layer_0-attention-self-query-weight`. All tensors are global, so that the same code runs on
+one device or many, on CPU or GPU. Shapes: B sequences of the global batch, S tokens each, H hidden units.
 """
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
 import engine
 import fused_operators
 
-flow = engine.load()
-nn = flow.nn
+flow: Any = engine.load()
+nn: Any = flow.nn
 
 
 @dataclasses.dataclass(frozen=True)

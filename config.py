@@ -3,7 +3,15 @@
 import re
 from datetime import datetime
 
-from command_line import ArgumentParser, add_bool, non_negative_float, non_negative_int, port_number, positive_int, probability
+from command_line import (
+    ArgumentParser,
+    add_bool,
+    non_negative_float,
+    non_negative_int,
+    port_number,
+    positive_int,
+    probability,
+)
 from launch import rank
 from util import UserError
 
@@ -125,13 +133,15 @@ def _add_tutorial_flags(groups, iter_num_default=None, predicts_masks=True, trai
         metavar="N",
         help="write every n-th iteration's numbers to log_dir, one JSON line each",
     )
-    data.add_argument("--data_dir", required=True, metavar="DIR", help="folder of the OFRecord parts part-0, part-1, ...")
+    data.add_argument(
+        "--data_dir", required=True, metavar="DIR", help="folder of the OFRecord parts part-0, part-1, ..."
+    )
     data.add_argument("--data_part_num", type=positive_int, default=32, metavar="N", help="parts of data_dir to read")
     add_bool(
         devices,
         "--use_fp16",
         default=None,
-        help="on a GPU: mixed precision with dynamic loss scaling; on a CPU that can: large matrix products in bfloat16",
+        help="GPU: mixed precision with dynamic loss scaling; CPU that can: large matrix products in bfloat16",
     )
     add_bool(
         devices,
@@ -140,7 +150,11 @@ def _add_tutorial_flags(groups, iter_num_default=None, predicts_masks=True, trai
         help="fuse the gradients' NCCL all-reduces up to 8 MB, without a copy into a buffer; GPUs only",
     )
     output.add_argument(
-        "--loss_print_every_n_iter", type=positive_int, default=10, metavar="N", help="print the losses every n iterations"
+        "--loss_print_every_n_iter",
+        type=positive_int,
+        default=10,
+        metavar="N",
+        help="print the losses every n iterations",
     )
     output.add_argument(
         "--model_save_every_n_iter",
@@ -160,10 +174,16 @@ def _add_tutorial_flags(groups, iter_num_default=None, predicts_masks=True, trai
     groups["output"].add_argument("--log_dir", default="./output", metavar="DIR", help="folder for logs")
     model.add_argument("--seq_length", type=positive_int, default=512, metavar="N", help="tokens in a sequence")
     masks.add_argument(
-        "--max_predictions_per_seq", type=positive_int, default=80, metavar="N", help="masked tokens in a sequence, at most"
+        "--max_predictions_per_seq",
+        type=positive_int,
+        default=80,
+        metavar="N",
+        help="masked tokens in a sequence, at most",
     )
     model.add_argument("--num_hidden_layers", type=positive_int, default=24, metavar="N", help="layers")
-    model.add_argument("--num_attention_heads", type=positive_int, default=16, metavar="N", help="attention heads a layer")
+    model.add_argument(
+        "--num_attention_heads", type=positive_int, default=16, metavar="N", help="attention heads a layer"
+    )
     model.add_argument(
         "--max_position_embeddings", type=positive_int, default=512, metavar="N", help="positions, at least seq_length"
     )
@@ -172,7 +192,9 @@ def _add_tutorial_flags(groups, iter_num_default=None, predicts_masks=True, trai
     dropout.add_argument(
         "--attention_probs_dropout_prob", type=probability, default=0.1, metavar="P", help="dropout of attention"
     )
-    dropout.add_argument("--hidden_dropout_prob", type=probability, default=0.1, metavar="P", help="dropout of hidden units")
+    dropout.add_argument(
+        "--hidden_dropout_prob", type=probability, default=0.1, metavar="P", help="dropout of hidden units"
+    )
     model.add_argument(
         "--hidden_size_per_head",
         type=positive_int,
@@ -186,7 +208,10 @@ def _add_later_flags(groups, trains=True):
     """What the tutorial does not have. Added last, so that the parameter list begins as the tutorial's."""
     devices = groups["devices"]
     devices.add_argument(
-        "--node_rank", type=non_negative_int, metavar="N", help="this node's place in node_list, if its address does not tell"
+        "--node_rank",
+        type=non_negative_int,
+        metavar="N",
+        help="this node's place in node_list, if its address does not tell",
     )
     devices.add_argument(
         "--master_port",
@@ -206,17 +231,24 @@ def _add_later_flags(groups, trains=True):
         type=int,
         choices=(0, 1, 2, 3),
         default=0,
-        help="ZeRO: 1 divides parameters and Adam's moments among the ranks, instead of a copy on each; 2 and 3 also save "
+        help="ZeRO: 1 divides parameters and Adam's moments among the ranks, not a copy on each; 2 and 3 also save "
         "memory of gradients and of gathered parameters, on GPUs",
     )
     groups["model"].add_argument(
         "--intermediate_size", type=positive_int, metavar="N", help="feed-forward units (default: 4 x the hidden size)"
     )
     groups["devices"].add_argument(
-        "--device", choices=("auto", "cuda", "cpu"), default="auto", help="auto: the GPU where OneFlow can use it, else the CPU"
+        "--device",
+        choices=("auto", "cuda", "cpu"),
+        default="auto",
+        help="auto: the GPU where OneFlow can use it, else the CPU",
     )
     groups["training" if trains else "unused"].add_argument(
-        "--seed", type=non_negative_int, default=12345, metavar="N", help="seed of initial weights, dropout and shuffling"
+        "--seed",
+        type=non_negative_int,
+        default=12345,
+        metavar="N",
+        help="seed of initial weights, dropout and shuffling",
     )
     add_bool(groups["data"], "--check_data", help="check every record before the run, not only the first of each part")
 

@@ -1,9 +1,11 @@
 """The OFRecord data loader: reader and decoders, as a module of a job's graph."""
 
+from typing import Any
+
 import engine
 
-flow = engine.load()
-nn = flow.nn
+flow: Any = engine.load()
+nn: Any = flow.nn
 
 _DTYPES = {"int32": flow.int32, "float32": flow.float32}
 

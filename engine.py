@@ -11,6 +11,7 @@ import re
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import native
 from util import UserError
@@ -34,7 +35,7 @@ _CPU_SETTINGS = {
 _NOISE = re.compile(rb"libibverbs not available|CUDA driver version is insufficient")
 
 
-def load(log_file=None):
+def load(log_file=None) -> Any:
     """Imports OneFlow and returns it; a later call returns the same module.
 
     Settings that make it usable on a CPU are put into the environment unless the user has set them. What it says on
@@ -64,7 +65,8 @@ def check_python(version=sys.version_info):
     """Raises UserError unless this Python can run OneFlow 0.9.0's wheel."""
     if not (3, 7) <= version[:2] <= (3, 10):
         raise UserError(
-            f"OneFlow 0.9.0 has no wheel for Python {version[0]}.{version[1]}: use Python 3.10 (make setup makes .venv with it)"
+            f"OneFlow 0.9.0 has no wheel for Python {version[0]}.{version[1]}: use Python 3.10 "
+            "(make setup makes .venv with it)"
         )
 
 

@@ -5,10 +5,12 @@ put together from OneFlow's own, on CUDA from its fused ones. Both compute the s
 Shapes: N rows (tokens), H hidden units.
 """
 
+from typing import Any
+
 import engine
 import native
 
-flow = engine.load()
+flow: Any = engine.load()
 
 
 def linear(x, weight, bias):
@@ -117,9 +119,7 @@ def attention(query, key, value, mask, heads, rate):
     class Attention(flow.autograd.Function):
         @staticmethod
         def forward(ctx, query, key, value, mask):
-            out, statistics, random = native.apply(
-                "bert_attention", (query, key, value, mask), heads=heads, rate=rate
-            )
+            out, statistics, random = native.apply("bert_attention", (query, key, value, mask), heads=heads, rate=rate)
             ctx.save_for_backward(out, query, key, value, mask, statistics, random)
             return out
 

@@ -1,6 +1,7 @@
 """Saving and restoring a job: its model's parameters, Adam's moments and the train step, as a snapshot."""
 
 import contextlib
+from typing import Any
 
 import numpy as np
 
@@ -10,7 +11,7 @@ import snapshot
 from launch import from_first_rank, rank
 from util import UserError
 
-flow = engine.load()
+flow: Any = engine.load()
 
 _TRAIN_STEP = "System-Train-TrainStep"  # OneFlow's name for it within a graph
 _MODEL = "model."  # the prefix of the optimiser's variables: the graph's attribute that holds the model

@@ -99,8 +99,10 @@ def serialize_batch(features):
             encoded, sizes = _varints(values)
         heads = {size: _entry_head(name, values.dtype, size) for size in np.unique(sizes).tolist()}
         ends = np.cumsum(sizes).tolist()
-        columns.append([heads[size] + encoded[end - size : end] for size, end in zip(sizes.tolist(), ends)])
-    return [b"".join(entries) for entries in zip(*columns)]
+        columns.append(
+            [heads[size] + encoded[end - size : end] for size, end in zip(sizes.tolist(), ends, strict=True)]
+        )
+    return [b"".join(entries) for entries in zip(*columns, strict=True)]
 
 
 def _varints(values):

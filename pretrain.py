@@ -1,12 +1,14 @@
 """The pre-training model: masked language model and next sentence prediction over the backbone."""
 
+from typing import Any
+
 import bert_util
 import engine
 import fused_operators
 from training import TrainJob, over_all_ranks
 
-flow = engine.load()
-nn = flow.nn
+flow: Any = engine.load()
+nn: Any = flow.nn
 
 
 class Transform(nn.Module):

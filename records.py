@@ -27,7 +27,7 @@ class Field:
     """A field of a record: `length` numbers, and for integers the exclusive upper bound of their values."""
 
     length: int
-    bound: int = None
+    bound: int | None = None
     dtype: np.dtype = np.dtype(np.int32)
 
 

@@ -1,5 +1,7 @@
 """The SQuAD model: a layer over the backbone that scores each token as the start and as the end of the answer."""
 
+from typing import Any
+
 import numpy as np
 from tqdm import tqdm
 
@@ -9,8 +11,8 @@ import prediction_file
 from launch import rank
 from training import TrainJob, over_all_ranks
 
-flow = engine.load()
-nn = flow.nn
+flow: Any = engine.load()
+nn: Any = flow.nn
 
 
 class SquadHead(nn.Module):
@@ -88,6 +90,6 @@ def predict(job, iter_num, seq_length):
     dtype = prediction_file.result_dtype(seq_length)
     results = {}
     for _ in tqdm(range(iter_num), unit="batch", disable=None if rank() == 0 else True):
-        for unique_id, start_logits, end_logits in zip(*(output.to_local().numpy() for output in job())):
+        for unique_id, start_logits, end_logits in zip(*(output.to_local().numpy() for output in job()), strict=True):
             results.setdefault(int(unique_id[0]), (start_logits.copy(), end_logits.copy()))
     return np.array([(unique_id, *results[unique_id]) for unique_id in sorted(results)], dtype=dtype)

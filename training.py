@@ -1,14 +1,15 @@
 """Training: the optimiser of google-research/bert, the graph that steps it, and the loop around the graph."""
 
 import functools
+from typing import Any
 
 import engine
 import fused_operators
 import job_state
 from metrics import MetricLog
 
-flow = engine.load()
-nn = flow.nn
+flow: Any = engine.load()
+nn: Any = flow.nn
 
 # As in google-research/bert's optimization.py.
 WEIGHT_DECAY_EXCLUDES = ("LayerNorm", "layer_norm", "bias")
@@ -119,7 +120,7 @@ def clip_by_global_norm(parameters, max_norm):
     gradients = [over_all_ranks(parameter.grad) for parameter in parameters]
     norm = fused_operators.global_norm(gradients)
     scale = max_norm / flow._C.clamp(norm, min=max_norm, max=None)
-    for parameter, gradient in zip(parameters, gradients):
+    for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.grad = fused_operators.scale_by_tensor(gradient, scale)
     return norm
 

@@ -21,8 +21,9 @@ REQUIREMENTS = ROOT / "benchmarks/requirements-torch.txt"
 # OneFlow as installed: its own kernels, BLAS and defaults.
 AS_INSTALLED = {"BERT_KERNELS": "none", "ONEFLOW_ENABLE_ONEDNN_OPTS": "1"}
 SIDES = (
-    "this project", "this project, bfloat16", "OneFlow as installed", "Transformers", "Transformers, bfloat16", "PyTorch",
-    "PyTorch, compiled", "PyTorch, bfloat16", "PyTorch, bfloat16, compiled", "TensorFlow", "matrix products alone",
+    "this project", "this project, bfloat16", "OneFlow as installed", "Transformers", "Transformers, bfloat16",
+    "PyTorch", "PyTorch, compiled", "PyTorch, bfloat16", "PyTorch, bfloat16, compiled", "TensorFlow",
+    "matrix products alone",
 )  # fmt: skip
 
 
@@ -36,7 +37,9 @@ def main():
     parser.add_argument("--steps", type=positive_int, default=5, metavar="N", help="timed steps of a process")
     parser.add_argument("--rounds", type=positive_int, default=3, metavar="N", help="processes of each side")
     parser.add_argument("--sides", default=";".join(SIDES), metavar="A;B;...", help="which sides to run")
-    parser.add_argument("--torch_python", metavar="FILE", help="a Python with PyTorch and Transformers; else one is made")
+    parser.add_argument(
+        "--torch_python", metavar="FILE", help="a Python with PyTorch and Transformers; else one is made"
+    )
     args = parser.parse_args()
     sides = args.sides.split(";")
     for side in sides:

@@ -2,8 +2,8 @@
 
 usage: bench_side.py SIDE '{"layers": 12, "batch": 8, "length": 128, "predictions": 20, "dropout": 0.1, "steps": 5}'
 
-Every side does a full step: forward, backward, clipping to a global norm of 1, AdamW. TensorFlow and this project run on
-Python 3.10, the others in the environment that bench.py makes.
+Every side does a full step: forward, backward, clipping to a global norm of 1, AdamW. TensorFlow and this project run
+on Python 3.10, the others in the environment that bench.py makes.
 """
 
 import json
@@ -25,7 +25,9 @@ def made_up_batch(size):
         "input_ids": generator.integers(0, VOCABULARY, (batch, length)),
         "input_mask": np.ones((batch, length), np.int64),
         "segment_ids": np.repeat(np.arange(length)[None] // (length // 2), batch, axis=0),
-        "masked_lm_positions": np.sort(generator.permuted(np.tile(np.arange(length), (batch, 1)), axis=1)[:, :predictions]),
+        "masked_lm_positions": np.sort(
+            generator.permuted(np.tile(np.arange(length), (batch, 1)), axis=1)[:, :predictions]
+        ),
         "masked_lm_ids": generator.integers(0, VOCABULARY, (batch, predictions)),
         "masked_lm_weights": np.ones((batch, predictions), np.float32),
         "next_sentence_labels": generator.integers(0, 2, (batch, 1)),
@@ -33,7 +35,7 @@ def made_up_batch(size):
 
 
 def this_project(size, bfloat16=False):
-    """A function that does a step and returns the loss, of this project's model; BERT_KERNELS says with which kernels."""
+    """A function that does a step and returns the loss, of this project's model, with the kernels of BERT_KERNELS."""
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     import argparse
 
@@ -126,7 +128,9 @@ def bare_torch(size, bfloat16=False, compiles=False):
             self.pooler, self.transform = nn.Linear(HIDDEN, HIDDEN), nn.Linear(HIDDEN, HIDDEN)
             self.next_sentence = nn.Linear(HIDDEN, 2)
             self.output_bias = nn.Parameter(torch.zeros(VOCABULARY))
-            self.apply(lambda m: nn.init.normal_(m.weight, std=0.02) if isinstance(m, (nn.Linear, nn.Embedding)) else None)
+            self.apply(
+                lambda m: nn.init.normal_(m.weight, std=0.02) if isinstance(m, (nn.Linear, nn.Embedding)) else None
+            )
 
         def forward(self, batch):
             length = batch["input_ids"].shape[1]
@@ -179,7 +183,9 @@ def tensorflow(size):
         return variables[name]
 
     def dense(x, name, inputs, outputs):
-        return tf.nn.bias_add(x @ variable(f"{name}-weight", (inputs, outputs)), variable(f"{name}-bias", (outputs,), 0.0))
+        return tf.nn.bias_add(
+            x @ variable(f"{name}-weight", (inputs, outputs)), variable(f"{name}-bias", (outputs,), 0.0)
+        )
 
     def norm(x, name):
         mean, variance = tf.nn.moments(x, -1, keepdims=True)
@@ -217,9 +223,9 @@ def tensorflow(size):
         logits = tf.matmul(picked, words, transpose_b=True) + variable("output_bias", (VOCABULARY,), 0.0)
         next_sentence = dense(tf.tanh(dense(x[:, 0], "pooler", HIDDEN, HIDDEN)), "next_sentence", HIDDEN, 2)
         cross_entropy = tf.nn.sparse_softmax_cross_entropy_with_logits
-        return tf.reduce_mean(
-            cross_entropy(tf.reshape(batch["masked_lm_ids"], (-1,)), logits)
-        ) + tf.reduce_mean(cross_entropy(batch["next_sentence_labels"][:, 0], next_sentence))
+        return tf.reduce_mean(cross_entropy(tf.reshape(batch["masked_lm_ids"], (-1,)), logits)) + tf.reduce_mean(
+            cross_entropy(batch["next_sentence_labels"][:, 0], next_sentence)
+        )
 
     loss()  # makes the variables
     moments = {name: [tf.Variable(tf.zeros_like(v)) for _ in range(2)] for name, v in variables.items()}
@@ -229,7 +235,7 @@ def tensorflow(size):
         with tf.GradientTape() as tape:
             value = loss()
         gradients, _ = tf.clip_by_global_norm(tape.gradient(value, list(variables.values())), 1.0)
-        for (name, parameter), gradient in zip(variables.items(), gradients):
+        for (name, parameter), gradient in zip(variables.items(), gradients, strict=True):
             gradient = tf.convert_to_tensor(gradient)
             m, v = moments[name]
             m.assign(0.9 * m + 0.1 * gradient)

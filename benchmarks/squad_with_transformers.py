@@ -63,7 +63,9 @@ def main():
         folder = arguments.work_dir / f"this_project-{seed}"
         ours.append(score(folder, arguments, run_this_project(folder, seed, recipe, arguments)))
         folder = arguments.work_dir / f"transformers-{seed}"
-        theirs.append(score(folder, arguments, run_transformers(folder, seed, recipe, arguments, python_of_transformers)))
+        theirs.append(
+            score(folder, arguments, run_transformers(folder, seed, recipe, arguments, python_of_transformers))
+        )
         print_row(f"seed {seed}", ours[-1], theirs[-1])
     our_mean, their_mean = mean(ours), mean(theirs)
     print_row("mean", our_mean, their_mean)
@@ -272,7 +274,7 @@ def flags(**values):
 
 
 def run(command, log_file, **environment):
-    """Runs `command` with its output in `log_file`; returns the seconds. Raises RunError, with its last line, if it fails."""
+    """The seconds of `command`, whose output goes to `log_file`; raises RunError with its last line if it fails."""
     begin = time.perf_counter()
     with open(log_file, "wb") as log:
         status = subprocess.run(command, stdout=log, stderr=log, env=os.environ | environment).returncode

@@ -87,7 +87,7 @@ def compare_windows(windows, squad_file, tokenizer, doc_stride):
             theirs.extend(map(tuple, cut["input_ids"]))
     lengths = windows["input_mask"].sum(dim=1)
     ours = [tuple(ids[:length].tolist()) for ids, length in zip(windows["input_ids"], lengths, strict=True)]
-    same = sum(x == y for x, y in zip(ours, theirs, strict=False))
+    same = sum(x == y for x, y in zip(ours, theirs, strict=True))
     return f"{squad_file}: {len(ours)} windows, {len(theirs)} if cut by Transformers, {same} of them the same"
 
 

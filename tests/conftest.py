@@ -88,9 +88,9 @@ def write_squad_parts(folder, count, parts=1, seq_length=32, vocab_size=200, see
         features = random_pretraining_features(generator, seq_length, 1, vocab_size)
         features = {name: features[name] for name in ("input_ids", "input_mask", "segment_ids")}
         if is_training:
-            features["start_positions"], features["end_positions"] = (
-                generator.integers(0, seq_length // 2, (2, 1)).astype(np.int32)
-            )
+            features["start_positions"], features["end_positions"] = generator.integers(
+                0, seq_length // 2, (2, 1)
+            ).astype(np.int32)
         else:
             features["unique_ids"] = np.array([1000000000 + index], dtype=np.int32)
         records.append(features)

@@ -32,7 +32,7 @@ def values(*shape, seed=0):
 
 
 def with_gradients(function, *inputs):
-    """The output of `function` and the gradients, by the float inputs, of the output's sum weighted by random numbers."""
+    """The output of `function`, and the gradients by the float inputs of its sum weighted at random."""
     tensors = [flow.tensor(array, requires_grad=array.dtype == np.float32) for array in inputs]
     out = function(*tensors)
     (out * flow.tensor(values(*out.shape, seed=99))).sum().backward()
@@ -46,7 +46,7 @@ class OfParameters(nn.Module):
         super().__init__()
         self._function = function
         self._names = [f"input_{i}" for i, array in enumerate(inputs) if array.dtype == np.float32]
-        for name, array in zip(self._names, (array for array in inputs if array.dtype == np.float32)):
+        for name, array in zip(self._names, (array for array in inputs if array.dtype == np.float32), strict=True):
             self.register_parameter(name, nn.Parameter(flow.tensor(array, **PLACEMENT)))
 
     def forward(self, *others):

@@ -56,5 +56,5 @@ def test_masks(kernels):
         assert 0.22 < values.count(0.0) / 8000 < 0.28
     for one, other in ((first, second), (first, later)):
         # Independent masks agree in 0.75^2 + 0.25^2 of the places.
-        assert 0.58 < sum(a == b for a, b in zip(one, other)) / 8000 < 0.67
-    assert gradient == pytest.approx([a + 3 * b for a, b in zip(first, second)])
+        assert 0.58 < sum(a == b for a, b in zip(one, other, strict=True)) / 8000 < 0.67
+    assert gradient == pytest.approx([a + 3 * b for a, b in zip(first, second, strict=True)])

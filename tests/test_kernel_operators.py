@@ -7,9 +7,9 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT, TINY_MODEL, run
 
 import native
+from conftest import ROOT, TINY_MODEL, run
 
 pytestmark = pytest.mark.skipif(not native.is_built(), reason="no native kernels: make kernels builds them")
 

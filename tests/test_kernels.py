@@ -208,7 +208,15 @@ def test_cross_entropy_gradient(library):
     assert_close(dx, expected * dy[:, None], 2e-6)
 
 
-MATMUL_SIZES = [(1, 1, 1, 1), (1, 3, 5, 7), (2, 64, 64, 64), (1, 129, 257, 63), (1, 300, 1000, 70), (12, 128, 64, 128), (1, 5, 4, 0)]
+MATMUL_SIZES = [
+    (1, 1, 1, 1),
+    (1, 3, 5, 7),
+    (2, 64, 64, 64),
+    (1, 129, 257, 63),
+    (1, 300, 1000, 70),
+    (12, 128, 64, 128),
+    (1, 5, 4, 0),
+]
 
 
 @pytest.mark.parametrize("size", MATMUL_SIZES)
@@ -225,7 +233,8 @@ def test_matmul(library, size, transposed):
         out = c.copy() if beta else empty(*c.shape)
         library.bert_matmul(
             BOOL(transpose_a), BOOL(transpose_b), I64(batch), I64(m), I64(n), I64(k),
-            F32(alpha), pointer(a), I64(max(1, a.shape[2])), I64(m * k), pointer(b), I64(max(1, b.shape[2])), I64(k * n),
+            F32(alpha), pointer(a), I64(max(1, a.shape[2])), I64(m * k),
+            pointer(b), I64(max(1, b.shape[2])), I64(k * n),
             F32(beta), pointer(out), I64(n), I64(m * n),
         )  # fmt: skip
         assert_close(out, alpha * product + beta * c64, 3e-6)
@@ -271,7 +280,7 @@ def test_philox_known_answer(library):
     # The known answer of Random123 for philox4x32-10 with counter and key 0. An element is kept if its 32 bits are at
     # least rate * 2^32; the first 16 elements hold word 0 of the counters 0 to 15, the next 16 word 1...
     mask = np.empty(64, np.uint8)
-    for position, word in zip((0, 16, 32, 48), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)):
+    for position, word in zip((0, 16, 32, 48), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8), strict=True):
         for distance in (-64, 256):
             rate = np.float32((word + distance) / 2**32)
             library.bert_random_mask(I64(64), F32(rate), ctypes.c_uint64(0), ctypes.c_uint64(0), pointer(mask))
@@ -288,9 +297,7 @@ def test_apply_mask(library):
     np.testing.assert_array_equal(y, kept * np.float32(1.25))
     library.bert_apply_mask(I64(x.size), F32(1.25), pointer(x), pointer(keep), pointer(added), pointer(y))
     assert_close(y, kept.astype(np.float64) * 1.25 + added, 1e-6)
-    library.bert_bias_mask_scale(
-        I64(37), I64(21), F32(1.25), *map(pointer, (x, bias, keep, added, y))
-    )
+    library.bert_bias_mask_scale(I64(37), I64(21), F32(1.25), *map(pointer, (x, bias, keep, added, y)))
     with np.errstate(invalid="ignore"):
         assert_close(y, np.where(keep, x.astype(np.float64) + bias, 0) * 1.25 + added, 1e-6)
 
@@ -428,7 +435,10 @@ ATTENTION_SHAPES = [(1, 1, 1, 1), (2, 7, 3, 5), (2, 64, 2, 64), (1, 130, 2, 16),
 @pytest.mark.parametrize("kind", ["normal", "zero", "tiny", "large"])
 def test_attention(library, shape, kind):
     batch, length, heads, head_size = shape
-    query, key = values((batch * length, heads * head_size), kind), values((batch * length, heads * head_size), "normal", 1)
+    query, key = (
+        values((batch * length, heads * head_size), kind),
+        values((batch * length, heads * head_size), "normal", 1),
+    )
     value, dout = values(query.shape, "normal", 2), values(query.shape, "normal", 3)
     mask = np.zeros((batch, length), np.float32)
     mask[0, length // 2 + 1 :] = -10000
@@ -438,7 +448,7 @@ def test_attention(library, shape, kind):
     # Scores of 10,000 carry a rounding of 1e-3, and so do their exponentials.
     precision = 1e-5 if kind != "large" and batch == 1 else 2e-2
     assert_close(out, expected, precision)
-    for gradient, expected in zip(gradients, gradients_of(dout)):
+    for gradient, expected in zip(gradients, gradients_of(dout), strict=True):
         assert_close(gradient, expected, precision, 1e-6)
 
 
@@ -459,7 +469,7 @@ def test_attention_dropout(library, shape):
     out, gradients = run_attention(library, shape, 0.3, query, key, value, mask, dout)
     expected, gradients_of = attention_reference(query, key, value, mask, keep_factors(library, shape, 0.3), shape)
     assert_close(out, expected, 1e-5, 1e-6)
-    for gradient, expected in zip(gradients, gradients_of(dout)):
+    for gradient, expected in zip(gradients, gradients_of(dout), strict=True):
         assert_close(gradient, expected, 1e-5, 1e-6)
 
 
@@ -491,7 +501,7 @@ def test_residual_norm(library, shape, rate, kind):
     )  # fmt: skip
     dresidual64, dgamma64, dbeta64 = layer_norm_gradient64(dy, normalised64, inverse64, gamma)
     expected = (dresidual64 * factor, dresidual64, (dresidual64 * factor).sum(axis=0), dgamma64, dbeta64)
-    for actual, wanted in zip(gradients, expected):
+    for actual, wanted in zip(gradients, expected, strict=True):
         assert_close(actual, wanted, max(precision, 1e-5), 1e-9)
 
 

@@ -62,7 +62,7 @@ def rows(features):
 def restored(row):
     """The tokens of an instance as they were before masking."""
     tokens = list(row.input_ids)
-    for position, label, weight in zip(row.masked_lm_positions, row.masked_lm_ids, row.masked_lm_weights):
+    for position, label, weight in zip(row.masked_lm_positions, row.masked_lm_ids, row.masked_lm_weights, strict=False):
         if weight:
             tokens[position] = label
     return tokens
@@ -199,7 +199,7 @@ def test_shares_of_masking():
     for row in rows(features):
         length = sum(row.input_mask)
         for position, label in itertools.islice(
-            zip(row.masked_lm_positions, row.masked_lm_ids), int(sum(row.masked_lm_weights))
+            zip(row.masked_lm_positions, row.masked_lm_ids, strict=True), int(sum(row.masked_lm_weights))
         ):
             shown = row.input_ids[position]
             kinds.append("mask" if shown == MASK else "same" if shown == label else "other")

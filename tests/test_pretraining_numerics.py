@@ -117,7 +117,7 @@ def test_three_train_steps(batch):
 
 
 def test_three_train_steps_with_loss_scaling(batch):
-    """What --use_fp16 does to the optimiser on a GPU, in float32: scaled loss, clipping by OneFlow after it is undone."""
+    """What --use_fp16 does to the optimiser on a GPU, in float32: scaled loss, clipping after it is undone."""
     path, arrays = batch
     model = make_model()
     variables = values_of(model)

@@ -92,10 +92,11 @@ def test_tokens_of_documents(tmp_path, monkeypatch, text_lines, do_lower_case, r
     for found in (documents, again):
         assert found.ids.dtype == np.int32
         sentences = [
-            found.ids[start:end].tolist() for start, end in zip(found.sentence_starts, found.sentence_starts[1:])
+            found.ids[start:end].tolist()
+            for start, end in zip(found.sentence_starts, found.sentence_starts[1:], strict=False)
         ]
         assert [
-            sentences[start:end] for start, end in zip(found.document_starts, found.document_starts[1:])
+            sentences[start:end] for start, end in zip(found.document_starts, found.document_starts[1:], strict=False)
         ] == expected
         assert found.sentence_starts[-1] == len(found.ids) and found.document_starts[-1] == len(sentences)
 

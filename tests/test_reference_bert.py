@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+
 import reference_bert
 
 HIDDEN, HEADS, INTERMEDIATE, LAYERS, VOCABULARY, MAX_POSITIONS = 8, 2, 12, 2, 13, 7

@@ -153,7 +153,7 @@ def test_printed_losses_are_means_of_the_logged_ones(first_run):
     assert [line["iter"] for line in log] == list(range(30))
     for line in loss_lines(result):
         last = int(line[0])
-        for name, printed in zip(("total_loss", "mlm_loss", "nsp_loss"), line[1:]):
+        for name, printed in zip(("total_loss", "mlm_loss", "nsp_loss"), line[1:], strict=True):
             mean = np.mean([entry[name] for entry in log[last - 4 : last + 1]])
             assert printed == f"{mean:.3f}"
     rates = [entry["learning_rate"] for entry in log]
@@ -346,7 +346,11 @@ def test_booleans_and_repeated_flags(tiny_data, tmp_path):
 
 def test_help_reads_well():
     result = subprocess.run(
-        [sys.executable, SCRIPT, "--help"], cwd=ROOT, capture_output=True, text=True, env={**os.environ, "COLUMNS": "80"}
+        [sys.executable, SCRIPT, "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "COLUMNS": "80"},
     )
     assert result.returncode == 0
     assert max(map(len, result.stdout.splitlines())) <= 80
@@ -392,7 +396,9 @@ class TestBadInput:
         self.check(tiny_data, tmp_path, "holds 32 numbers, but --seq_length is 30", seq_length=30)
 
     def test_other_max_predictions(self, tiny_data, tmp_path):
-        self.check(tiny_data, tmp_path, "holds 5 numbers, but --max_predictions_per_seq is 9", max_predictions_per_seq=9)
+        self.check(
+            tiny_data, tmp_path, "holds 5 numbers, but --max_predictions_per_seq is 9", max_predictions_per_seq=9
+        )
 
     def test_ids_beyond_the_vocabulary(self, tiny_data, tmp_path):
         self.check(tiny_data, tmp_path, "input_ids", "--vocab_size=20", vocab_size=20)
@@ -442,7 +448,11 @@ class TestBadInput:
         (tmp_path / "save" / "last_snapshot").mkdir(parents=True)
         (tmp_path / "save" / "last_snapshot" / "thesis.txt").touch()
         self.check(
-            tiny_data, tmp_path, "last_snapshot is no snapshot", model_save_dir=tmp_path / "save", save_last_snapshot=True
+            tiny_data,
+            tmp_path,
+            "last_snapshot is no snapshot",
+            model_save_dir=tmp_path / "save",
+            save_last_snapshot=True,
         )
         assert (tmp_path / "save" / "last_snapshot" / "thesis.txt").exists()
 

@@ -319,7 +319,7 @@ def fill_buckets(buckets, part, extents, paths, arguments, rng, report):
         documents_used += number
         for features in make_instances(documents, pieces, arguments, (part, block_index), report):
             records = ofrecord.serialize_batch(features)
-            for record, bucket in zip(records, rng.integers(len(buckets), size=len(records)).tolist()):
+            for record, bucket in zip(records, rng.integers(len(buckets), size=len(records)).tolist(), strict=True):
                 ofrecord.write_record(buckets[bucket], record)
             instances += len(records)
     if not instances:

@@ -177,7 +177,7 @@ def choose_words(is_text, starts_word, predictions, rng):
     sizes_in_order = np.take_along_axis(sizes, order, axis=1).T.copy()
     taken = np.zeros(sizes_in_order.shape, dtype=bool)
     room = predictions.astype(np.int64)
-    for size, take in zip(sizes_in_order, taken):
+    for size, take in zip(sizes_in_order, taken, strict=True):
         np.less_equal(size, room, out=take)
         room -= size * take
         if not room.any() or not size.any():

@@ -128,7 +128,7 @@ def read_lines(path, on_data):
             lines, line_end, after = data.rpartition(b"\n")
             if line_end:
                 lines = rest + lines
-                for line, encoded in zip(decode(lines, path, offset).split("\n"), lines.split(b"\n")):
+                for line, encoded in zip(decode(lines, path, offset).split("\n"), lines.split(b"\n"), strict=True):
                     yield line, len(encoded) + 1
                 offset += len(lines) + 1
                 rest = b""
