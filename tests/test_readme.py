@@ -1,7 +1,8 @@
-"""The README tells the truth about flags and commands."""
+"""The README tells the truth about files, flags and commands."""
 
 import re
 import shlex
+import subprocess
 
 import config
 from conftest import ROOT
@@ -9,10 +10,37 @@ from conftest import ROOT
 README = (ROOT / "README.md").read_text()
 
 
+def blocks(language):
+    """The fenced blocks of the README that are marked as `language`."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
 def commands(script):
     """The command lines of `script` in the README, each as a list of arguments."""
-    joined = README.replace("\\\n", " ")
-    return [shlex.split(line)[2:] for line in joined.splitlines() if re.match(rf"    python (\./)?{script} ", line)]
+    lines = "".join(blocks("sh")).replace("\\\n", " ").splitlines()
+    return [shlex.split(line)[2:] for line in lines if re.match(rf"python (\./)?{script} ", line)]
+
+
+def listed_paths():
+    """(files, folders that stand for all they hold) of the tree in the README."""
+    tree = next(block for block in blocks("text") if block.startswith("run_pretraining.py "))
+    files, folders, folder = set(), set(), ""
+    for line in filter(None, tree.splitlines()):
+        indentation, name = re.match(r"( *)(\S+)", line).groups()
+        if name.endswith("/"):
+            folder = name
+            folders.add(name)
+        else:
+            files.add(folder + name if indentation else name)
+    return files, {name for name in folders if not any(file.startswith(name) for file in files)}
+
+
+def test_tree_is_that_of_the_repository():
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    files, folders = listed_paths()
+    assert sorted(files - set(tracked)) == []
+    assert sorted(set(tracked) - files - {path for path in tracked if path.startswith(tuple(folders))}) == []
+    assert [name for name in folders if not any(path.startswith(name) for path in tracked)] == []
 
 
 def test_flags_table():
@@ -38,3 +66,8 @@ def test_pretraining_command_is_that_of_make_pretrain():
     makefile = (ROOT / "Makefile").read_text().replace("\\\n", " ")
     recipe = re.search(r"\$\(PYTHON\) \./run_pretraining\.py (.*)", makefile)[1]
     assert shlex.split(recipe) in commands(r"run_pretraining\.py")
+
+
+def test_model_code_is_that_of_squad():
+    (code,) = blocks("python")
+    assert code in (ROOT / "squad.py").read_text()
