@@ -1,0 +1,62 @@
+"""docs/ and the other pages tell the truth about the code: its layers, and the files that they point to."""
+
+import ast
+import re
+
+import pytest
+
+from conftest import ROOT
+
+PAGES = sorted(path.relative_to(ROOT).as_posix() for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+
+
+def modules_used_by(path):
+    """The modules that a file imports, at its top or within functions."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module
+
+
+def test_layers_are_those_of_the_imports():
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    rows = re.findall(r"^\| [\w ]+ \| (`.*) \|$", page, re.MULTILINE)
+    layer_of = {}
+    for layer, cell in enumerate(rows):
+        for name in re.findall(r"`([^`]+)`", cell):
+            for path in sorted((ROOT / name).glob("*.py")) if name.endswith("/") else [ROOT / name]:
+                layer_of[path] = layer
+    assert set(layer_of) == {*ROOT.glob("*.py"), *ROOT.glob("tools/*.py")}
+    layer_of_module = {path.stem: layer for path, layer in layer_of.items()}
+    upward = [
+        f"{path.name} uses {module}"
+        for path, layer in layer_of.items()
+        for module in modules_used_by(path)
+        if layer_of_module.get(module, layer) < layer
+    ]
+    assert upward == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    text = (ROOT / page).read_text()
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if target.startswith("https://"):
+            continue
+        name, _, anchor = target.partition("#")
+        linked = (ROOT / page).parent / name if name else ROOT / page
+        assert linked.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", linked.read_text(), re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}, target
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_files_that_are_named_exist(page):
+    """In pages about the code as it is; the changelog may tell of files that have gone."""
+    if page == "CHANGELOG.md":
+        pytest.skip("tells of the past")
+    text = (ROOT / page).read_text()
+    for name in re.findall(r"`((?:tests|tools|kernels|benchmarks|scripts|docs)/[\w./-]+\.\w+)`", text):
+        assert (ROOT / name).exists() or name.startswith("kernels/build/"), name
