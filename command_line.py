@@ -50,6 +50,11 @@ def positive_int(text):
     return _number(text, int, lambda value: 1 <= value < 2**31, "a whole number of at least 1 and below 2^31")
 
 
+def batch_count(text):
+    """argparse's type for a whole number of at least 0 that OneFlow can take."""
+    return _number(text, int, lambda value: 0 <= value < 2**31, "a whole number of at least 0 and below 2^31")
+
+
 def port_number(text):
     """argparse's type for a TCP port that any user may listen at, and the one above it."""
     return _number(text, int, lambda value: 1024 <= value < 65535, "a port from 1024 to 65534")

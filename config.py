@@ -6,6 +6,7 @@ from datetime import datetime
 from command_line import (
     ArgumentParser,
     add_bool,
+    batch_count,
     non_negative_float,
     non_negative_int,
     port_number,
@@ -121,7 +122,7 @@ def _add_tutorial_flags(groups, iter_num_default=None, predicts_masks=True, trai
     )
     training.add_argument(
         "--warmup_batches",
-        type=non_negative_int,
+        type=batch_count,
         default=10000,
         metavar="N",
         help="train steps in which the learning rate rises to its peak",

@@ -61,13 +61,16 @@ def load(log_file=None) -> Any:
     return oneflow
 
 
-def check_python(version=sys.version_info):
-    """Raises UserError unless this Python can run OneFlow 0.9.0's wheel."""
+def check_python(version=sys.version_info, optimize=sys.flags.optimize):
+    """Raises UserError unless this Python, at this level of -O, can run OneFlow 0.9.0's wheel."""
     if not (3, 7) <= version[:2] <= (3, 10):
         raise UserError(
             f"OneFlow 0.9.0 has no wheel for Python {version[0]}.{version[1]}: use Python 3.10 "
             "(make setup makes .venv with it)"
         )
+    if optimize:
+        # Its asserts do work that it needs.
+        raise UserError("OneFlow 0.9.0 does not run without assertions: leave out python -O and PYTHONOPTIMIZE")
 
 
 def _load_library(package, library):

@@ -16,8 +16,10 @@ from util import UserError, describe_os_error
 def check_training_folders(args):
     """Makes --log_dir and, where this rank saves snapshots, --model_save_dir.
 
-    Raises UserError where one cannot be written, or where a snapshot would take the place of something else.
+    Raises UserError where one cannot be written, or where a snapshot would take the place of something else, and where
+    --model_load_dir is no snapshot.
     """
+    _check_model_load_dir(args)
     _check_writable("--log_dir", args.log_dir)
     if config.saves_snapshots(args):
         _check_writable("--model_save_dir", args.model_save_dir)
@@ -31,11 +33,18 @@ def check_training_folders(args):
 def check_prediction_folders(args):
     """Makes --log_dir and, where this rank writes it, the folder of --all_results_file.
 
-    Raises UserError where one cannot be written.
+    Raises UserError where one cannot be written, and where --model_load_dir is no snapshot.
     """
+    _check_model_load_dir(args)
     _check_writable("--log_dir", args.log_dir)
     if rank() == 0:
         _check_writable("--all_results_file: the folder", os.path.dirname(args.all_results_file) or ".")
+
+
+def _check_model_load_dir(args):
+    """Raises UserError where there is nothing to load, long before the model is made that it should go into."""
+    if rank() == 0 and args.model_load_dir is not None:
+        snapshot.check_is_snapshot(args.model_load_dir)
 
 
 def _check_writable(flag, folder):

@@ -29,10 +29,23 @@ def run_script(main):
 
     `main` returns None or an exit status.
     """
+    _open_closed_streams()
     status, error = outcome_of(main)
     if error is not None:
         print(f"{os.path.basename(sys.argv[0])}: error: {error}", file=sys.stderr, flush=True)
     sys.exit(status)
+
+
+def _open_closed_streams():
+    """Opens the null device where this process was started without a standard input, output or error (`>&-`).
+
+    The next file that is opened would get the number, and what libraries say would be written into it.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if getattr(sys, name) is None:
+            # The lowest free number is this one, since those before it are open by now.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+            setattr(sys, name, open(number, mode, closefd=False))
 
 
 def outcome_of(function):

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 import engine
-from conftest import ROOT
+from conftest import ROOT, assert_fails_with_one_line
 from util import UserError
 
 
@@ -51,6 +51,11 @@ def test_a_missing_library_is_named_with_its_package(monkeypatch):
 def test_a_wrong_python_is_named(version):
     with pytest.raises(UserError, match=rf"{version[0]}\.{version[1]}.*3\.10"):
         engine.check_python(version)
+
+
+def test_python_without_assertions_is_refused():
+    result = python("import engine, util; util.run_script(engine.load)", PYTHONOPTIMIZE="1")
+    assert_fails_with_one_line(result, "leave out python -O")
 
 
 def test_what_is_not_noise_reaches_the_terminal():

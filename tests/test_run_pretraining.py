@@ -416,6 +416,8 @@ class TestBadInput:
 
     def test_model_load_dir_missing(self, tiny_data, tmp_path):
         self.check(tiny_data, tmp_path, "no such folder", model_load_dir=tmp_path / "nothing")
+        # It is found out before the engine is loaded, which for a large model takes minutes.
+        assert not (tmp_path / "output").exists()
 
     def test_model_load_dir_is_no_snapshot(self, tiny_data, tmp_path):
         self.check(tiny_data, tmp_path, "snapshot_done", model_load_dir=tiny_data)
@@ -458,6 +460,9 @@ class TestBadInput:
 
     def test_huge_number(self, tiny_data, tmp_path):
         self.check(tiny_data, tmp_path, "--iter_num", "below 2^31", iter_num=10**30)
+
+    def test_huge_warmup(self, tiny_data, tmp_path):
+        self.check(tiny_data, tmp_path, "--warmup_batches", "below 2^31", warmup_batches=10**30)
 
     @pytest.mark.parametrize("flag", ["iter_num", "batch_size_per_device"])
     def test_zero(self, tiny_data, tmp_path, flag):
