@@ -251,6 +251,7 @@ def _add_later_flags(groups, trains=True):
         metavar="N",
         help="seed of initial weights, dropout and shuffling",
     )
+    add_bool(groups["output"], "--skip_checksums", help="load model_load_dir without comparing checksums")
     add_bool(groups["data"], "--check_data", help="check every record before the run, not only the first of each part")
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 import bert_util
+import checksums
 import engine
 import snapshot
 from launch import from_first_rank, rank
@@ -39,46 +40,51 @@ def _tensors(job):
             yield bert_util.variable_name(name[len(_MODEL) :]), tensor
 
 
-def initialise(job, model_load_dir):
+def initialise(job, model_load_dir, skip_checksums=False):
     """Readies `job` for its first step, from the snapshot `model_load_dir` if there is one; returns the train step."""
     if model_load_dir:
         print(f"Restoring model from {model_load_dir}.", flush=True)
-        return restore(job, model_load_dir)
+        return restore(job, model_load_dir, skip_checksums)
     print("Init model on demand", flush=True)
     return 0
 
 
-def restore_for_prediction(job, folder):
-    """Takes the parameters of `job`'s model from the snapshot `folder`; raises UserError unless it has them all."""
+def restore_for_prediction(job, folder, skip_checksums=False):
+    """Takes the parameters of `job`'s model from the snapshot `folder`.
+
+    Raises UserError unless it has them all, undamaged.
+    """
     print(f"Restoring model from {folder}.", flush=True)
     parameters = _parameters(job)
     names = from_first_rank(lambda: snapshot.variable_names(folder))
     missing = [name for name in parameters if name not in names]
     if missing:
         raise UserError(f"{folder}: lacks {', '.join(missing)}; give the snapshot of a model fine-tuned for this task")
+    digests = _read_checksums(folder, list(parameters), skip_checksums)
     for name, (_, parameter) in parameters.items():
-        parameter.copy_(_read_like(parameter, folder, name))
+        parameter.copy_(_read_like(parameter, folder, name, digests))
 
 
-def restore(job, folder):
+def restore(job, folder, skip_checksums=False):
     """Takes the state of `job`, before its first step, from the snapshot `folder`; returns the train step.
 
     Only the first rank reads. Parameters that the folder lacks keep their initial values and are named in one line;
     other variables it has are counted, and so are moments of other values than the folder's, which a variable that
-    was copied into it leaves behind. Raises UserError for what does not fit.
+    was copied into it leaves behind. Raises UserError for what does not fit or, unless `skip_checksums`, is damaged.
     """
     parameters = _parameters(job)
     step_name = f"{_TRAIN_STEP}-{type(job).__name__}"
     names = from_first_rank(lambda: snapshot.variable_names(folder))
     step = from_first_rank(lambda: _read_step(folder, step_name)) if step_name in names else 0
-    stale = from_first_rank(lambda: snapshot.stale_moments(folder, names))
+    digests = _read_checksums(folder, names, skip_checksums)
+    stale = from_first_rank(lambda: snapshot.stale_moments(folder, names, digests))
     state = {}
     for name, (parameter_name, parameter) in parameters.items():
         if name in names:
-            parameter.copy_(_read_like(parameter, folder, name))
+            parameter.copy_(_read_like(parameter, folder, name, digests))
         for suffix in snapshot.MOMENT_SUFFIXES:
             if name + suffix in names and name + suffix not in stale:
-                state[_MODEL + parameter_name + suffix] = _read_like(parameter, folder, name + suffix)
+                state[_MODEL + parameter_name + suffix] = _read_like(parameter, folder, name + suffix, digests)
     if step > 0:
         placement = next(iter(parameters.values()))[1].placement
         state[_TRAIN_STEP] = flow.tensor([step], dtype=flow.int64, placement=placement, sbp=flow.sbp.broadcast)
@@ -101,12 +107,23 @@ def _parameters(job):
     return {bert_util.variable_name(name): (name, parameter) for name, parameter in model.named_parameters()}
 
 
+def _read_checksums(folder, names, skip_checksums):
+    """The checksums by which the first rank, which reads for all, is to check what it reads."""
+    if rank() > 0 or skip_checksums:
+        return {}
+    digests = snapshot.read_checksums(folder, names)
+    unchecked = [name for name in names if checksums.has_checksum(name) and name not in digests]
+    if unchecked:
+        print(f"Not verified, as it has no checksum: {len(unchecked)} variable(s) of the snapshot.", flush=True)
+    return digests
+
+
 def _read_step(folder, name):
     return int(snapshot.read_variable(folder, name, (1,), np.int64)[0])
 
 
-def _read_like(parameter, folder, name):
+def _read_like(parameter, folder, name, digests):
     """The variable `name`, of the shape and placement of `parameter`, read by the first rank for all."""
-    value = snapshot.read_variable(folder, name, tuple(parameter.shape), np.float32) if rank() == 0 else []
+    value = snapshot.read_variable(folder, name, parameter.shape, np.float32, digests) if rank() == 0 else []
     on_first_rank = flow.tensor(value).to_global(placement=flow.placement("cpu", [0]), sbp=flow.sbp.broadcast)
     return on_first_rank.to_global(placement=parameter.placement, sbp=parameter.sbp)

@@ -28,7 +28,7 @@ def pretrain(args):
     model = BertForPretraining(config.bert_config(args), Initializer(placement, args.seed))
     loader = OFRecordLoader(data_set, config.global_batch_size(args), placement, shuffle=True, seed=args.seed)
     job = PretrainJob(model, loader, args)
-    first_step = job_state.initialise(job, args.model_load_dir)
+    first_step = job_state.initialise(job, args.model_load_dir, args.skip_checksums)
     training.train(job, args, first_step)
 
 

@@ -29,7 +29,7 @@ def predict_answers(args):
     model = BertForQuestionAnswering(config.bert_config(args), Initializer(placement, args.seed))
     loader = OFRecordLoader(data_set, config.global_batch_size(args), placement, shuffle=False, seed=args.seed)
     job = SquadPredictJob(model, loader)
-    job_state.restore_for_prediction(job, args.model_load_dir)
+    job_state.restore_for_prediction(job, args.model_load_dir, args.skip_checksums)
     results = predict(job, args.iter_num, args.seq_length)
     if rank() == 0:
         prediction_file.write(args.all_results_file, results)

@@ -2,8 +2,9 @@
 
     <snapshot>/<variable>/out    the values, little-endian, in C order
     <snapshot>/<variable>/meta   shape and data type, as text protobuf (VariableMetaInfo); may be missing
+    <snapshot>/<variable>/sha256 the checksum of `out`; may be missing
     <snapshot>/<variable>-m/of   SHA-256 of the `out` that Adam's moments -m and -v belong to; may be missing
-    <snapshot>/snapshot_done     empty; written last
+    <snapshot>/snapshot_done     the list of all checksums, or empty; written last
 
 A variable is named after the TensorFlow variable of the published BERT, with `/` as `-` and `kernel` as `weight`.
 `oneflow.load(<snapshot>)` reads the same folder. Nothing here needs the engine.
@@ -13,10 +14,12 @@ import contextlib
 import hashlib
 import os
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
+import checksums
 from util import UserError, atomic_folder
 
 DONE_FILE = "snapshot_done"
@@ -45,24 +48,33 @@ def open_writer(folder):
     one step.
     """
     digests = {}
-    with atomic_folder(folder) as temporary:
+    # While the disk takes the values, another thread computes their checksum.
+    with atomic_folder(folder) as temporary, ThreadPoolExecutor(1) as thread:
 
         def write(name, array):
             variable = temporary / name
             variable.mkdir()
             data = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
-            with open(variable / DATA_FILE, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            (variable / META_FILE).write_text(format_meta(array.shape, array.dtype))
+            running = thread.submit(hashlib.sha256, data)
+            _write_durably(variable / DATA_FILE, data)
+            _write_durably(variable / META_FILE, format_meta(array.shape, array.dtype).encode())
+            digests[name] = running.result().hexdigest()
+            if checksums.has_checksum(name):
+                _write_durably(variable / checksums.CHECKSUM_FILE, checksums.line(digests[name], DATA_FILE).encode())
             if name.endswith(MOMENT_SUFFIXES):
-                (variable / OWNER_FILE).write_text(digests[name[:-2]] + "\n")
-            else:
-                digests[name] = hashlib.sha256(data).hexdigest()
+                _write_durably(variable / OWNER_FILE, f"{digests[name[:-2]]}\n".encode())
 
         yield write
-        (temporary / DONE_FILE).touch()
+        listed = {name: digest for name, digest in digests.items() if checksums.has_checksum(name)}
+        lines = [checksums.line(digest, f"{name}/{DATA_FILE}") for name, digest in listed.items()]
+        _write_durably(temporary / DONE_FILE, "".join(lines).encode())
+
+
+def _write_durably(path, data):
+    with open(path, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def format_meta(shape, dtype):
@@ -98,34 +110,38 @@ def check_is_snapshot(folder):
         )
 
 
-def stale_moments(folder, names):
+def read_checksums(folder, names):
+    """The checksums of the variables `names` in the snapshot `folder`, for `read_variable`; see checksums.recorded."""
+    return checksums.recorded(folder, names, DONE_FILE, DATA_FILE)
+
+
+def stale_moments(folder, names, digests):
     """Which of the moments among `names` belong to other values of their variable than the snapshot `folder` has.
 
     So it is after a variable was copied over another one. Moments that do not say what they belong to are not stale.
+    `digests` is what `read_checksums` gives, or empty; where it does not tell, the values are read.
     """
     stale = []
-    digests = {}
+    of_variable = {}
     for name in names:
         path = Path(folder) / name / OWNER_FILE
         if not name.endswith(MOMENT_SUFFIXES) or not path.is_file():
             continue
         variable = name[:-2]
-        if variable not in digests:
-            digests[variable] = _digest(Path(folder) / variable / DATA_FILE) if variable in names else None
-        if path.read_text(errors="replace").strip() != digests[variable]:
+        if variable not in of_variable:
+            of_variable[variable] = _digest(folder, variable, digests) if variable in names else None
+        try:
+            owner = path.read_text(errors="replace").strip()
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+        if owner != of_variable[variable]:
             stale.append(name)
     return stale
 
 
-def _digest(path):
-    digest = hashlib.sha256()
-    try:
-        with open(path, "rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    return digest.hexdigest()
+def _digest(folder, variable, digests):
+    recorded = digests.get(variable, ())
+    return next(iter(recorded)) if len(recorded) == 1 else checksums.of_file(Path(folder) / variable / DATA_FILE)
 
 
 def variable_names(folder):
@@ -134,12 +150,13 @@ def variable_names(folder):
     return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
 
 
-def read_variable(folder, name, shape=None, dtype=None):
+def read_variable(folder, name, shape=None, dtype=None, digests=None):
     """The array of variable `name` in the snapshot `folder`.
 
     With `shape` and `dtype` (the model's), the file must fit them: `meta`, where present, must name the same dtype
     and the same shape but for leading ones (legacy snapshots hold position embeddings as [1, length, hidden]).
-    Without them `meta` must be there. Raises UserError naming the variable and both shapes.
+    Without them `meta` must be there. Where `digests`, which `read_checksums` gives, has the variable, the values must
+    have that checksum. Raises UserError naming the variable.
     """
     variable = Path(folder) / name
     path = variable / DATA_FILE
@@ -167,7 +184,22 @@ def read_variable(folder, name, shape=None, dtype=None):
             f"{path}: has {found} bytes, the model needs {size} for {dtype} {list(shape)}; "
             "the file is damaged or of another model"
         )
+    if digests and name in digests:
+        checksums.check(data, digests[name], variable)
     return np.frombuffer(data, dtype=dtype.newbyteorder("<")).reshape(shape).astype(dtype, copy=False)
+
+
+def verify_variable(folder, name, digests):
+    """Raises UserError unless the file of variable `name` has the size that `meta` says and the checksum in `digests`.
+
+    As far as there are a `meta` and a checksum; `digests` is what `read_checksums` gives.
+    """
+    variable = Path(folder) / name
+    meta = read_meta(variable)
+    if meta is not None:
+        read_variable(folder, name, *meta, digests)
+    elif name in digests:
+        checksums.check((variable / DATA_FILE).read_bytes(), digests[name], variable)
 
 
 def _without_leading_ones(shape):

@@ -110,6 +110,7 @@ def parse_arguments():
     add_bool(
         exporting, "--do_lower_case", default=True, help="with --vocab_file: state that the model is an uncased one"
     )
+    add_bool(exporting, "--skip_checksums", help="export the snapshot without comparing checksums")
     add_bool(exporting, "--overwrite", help="replace a Hugging Face folder that exists at --hf_dump_path")
     return parser.parse_args()
 
@@ -316,9 +317,10 @@ def export_model(arguments):
     if missing:
         raise UserError(f"{folder}: has no variable {missing[0]}, which a {architecture} of this size needs")
 
+    digests = {} if arguments.skip_checksums else snapshot.read_checksums(folder, shapes)
     tensors = {}
     for name, shape in tqdm(shapes.items(), unit=" variables", disable=not sys.stdout.isatty()):
-        array = snapshot.read_variable(folder, name, shape, np.float32)
+        array = snapshot.read_variable(folder, name, shape, np.float32, digests)
         key = hugging_face_name(name)
         if architecture == "BertModel":
             key = key.removeprefix("bert.")

@@ -1,0 +1,104 @@
+"""Checksums of a snapshot's variables: what is loaded is what was saved.
+
+    <snapshot>/<variable>/sha256   SHA-256 of the variable's `out`, as sha256sum writes it; may be missing
+    <snapshot>/snapshot_done       the same of all variables that have one; empty in snapshots without checksums
+
+`cp -R` of a variable carries its checksum along. The list in `snapshot_done` is for copies over another snapshot: they
+leave the old checksum beside a variable that had none of its own, and bring their own `snapshot_done`.
+
+The train step has none, for users edit it.
+"""
+
+import contextlib
+import hashlib
+import os
+import re
+import stat
+from pathlib import Path
+
+from util import UserError
+
+CHECKSUM_FILE = "sha256"
+
+_WITHOUT_CHECKSUM = "System-Train-"
+_LINE = re.compile(r"([0-9a-f]{64})  (.*)")
+_LARGEST_FILE = 1024  # bytes; it holds a line
+_LARGEST_LIST = 1 << 26  # characters
+_BLOCK = 1 << 20  # bytes
+
+
+def has_checksum(name):
+    """Whether the variable `name` gets a checksum when it is saved."""
+    return not name.startswith(_WITHOUT_CHECKSUM)
+
+
+def line(digest, path):
+    """A line as `sha256sum` writes it and `sha256sum --check` reads it; `digest` is in hexadecimal digits."""
+    return f"{digest}  {path}\n"
+
+
+def recorded(folder, names, list_file, data_file):
+    """name -> set of digests, of which the file `data_file` of that variable of the snapshot `folder` must have one.
+
+    For those of the variables `names` that have a checksum; for none if the snapshot's `list_file` lists none, as their
+    checksums may be those of what they were copied over. Raises UserError naming a variable whose checksum is damaged.
+    """
+    folder = Path(folder)
+    with _read_errors(folder / list_file), open(folder / list_file, encoding="utf-8") as file:
+        listed = [_LINE.fullmatch(text) for text in file.read(_LARGEST_LIST).splitlines()]
+    of_path = {match[2]: match[1] for match in listed if match}
+    if not of_path:
+        return {}
+    if not all(listed):
+        raise UserError(f"{folder / list_file}: its list of checksums is damaged; empty it to do without")
+    digests = {}
+    for name in filter(has_checksum, names):
+        found = {_read_own(folder / name, data_file), of_path.get(f"{name}/{data_file}")} - {None}
+        if found:
+            digests[name] = found
+    return digests
+
+
+def _read_own(variable, data_file):
+    """The digest in the checksum file of the folder `variable`, None if it has none."""
+    path = variable / CHECKSUM_FILE
+    with _read_errors(path):
+        if not os.path.lexists(path):
+            return None
+        # A pipe would keep a reader waiting.
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise UserError(f"{path}: not a file")
+        with open(path, "rb") as file:
+            text = file.read(_LARGEST_FILE)
+    match = _LINE.fullmatch(text.decode("utf-8", "replace").rstrip("\n"))
+    if match is None or match[2] != data_file:
+        raise UserError(f"{variable}: its checksum, the file {CHECKSUM_FILE}, is damaged; --skip_checksums loads it")
+    return match[1]
+
+
+def check(data, digests, variable):
+    """Raises UserError unless `data`, the bytes of the folder `variable`, has one of `digests`."""
+    if hashlib.sha256(data).hexdigest() not in digests:
+        raise UserError(
+            f"{variable}: the values are not those that were saved: they do not have the checksum in {CHECKSUM_FILE}; "
+            "copy the snapshot anew or go back to an older one, or give --skip_checksums to load it all the same"
+        )
+
+
+def of_file(path):
+    """The digest of the content of the file `path`, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with _read_errors(path), open(path, "rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def _read_errors(path):
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: its list of checksums is damaged; empty it to do without") from None

@@ -1,0 +1,222 @@
+"""Checksums of snapshots: written beside every variable, carried along by cp -R, compared on load."""
+
+import hashlib
+import os
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+
+import snapshot
+import verify_snapshot
+from conftest import TINY_MODEL, assert_fails_with_one_line, run, write_squad_parts
+from in_process import run_in_process
+from util import UserError
+
+STEP = "System-Train-TrainStep-SquadFinetuneJob"
+
+
+def write_snapshot(folder, **arrays):
+    with snapshot.open_writer(folder) as write:
+        for name, array in arrays.items():
+            write(name, np.asarray(array))
+
+
+@pytest.fixture
+def some_snapshot(tmp_path):
+    """A snapshot of two variables, Adam's moments of one, and the train step."""
+    one = np.arange(12, dtype=np.float32).reshape(3, 4)
+    arrays = {"one": one, "one-m": one + 1, "one-v": one + 2, "two": one * 2, STEP: np.array([7])}
+    write_snapshot(tmp_path / "snapshot", **arrays)
+    return tmp_path / "snapshot"
+
+
+def load(folder):
+    """All variables of a snapshot, checked."""
+    names = snapshot.variable_names(folder)
+    digests = snapshot.read_checksums(folder, names)
+    return {name: snapshot.read_variable(folder, name, digests=digests) for name in names}
+
+
+def merge(source, target):
+    """The tutorial's way to put one snapshot over another."""
+    subprocess.run(["cp", "-R", "--remove-destination", *source.iterdir(), target], check=True)
+
+
+def flip_bit(path, bit=5):
+    data = bytearray(path.read_bytes())
+    data[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(data)
+
+
+def forget_checksums(folder):
+    """Makes a snapshot one that another program, or an earlier version of this one, has written."""
+    for path in folder.glob("*/sha256"):
+        path.unlink()
+    (folder / "snapshot_done").write_bytes(b"")
+
+
+def test_sha256sum_verifies_a_variable_and_the_whole_snapshot(some_snapshot):
+    for folder, file in ((some_snapshot / "one", "sha256"), (some_snapshot, "snapshot_done")):
+        subprocess.run(["sha256sum", "--check", "--strict", "--quiet", file], cwd=folder, check=True)
+    assert (some_snapshot / "one-m/sha256").read_text().split() == [
+        hashlib.sha256((some_snapshot / "one-m/out").read_bytes()).hexdigest(),
+        "out",
+    ]
+    assert len((some_snapshot / "snapshot_done").read_text().splitlines()) == 4
+    assert not (some_snapshot / STEP / "sha256").exists(), "the tutorial edits the step by hand"
+
+
+@pytest.mark.parametrize("name", ["one", "one-v", "two"])
+@pytest.mark.parametrize("bit", [0, 100, 383])
+def test_a_flipped_bit(some_snapshot, name, bit):
+    load(some_snapshot)
+    flip_bit(some_snapshot / name / "out", bit)
+    with pytest.raises(UserError, match=f"/{name}: the values are not those that were saved.*--skip_checksums"):
+        load(some_snapshot)
+    names = snapshot.variable_names(some_snapshot)
+    assert len([snapshot.read_variable(some_snapshot, name) for name in names]) == 5
+
+
+def test_a_truncated_file(some_snapshot):
+    os.truncate(some_snapshot / "two/out", 44)
+    with pytest.raises(UserError, match="two/out: has 44 bytes"):
+        load(some_snapshot)
+
+
+def test_swapped_files(some_snapshot):
+    one, two = some_snapshot / "one/out", some_snapshot / "two/out"
+    one.rename(some_snapshot / "aside")
+    two.rename(one)
+    (some_snapshot / "aside").rename(two)
+    with pytest.raises(UserError, match="/one: the values are not those"):
+        load(some_snapshot)
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"x" * 64 + b"  out\n", b"0" * 64 + b"  two/out\n", b"0" * 5000])
+def test_a_damaged_checksum(some_snapshot, content):
+    (some_snapshot / "two/sha256").write_bytes(content)
+    with pytest.raises(UserError, match="/two: its checksum, the file sha256, is damaged; --skip_checksums"):
+        load(some_snapshot)
+
+
+def test_no_checksum_but_a_folder_or_a_pipe(some_snapshot):
+    (some_snapshot / "two/sha256").unlink()
+    os.mkfifo(some_snapshot / "two/sha256")
+    with pytest.raises(UserError, match="two/sha256: not a file"):
+        load(some_snapshot)
+    (some_snapshot / "two/sha256").unlink()
+    (some_snapshot / "two/sha256").mkdir()
+    with pytest.raises(UserError, match="two/sha256: not a file"):
+        load(some_snapshot)
+
+
+@pytest.mark.parametrize("content", [b"\xff", b"garbage"])
+def test_a_damaged_list(some_snapshot, content):
+    with open(some_snapshot / "snapshot_done", "ab") as file:
+        file.write(content)
+    with pytest.raises(UserError, match="snapshot_done: .*damaged"):
+        load(some_snapshot)
+
+
+def test_the_train_step_may_be_edited(some_snapshot):
+    (some_snapshot / STEP / "out").write_bytes(bytes(8))
+    assert load(some_snapshot)[STEP] == 0
+
+
+@pytest.mark.parametrize("source", ["of this version", "without sha256", "without checksums"])
+def test_a_merge(some_snapshot, tmp_path, source):
+    """What is copied over `one` leaves the old checksum there unless it has one of its own."""
+    other = tmp_path / "other"
+    write_snapshot(other, one=np.full((3, 4), 9, np.float32))
+    if source == "without sha256":
+        (other / "one/sha256").unlink()
+    if source == "without checksums":
+        forget_checksums(other)
+    merge(other, some_snapshot)
+    assert (load(some_snapshot)["one"] == 9).all()
+    names = snapshot.variable_names(some_snapshot)
+    digests = snapshot.read_checksums(some_snapshot, names)
+    assert snapshot.stale_moments(some_snapshot, names, digests) == ["one-m", "one-v"]
+
+    flip_bit(some_snapshot / "one/out")
+    flip_bit(some_snapshot / "two/out")
+    if source == "without checksums":
+        load(some_snapshot)
+        return
+    assert digests.keys() == {"one", "one-m", "one-v", "two"}
+    for name in ("one", "two"):
+        with pytest.raises(UserError, match=f"/{name}: the values"):
+            snapshot.read_variable(some_snapshot, name, digests=digests)
+
+
+def test_a_merge_into_a_snapshot_without_checksums(some_snapshot, tmp_path):
+    forget_checksums(some_snapshot)
+    write_snapshot(tmp_path / "other", one=np.full((3, 4), 9, np.float32))
+    merge(tmp_path / "other", some_snapshot)
+    load(some_snapshot)
+    flip_bit(some_snapshot / "two/out")
+    load(some_snapshot)
+    flip_bit(some_snapshot / "one/out")
+    with pytest.raises(UserError, match="/one: the values"):
+        load(some_snapshot)
+
+
+def test_verify_snapshot(some_snapshot):
+    result = run_in_process(verify_snapshot.main, "verify_snapshot.py", some_snapshot)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout == f"{some_snapshot}: 5 variables, 4 of them with a checksum, 0 damaged\n"
+    flip_bit(some_snapshot / "one/out")
+    os.truncate(some_snapshot / "two/out", 1)
+    (some_snapshot / "one-m/meta").unlink()
+    flip_bit(some_snapshot / "one-m/out")
+    result = run_in_process(verify_snapshot.main, "verify_snapshot.py", some_snapshot)
+    assert result.returncode == 2 and "3 damaged" in result.stdout
+    assert [line.split(":")[0].removeprefix(f"{some_snapshot}/") for line in result.stderr.splitlines()] == [
+        "one",
+        "one-m",
+        "two/out",
+    ]
+
+
+def test_verify_snapshot_of_no_snapshot(tmp_path):
+    assert_fails_with_one_line(run("tools/verify_snapshot.py", tmp_path), tmp_path, "snapshot_done")
+
+
+def squad(script, folder, **flags):
+    tiny = {**TINY_MODEL, "seq_length": 32, "data_dir": folder, "data_part_num": 1, "log_dir": folder, "iter_num": 2}
+    return run(script, **tiny, batch_size_per_device=2, **flags)
+
+
+def test_the_tutorials_merge(tmp_path):
+    """An initialised SQuAD model, other weights over it, the step zeroed; then a bit flips."""
+    write_squad_parts(tmp_path, 4)
+    for name in ("initial", "other"):
+        flags = {"model_save_dir": tmp_path / name, "save_last_snapshot": True, "seed": len(name)}
+        assert squad("run_squad.py", tmp_path, **flags).returncode == 0
+    model, other = tmp_path / "squadModel", tmp_path / "other/last_snapshot"
+    subprocess.run(["cp", "-R", tmp_path / "initial/last_snapshot", model], check=True)
+    for path in {other / STEP, *other.glob("*-[mv]"), *other.glob("cls-squad-*")}:
+        shutil.rmtree(path)
+    merge(other, model)
+    (model / STEP / "out").write_bytes(bytes(8))
+
+    result = squad("run_squad.py", tmp_path, model_load_dir=model, model_save_dir=tmp_path / "tuned")
+    assert result.returncode == 0, result.stderr
+    assert "Not verified" not in result.stdout
+    assert "moment(s) of variables that have been replaced since." in result.stdout
+
+    name = "bert-encoder-layer_1-intermediate-dense-weight"
+    flip_bit(model / name / "out", 77)
+    flags = {"model_load_dir": model, "model_save_dir": tmp_path / "tuned", "save_last_snapshot": True}
+    result = squad("run_squad.py", tmp_path, **flags)
+    assert_fails_with_one_line(result, f"{model}/{name}: the values are not those that were saved")
+    assert not (tmp_path / "tuned/last_snapshot").exists()
+    assert squad("run_squad.py", tmp_path, **flags, skip_checksums=True).returncode == 0
+
+    write_squad_parts(tmp_path, 4, is_training=False)
+    flags = {"model_load_dir": model, "all_results_file": tmp_path / "all_results.npy"}
+    assert_fails_with_one_line(squad("run_squad_predict.py", tmp_path, **flags), f"{model}/{name}: the values")
+    assert not (tmp_path / "all_results.npy").exists()
+    assert squad("run_squad_predict.py", tmp_path, **flags, skip_checksums=True).returncode == 0

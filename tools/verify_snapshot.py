@@ -1,0 +1,38 @@
+"""Compares the variables of a snapshot with their checksums, and says which are damaged.
+
+    python tools/verify_snapshot.py ./output/last_snapshot
+
+Needs neither OneFlow nor the flags of the model.
+"""
+
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import snapshot  # noqa: E402
+from command_line import ArgumentParser  # noqa: E402
+from util import STATUS_BAD_INPUT, UserError, run_script  # noqa: E402
+
+
+def main():
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("snapshot_dir", help="folder of the snapshot")
+    folder = parser.parse_args().snapshot_dir
+
+    names = snapshot.variable_names(folder)
+    digests = snapshot.read_checksums(folder, names)
+    damaged = 0
+    for name in tqdm(names, unit=" variables", disable=None):
+        try:
+            snapshot.verify_variable(folder, name, digests)
+        except UserError as error:
+            damaged += 1
+            print(error, file=sys.stderr, flush=True)
+    print(f"{folder}: {len(names)} variables, {len(digests)} of them with a checksum, {damaged} damaged")
+    return STATUS_BAD_INPUT if damaged else 0
+
+
+if __name__ == "__main__":
+    run_script(main)
