@@ -6,19 +6,12 @@ import subprocess
 
 import config
 from conftest import ROOT
-
-README = (ROOT / "README.md").read_text()
+from readme_blocks import README, blocks_of, commands
 
 
 def blocks(language):
-    """The fenced blocks of the README that are marked as `language`."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
-
-
-def commands(script):
-    """The command lines of `script` in the README, each as a list of arguments."""
-    lines = "".join(blocks("sh")).replace("\\\n", " ").splitlines()
-    return [shlex.split(line)[2:] for line in lines if re.match(rf"python (\./)?{script} ", line)]
+    """The texts of the README's blocks in `language`."""
+    return [block.text for block in blocks_of(README) if block.language == language]
 
 
 def listed_paths():
@@ -65,7 +58,8 @@ def test_flags_table():
 def test_pretraining_command_is_that_of_make_pretrain():
     makefile = (ROOT / "Makefile").read_text().replace("\\\n", " ")
     recipe = re.search(r"\$\(PYTHON\) \./run_pretraining\.py (.*)", makefile)[1]
-    assert shlex.split(recipe) in commands(r"run_pretraining\.py")
+    lines = [shlex.split(line)[1:] for block in blocks("sh") for line in commands(block)]
+    assert ["./run_pretraining.py", *shlex.split(recipe)] in lines
 
 
 def test_model_code_is_that_of_squad():
