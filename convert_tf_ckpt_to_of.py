@@ -11,16 +11,15 @@ import glob
 import math
 import os
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
 from google.protobuf import text_encoding
-from tqdm import tqdm
 
 import bert_variables
 import snapshot
 from command_line import ArgumentParser, add_bool
+from progress import progress_bar
 from util import UserError, check_replaceable, run_script
 
 CONFIG_FILE = "bert_config.json"
@@ -236,14 +235,13 @@ def main():
     if config_size is not None:
         bert_variables.check_config_fits(config_size, size, config_file)
 
-    # On a terminal a bar, else a line for each variable.
-    on_terminal = sys.stdout.isatty()
-    progress = tqdm(targets.items(), unit=" variables", disable=not on_terminal)
     with snapshot.open_writer(os.path.realpath(arguments.of_dump_path)) as write:
+        # On a terminal a bar, else a line for each variable.
+        progress = progress_bar(targets.items(), unit=" variables")
         for name, target in progress:
             array = read_variable(reader, name, prefix).astype(np.float32, copy=False)
             write(target, array.T if is_transposed(name) else array)
-            if not on_terminal:
+            if progress.disable:
                 print(f"saved to: {os.path.join(arguments.of_dump_path, target)}", flush=True)
     print("\n".join(summarise(targets, skipped, shapes, dtypes, arguments.of_dump_path)))
     print(bert_variables.describe_size(config_size or size))

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 import prediction_file
 import squad_answers
 import squad_data
 import squad_file
 from command_line import ArgumentParser, add_bool, finite_float, positive_int
+from progress import progress_bar
 from tokenization import Tokenizer, read_vocab
 from util import UserError, atomic_file, describe_os_error, run_script
 
@@ -187,7 +187,7 @@ def make_examples(paragraphs, tokenizer, arguments):
     """Tokenises the questions and cuts their documents into windows, as tools/create_squad_data.py did."""
     examples = []
     num_windows = 0
-    for paragraph in tqdm(paragraphs, desc="tokenising", unit="context", disable=None):
+    for paragraph in progress_bar(paragraphs, desc="tokenising", unit="context"):
         document = squad_data.tokenize_document(paragraph.context, tokenizer)
         for question in paragraph.questions:
             num_query_pieces = len(squad_data.tokenize_question(question.text, tokenizer, arguments.max_query_length))
@@ -239,7 +239,7 @@ def answer_questions(examples, results, arguments):
     end_logits = np.ascontiguousarray(results["end_logits"])
     find_text = squad_answers.TextFinder(arguments.do_lower_case, arguments.verbose_logging)
     answers, n_best, null_odds = {}, {}, {}
-    for example in tqdm(examples, desc="answering", unit="question", disable=None):
+    for example in progress_bar(examples, desc="answering", unit="question"):
         rows = slice(example.first_window, example.first_window + len(example.windows))
         spans = squad_answers.rank_spans(
             example.windows,

@@ -3,12 +3,11 @@
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 import bert_util
 import engine
 import prediction_file
-from launch import rank
+from progress import progress_bar
 from training import TrainJob, over_all_ranks
 
 flow: Any = engine.load()
@@ -89,7 +88,7 @@ def predict(job, iter_num, seq_length):
     """
     dtype = prediction_file.result_dtype(seq_length)
     results = {}
-    for _ in tqdm(range(iter_num), unit="batch", disable=None if rank() == 0 else True):
+    for _ in progress_bar(range(iter_num), unit="batch"):
         for unique_id, start_logits, end_logits in zip(*(output.to_local().numpy() for output in job()), strict=True):
             results.setdefault(int(unique_id[0]), (start_logits.copy(), end_logits.copy()))
     return np.array([(unique_id, *results[unique_id]) for unique_id in sorted(results)], dtype=dtype)

@@ -25,12 +25,12 @@ import numpy as np
 import tokenizers
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
-from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import bert_variables  # noqa: E402
 import snapshot  # noqa: E402
 from command_line import ArgumentParser, add_bool, positive_int  # noqa: E402
+from progress import progress_bar  # noqa: E402
 from util import RunError, UserError, atomic_file, atomic_folder, check_replaceable, run_script  # noqa: E402
 
 CONFIG_FILE = "config.json"
@@ -163,12 +163,13 @@ def import_model(arguments):
         check_tied(tensors)
         chosen, skipped = choose_tensors(tensors, size, folder)
         vocabulary = read_vocabulary(folder, size) if arguments.vocab_dump_path else None
-        on_terminal = sys.stdout.isatty()
         with snapshot.open_writer(os.path.realpath(arguments.of_dump_path)) as write:
-            for name in tqdm(sorted(chosen), unit=" variables", disable=not on_terminal):
+            # On a terminal a bar, else a line for each variable.
+            progress = progress_bar(sorted(chosen), unit=" variables")
+            for name in progress:
                 array = chosen[name].read().astype(np.float32, copy=False)
                 write(name, array.T if is_transposed(name) else array)
-                if not on_terminal:
+                if progress.disable:
                     print(f"saved to: {os.path.join(arguments.of_dump_path, name)}", flush=True)
     if vocabulary is not None:
         with atomic_file(arguments.vocab_dump_path, "w", encoding="utf-8") as file:
@@ -319,7 +320,7 @@ def export_model(arguments):
 
     digests = {} if arguments.skip_checksums else snapshot.read_checksums(folder, shapes)
     tensors = {}
-    for name, shape in tqdm(shapes.items(), unit=" variables", disable=not sys.stdout.isatty()):
+    for name, shape in progress_bar(shapes.items(), unit=" variables"):
         array = snapshot.read_variable(folder, name, shape, np.float32, digests)
         key = hugging_face_name(name)
         if architecture == "BertModel":

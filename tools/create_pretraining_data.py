@@ -32,8 +32,6 @@ import unicodedata
 from pathlib import Path
 from typing import NamedTuple
 
-from tqdm import tqdm
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import ofrecord  # noqa: E402
@@ -49,6 +47,7 @@ from pretraining_text import (  # noqa: E402
     scan_file,
     split_blocks,
 )
+from progress import print_line, progress_bar  # noqa: E402
 from tokenization import UNKNOWN, read_vocab  # noqa: E402
 from util import UserError, atomic_file, describe_os_error, run_script  # noqa: E402
 from workers import run_tasks  # noqa: E402
@@ -209,7 +208,7 @@ def scan_input(paths, arguments):
     total = sum(os.path.getsize(path) for path in paths)
     extent_bytes = choose_extent_bytes(total, arguments.part_num)
     scans = [None] * len(paths)
-    with tqdm(total=total, desc="scanning", unit="B", unit_scale=True, leave=False, disable=None) as bar:
+    with progress_bar(total=total, desc="scanning", unit="B", unit_scale=True, leave=False) as bar:
         tasks = [(file, path, extent_bytes) for file, path in enumerate(paths)]
         for file, scan in run_tasks(scan_file, tasks, arguments.workers, bar):
             scans[file] = scan
@@ -273,17 +272,15 @@ def make_parts(missing, dealt, paths, arguments):
     sentences = sum(extent.sentences for part in missing for extent in dealt[part])
     tasks = [(part, dealt[part], paths, arguments) for part in missing]
     instances = 0
-    with tqdm(total=sentences * arguments.dupe_factor, unit=" sentences", unit_scale=True, disable=None) as bar:
+    with progress_bar(total=sentences * arguments.dupe_factor, unit=" sentences", unit_scale=True) as bar:
         try:
             with contextlib.closing(run_tasks(make_part, tasks, arguments.workers, bar)) as results:
                 for finished, counts in enumerate(results, start=1):
                     instances += counts.instances
-                    with tqdm.external_write_mode():
-                        print(
-                            f"part-{counts.part} ({finished} of {len(missing)}): {counts.instances:,} instances, "
-                            f"{counts.documents:,} documents",
-                            flush=True,
-                        )
+                    print_line(
+                        f"part-{counts.part} ({finished} of {len(missing)}): {counts.instances:,} instances, "
+                        f"{counts.documents:,} documents"
+                    )
         finally:
             remove_temporary_files(arguments.output_dir)
     print(f"instances: {instances:,}, parts: {len(missing)}, in {arguments.output_dir}")

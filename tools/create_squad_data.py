@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -18,6 +17,7 @@ import ofrecord  # noqa: E402
 import squad_data  # noqa: E402
 import squad_file  # noqa: E402
 from command_line import ArgumentParser, add_bool, parse_bool, positive_int  # noqa: E402
+from progress import progress_bar  # noqa: E402
 from tokenization import Tokenizer, read_vocab  # noqa: E402
 from util import UserError, atomic_folder, run_script  # noqa: E402
 
@@ -118,7 +118,7 @@ def make_examples(paragraphs, tokenizer, arguments):
     examples = []
     left_out = []
     num_with_several_answers = 0
-    for paragraph in tqdm(paragraphs, desc="tokenising", unit="context", disable=None):
+    for paragraph in progress_bar(paragraphs, desc="tokenising", unit="context"):
         document = squad_data.tokenize_document(paragraph.context, tokenizer)
         document_ids = np.array([vocab[piece] for piece in document.pieces], np.int32)
         for question in paragraph.questions:
@@ -157,7 +157,7 @@ def write_parts(windows, vocab, arguments):
     """Writes the records of `windows`, (Example, Window) each, to part-0 ...: contiguous blocks of near equal size."""
     with (
         atomic_folder(Path(arguments.output_dir).resolve()) as folder,
-        tqdm(total=len(windows), desc="writing", unit="record", disable=None) as progress,
+        progress_bar(total=len(windows), desc="writing", unit="record") as progress,
     ):
         for part in range(arguments.part_num):
             begin, end = (number * len(windows) // arguments.part_num for number in (part, part + 1))

@@ -24,12 +24,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import ofrecord  # noqa: E402
 import tfrecord  # noqa: E402
 from command_line import ArgumentParser, add_bool, positive_int  # noqa: E402
+from progress import progress_bar  # noqa: E402
 from util import RunError, UserError, run_script, sync_folder, temporary_folder  # noqa: E402
 from workers import run_tasks  # noqa: E402
 
@@ -122,7 +122,7 @@ def scan_file(index, path, report):
 def scan_input(paths, workers):
     """The FileScan of every path."""
     total = sum(os.path.getsize(path) for path in paths)
-    with tqdm(total=total, desc="scanning", unit="B", unit_scale=True, leave=False, disable=None) as bar:
+    with progress_bar(total=total, desc="scanning", unit="B", unit_scale=True, leave=False) as bar:
         return [scan for _, scan in sorted(run_tasks(scan_file, list(enumerate(paths)), workers, bar))]
 
 
@@ -281,7 +281,7 @@ def main():
     pieces = plan_pieces(paths, scans, sizes)
     with temporary_folder(output_dir / "parts") as staging:
         tasks = [(index, piece, layout, staging) for index, piece in enumerate(pieces)]
-        with tqdm(total=total, desc="converting", unit=" records", unit_scale=True, disable=None) as bar:
+        with progress_bar(total=total, desc="converting", unit=" records", unit_scale=True) as bar:
             # Closed, so that an interruption ends the workers before the folder they write to is removed.
             with contextlib.closing(run_tasks(convert_piece, tasks, arguments.workers, bar)) as finished:
                 join_pieces(finished, pieces, staging)

@@ -15,12 +15,12 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.trainers import WordPieceTrainer
-from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from command_line import ArgumentParser, add_bool, positive_int  # noqa: E402
 from pretraining_text import find_input, read_lines  # noqa: E402
+from progress import progress_bar  # noqa: E402
 from tokenization import split_words  # noqa: E402
 from util import UserError, atomic_file, run_script  # noqa: E402
 
@@ -74,7 +74,7 @@ def parse_arguments():
 def read_words(paths, do_lower_case):
     """Yields the words of every line, a list."""
     for path in paths:
-        with tqdm(total=os.path.getsize(path), desc=path, unit="B", unit_scale=True, leave=False, disable=None) as bar:
+        with progress_bar(total=os.path.getsize(path), desc=path, unit="B", unit_scale=True, leave=False) as bar:
             for line, _ in read_lines(path, lambda data: bar.update(len(data))):
                 yield split_words(line, do_lower_case)
 

@@ -8,11 +8,10 @@ Needs neither OneFlow nor the flags of the model.
 import sys
 from pathlib import Path
 
-from tqdm import tqdm
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import snapshot  # noqa: E402
 from command_line import ArgumentParser  # noqa: E402
+from progress import print_line, progress_bar  # noqa: E402
 from util import STATUS_BAD_INPUT, UserError, run_script  # noqa: E402
 
 
@@ -24,12 +23,12 @@ def main():
     names = snapshot.variable_names(folder)
     digests = snapshot.read_checksums(folder, names)
     damaged = 0
-    for name in tqdm(names, unit=" variables", disable=None):
+    for name in progress_bar(names, unit=" variables"):
         try:
             snapshot.verify_variable(folder, name, digests)
         except UserError as error:
             damaged += 1
-            print(error, file=sys.stderr, flush=True)
+            print_line(error, sys.stderr)
     print(f"{folder}: {len(names)} variables, {len(digests)} of them with a checksum, {damaged} damaged")
     return STATUS_BAD_INPUT if damaged else 0
 
