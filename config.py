@@ -172,7 +172,7 @@ def _add_tutorial_flags(groups, iter_num_default=None, predicts_masks=True, trai
     )
     add_bool(output, "--save_last_snapshot", help="save model_save_dir/last_snapshot at the end")
     groups["output"].add_argument("--model_load_dir", metavar="DIR", help="start from this snapshot")
-    groups["output"].add_argument("--log_dir", default="./output", metavar="DIR", help="folder for logs")
+    groups["output"].add_argument("--log_dir", default="./output", metavar="DIR", help="folder for logs and curves")
     model.add_argument("--seq_length", type=positive_int, default=512, metavar="N", help="tokens in a sequence")
     masks.add_argument(
         "--max_predictions_per_seq",

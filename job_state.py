@@ -10,6 +10,7 @@ import checksums
 import engine
 import snapshot
 from launch import from_first_rank, rank
+from progress import print_line
 from util import UserError
 
 flow: Any = engine.load()
@@ -20,7 +21,7 @@ _MODEL = "model."  # the prefix of the optimiser's variables: the graph's attrib
 
 def save(job, folder):
     """Writes the state of `job` after its last step as the snapshot `folder`. All ranks take part, the first writes."""
-    print(f"Saving model to {folder}.", flush=True)
+    print_line(f"Saving model to {folder}.")
     with snapshot.open_writer(folder) if rank() == 0 else contextlib.nullcontext() as write:
         for name, tensor in _tensors(job):
             whole = tensor.to_global(sbp=flow.sbp.broadcast)

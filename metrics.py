@@ -1,24 +1,40 @@
-"""What a training run tells: loss lines on stdout, and every n-th iteration as a JSON line in a file (of rank 0)."""
+"""What a training run tells: loss lines, a progress bar, and every n-th iteration as a JSON line and for TensorBoard.
 
+The first rank tells it.
+"""
+
+import contextlib
+import html
 import json
-import os
+import re
 import time
 from datetime import datetime
 from pathlib import Path
 
 import config
+from event_file import EventFile
 from launch import rank
+from progress import print_line, progress_bar
+from run_folder import open_run_folder
 
 
 class MetricLog:
-    """Collects the scalars of each iteration; prints means since the last line and writes JSON lines.
+    """Collects the scalars of each iteration; prints means since the last line, writes JSON lines and events.
 
     Times are wall-clock seconds between the ends of iterations; time spent saving snapshots counts.
     """
 
-    def __init__(self, args):
-        name = f"metrics-{datetime.now():%Y-%m-%d-%H:%M:%S}.jsonl" if rank() == 0 else os.devnull
-        self._file = open(Path(args.log_dir) / name, "a", buffering=1)
+    def __init__(self, args, job_name, first_step):
+        """`first_step` is the train step of the first iteration."""
+        self._closing = contextlib.ExitStack()
+        self._json_file = self._events = None
+        if rank() == 0:
+            name = f"metrics-{datetime.now():%Y-%m-%d-%H:%M:%S}.jsonl"
+            self._json_file = self._closing.enter_context(open(Path(args.log_dir) / name, "a", buffering=1))
+            folder = open_run_folder(args, job_name, first_step, name)
+            self._events = self._closing.enter_context(contextlib.closing(EventFile(folder, first_step)))
+            self._events.write_text(first_step, "parameters", _markdown_table(vars(args)))
+        self._bar = self._closing.enter_context(progress_bar(total=args.iter_num, unit="batch", leave=False))
         self._batch_size = config.global_batch_size(args)
         self._print_every = args.loss_print_every_n_iter
         self._log_every = args.log_every_n_iter
@@ -30,11 +46,12 @@ class MetricLog:
         return self
 
     def __exit__(self, *exception):
-        self._file.close()
+        self._closing.close()
 
     def start(self):
         """Starts the clock: what went before counts as no iteration's time."""
         self._run_start = self._line_start = self._iteration_end = time.perf_counter()
+        self._bar.unpause()
 
     def add(self, iteration, train_step, learning_rate, metrics):
         """Takes the scalar tensors of an iteration as they come out of the graph, waiting for them."""
@@ -42,38 +59,59 @@ class MetricLog:
         now = time.perf_counter()
         seconds = now - self._iteration_end
         self._iteration_end = now
+        if self._iterations == 0:
+            self._bar.initial = self._bar.n = iteration
         self._iterations += 1
-        if (iteration + 1) % self._log_every == 0:
-            self._write_json(iteration, train_step, learning_rate, values, seconds)
+        if self._json_file is not None and (iteration + 1) % self._log_every == 0:
+            self._write(iteration, train_step, learning_rate, values, seconds)
         for name, value in values.items():
             if name.endswith("_loss"):
                 self._sums.setdefault(name, []).append(value)
         if (iteration + 1) % self._print_every == 0:
             self._print_line(iteration, now)
+        self._bar.update(iteration + 1 - self._bar.n)
 
-    def _write_json(self, iteration, train_step, learning_rate, values, seconds):
+    def _write(self, iteration, train_step, learning_rate, values, seconds):
+        sentences_per_sec = self._batch_size / seconds
         line = {
             "iter": iteration,
             "train_step": train_step,
             **values,
             "learning_rate": learning_rate,
             "sec_per_batch": seconds,
-            "sentences_per_sec": self._batch_size / seconds,
+            "sentences_per_sec": sentences_per_sec,
         }
-        self._file.write(json.dumps(line) + "\n")
+        self._json_file.write(json.dumps(line) + "\n")
+        scalars = {f"loss/{name}" if name.endswith("_loss") else name: value for name, value in values.items()}
+        scalars["learning_rate"] = learning_rate
+        scalars["speed/ms_per_step"] = 1000 * seconds
+        scalars["speed/sentences_per_sec"] = sentences_per_sec
+        self._events.write_scalars(train_step, scalars)
 
     def _print_line(self, iteration, now):
         count = len(next(iter(self._sums.values())))
         seconds = (now - self._line_start) / count
         losses = ", ".join(f"{name}: {sum(values) / count:.3f}" for name, values in self._sums.items())
         speed = f"{seconds:.3f}(sec/batch), {self._batch_size / seconds:.3f}(sentences/sec)"
-        print(f"iter {iteration}, {losses}, speed: {speed}", flush=True)
+        print_line(f"iter {iteration}, {losses}, speed: {speed}")
         self._sums = {}
         self._line_start = now
 
     def print_average_speed(self):
         """The tutorial's last lines: sentences per second from the first iteration to the last."""
         seconds = self._iteration_end - self._run_start
-        print("-" * 66)
-        print(f"average speed: {self._iterations * self._batch_size / seconds:.3f}(sentences/sec)")
-        print("-" * 66, flush=True)
+        for line in (
+            "-" * 66,
+            f"average speed: {self._iterations * self._batch_size / seconds:.3f}(sentences/sec)",
+            "-" * 66,
+        ):
+            print_line(line)
+
+
+def _markdown_table(values):
+    rows = [f"| {name} | {_escape_markdown(str(value))} |" for name, value in values.items()]
+    return "\n".join(["| parameter | value |", "| --- | --- |", *rows])
+
+
+def _escape_markdown(text):
+    return re.sub(r"([\\`*_{}\[\]()#+\-.!|])", r"\\\1", html.escape(" ".join(text.split()), quote=False))

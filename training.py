@@ -136,7 +136,7 @@ def train(job, args, first_step):
     `first_step` is the train step at which the job begins. The result of an iteration is fetched while the next one
     runs, so that the engine never waits for Python.
     """
-    with MetricLog(args) as log:
+    with MetricLog(args, type(job).__name__, first_step) as log:
         running = None
         for iteration in range(args.iter_num):
             metrics = job()

@@ -27,9 +27,9 @@ LOSS_LINE = re.compile(
 )
 
 
-def pretrain(data_dir, output, **flags):
-    """A run of a tiny model; flags given here win."""
-    settings = {
+def pretraining_flags(data_dir, output, **flags):
+    """The flags of a run of a tiny model; those given here win."""
+    return {
         **TINY_MODEL,
         "data_dir": data_dir,
         "data_part_num": 1,
@@ -44,7 +44,11 @@ def pretrain(data_dir, output, **flags):
         "model_save_dir": output,
         **flags,
     }
-    return run(SCRIPT, **settings)
+
+
+def pretrain(data_dir, output, **flags):
+    """A run of a tiny model; flags given here win."""
+    return run(SCRIPT, **pretraining_flags(data_dir, output, **flags))
 
 
 def logged(output):

@@ -1,0 +1,123 @@
+"""What the scripts show on a terminal: a bar below whole lines, and nothing left behind by Ctrl-C."""
+
+import io
+import json
+import re
+
+import pytest
+
+import progress
+from conftest import TINY_MODEL, write_pretraining_part, write_squad_parts
+from terminals import Terminal
+from test_run_pretraining import LOSS_LINE, pretraining_flags
+
+TIME_LEFT = re.compile(r"\[\d\d:\d\d<(\d\d:\d\d), +[\d.]+(batch/s|s/batch)\]")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """(what a short training run leaves on a terminal, its snapshot)."""
+    folder = tmp_path_factory.mktemp("trained")
+    write_pretraining_part(folder / "part-0", 12)
+    flags = pretraining_flags(
+        folder, folder, iter_num=40, loss_print_every_n_iter=5, model_save_every_n_iter=15, save_last_snapshot=True
+    )
+    return Terminal("run_pretraining.py", **flags), folder / "last_snapshot"
+
+
+def test_training_shows_a_bar_below_whole_lines(trained):
+    terminal, snapshot = trained
+    assert terminal.status == 0, terminal.output
+    begin = terminal.lines.index("Init model on demand")
+    end = terminal.lines.index("-" * 66, begin)
+    lines = terminal.lines[begin + 1 : end]
+    assert [LOSS_LINE.fullmatch(line)[1] for line in lines if line.startswith("iter")] == [
+        str(iteration) for iteration in range(4, 40, 5)
+    ]
+    assert [line for line in lines if not line.startswith("iter")] == [
+        f"Saving model to {snapshot.parent / name}." for name in ("snapshot_15", "snapshot_30", "last_snapshot")
+    ]
+    assert TIME_LEFT.search(terminal.output)
+    assert terminal.lines[end + 1].startswith("average speed: ")
+    assert terminal.last_line() == "-" * 66
+    assert terminal.is_left_clean()
+
+
+def test_prediction_shows_a_bar(tmp_path):
+    write_squad_parts(tmp_path / "data", 40, is_training=False)
+    write_squad_parts(tmp_path / "train", 4)
+    common = {**TINY_MODEL, "seq_length": 32, "data_part_num": 1, "batch_size_per_device": 1, "log_dir": tmp_path}
+    training = Terminal(
+        "run_squad.py",
+        **common,
+        data_dir=tmp_path / "train",
+        iter_num=1,
+        model_save_dir=tmp_path,
+        save_last_snapshot=True,
+    )
+    assert training.status == 0, training.output
+    terminal = Terminal(
+        "run_squad_predict.py",
+        **common,
+        data_dir=tmp_path / "data",
+        model_load_dir=tmp_path / "last_snapshot",
+        all_results_file=tmp_path / "all_results.npy",
+    )
+    assert terminal.status == 0, terminal.output
+    assert TIME_LEFT.search(terminal.output)
+    assert terminal.last_line() == f"Saved 40 results to {tmp_path / 'all_results.npy'}."
+    assert terminal.is_left_clean()
+
+
+def squad_file_of(number):
+    """The text of a SQuAD file with so many questions, about contexts of 400 words."""
+    context = "the quick brown fox jumps over the lazy dog " * 45
+    answers = [{"text": "quick", "answer_start": 4}]
+    qas = [[{"id": f"{index}", "question": "what ?", "answers": answers}] for index in range(number)]
+    paragraphs = [{"context": context, "qas": questions} for questions in qas]
+    return json.dumps({"version": "1.1", "data": [{"title": "t", "paragraphs": paragraphs}]})
+
+
+def test_ctrl_c_leaves_the_terminal_clean(tmp_path):
+    (tmp_path / "squad.json").write_text(squad_file_of(3000))
+    terminal = Terminal(
+        "tools/create_squad_data.py",
+        input_file=tmp_path / "squad.json",
+        output_dir=tmp_path / "parts",
+        vocab_file="dataset/vocab.txt",
+        is_training=False,
+        press_ctrl_c_at="<00:",
+    )
+    assert terminal.status == 130
+    assert re.search(r"^tokenising: +\d+%.*\^C$", terminal.lines[0])
+    assert terminal.last_line() == "create_squad_data.py: error: interrupted"
+    assert terminal.is_left_clean()
+    assert not (tmp_path / "parts").exists()
+
+
+class FakeStream(io.StringIO):
+    def __init__(self, is_terminal):
+        super().__init__()
+        self._is_terminal = is_terminal
+
+    def isatty(self):
+        return self._is_terminal
+
+
+@pytest.mark.parametrize("stdout, stderr", [(True, False), (False, True), (False, False)])
+def test_no_bar_unless_stdout_and_stderr_are_a_terminal(monkeypatch, stdout, stderr):
+    """With `| tee log` the lines and the bar would come to the terminal from two processes."""
+    monkeypatch.setattr("sys.stdout", FakeStream(stdout))
+    monkeypatch.setattr("sys.stderr", stream := FakeStream(stderr))
+    with progress.progress_bar(total=3) as bar:
+        bar.update()
+        progress.print_line("a line")
+    assert stream.getvalue() == ""
+
+
+def test_a_bar_that_is_not_left_is_erased_with_what_the_terminal_wrote_beside_it(monkeypatch):
+    monkeypatch.setattr("sys.stdout", FakeStream(True))
+    monkeypatch.setattr("sys.stderr", stream := FakeStream(True))
+    with progress.progress_bar(total=3, leave=False) as bar:
+        bar.update()
+    assert stream.getvalue().endswith("\r\x1b[K")
