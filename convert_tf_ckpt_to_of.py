@@ -6,6 +6,10 @@ A variable keeps its name, with `/` as `-` and `kernel` as `weight`; Adam's mome
 and `-v`. The training step stays behind, so that a run from the snapshot starts its schedule at 0.
 """
 
+import import_errors  # noqa: F401
+
+# isort: split
+
 import collections
 import glob
 import math

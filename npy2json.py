@@ -3,6 +3,10 @@
 Writes nbest_predictions.json too, and null_odds.json for SQuAD v2.0. Needs neither TensorFlow nor OneFlow.
 """
 
+import import_errors  # noqa: F401
+
+# isort: split
+
 import contextlib
 import json
 import os

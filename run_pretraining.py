@@ -1,5 +1,9 @@
 """Pre-trains BERT: masked language model and next sentence prediction."""
 
+import import_errors  # noqa: F401
+
+# isort: split
+
 import config
 import records
 import run_setup

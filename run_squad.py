@@ -1,5 +1,9 @@
 """Fine-tunes BERT on SQuAD: which tokens of a passage begin and end the answer to a question."""
 
+import import_errors  # noqa: F401
+
+# isort: split
+
 import config
 import records
 import run_setup

@@ -1,5 +1,9 @@
 """Predicts, for every token of every SQuAD window, how well it would begin and end the answer."""
 
+import import_errors  # noqa: F401
+
+# isort: split
+
 import config
 import prediction_file
 import records

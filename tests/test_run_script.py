@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+import import_errors
 from conftest import ROOT
 
 # Opens a file, which must not get the number of a standard stream, and talks to all three.
@@ -32,3 +33,35 @@ def test_runs_without_standard_streams(tmp_path, closed):
     assert (tmp_path / "file").read_bytes() == b"data"
     assert sorted(result.stdout.splitlines()) == ([] if " >&-" in f" {closed}" else ["True", "child", "noise"])
     assert result.stderr == ("" if "2>&-" in closed else "noise\nchild\nsaid\n")
+
+
+SCRIPTS = [
+    path.relative_to(ROOT).as_posix()
+    for path in sorted([*ROOT.glob("*.py"), *ROOT.glob("tools/*.py")])
+    if "__main__" in path.read_text()
+]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_python_without_the_packages_is_told_in_one_line(script, tmp_path):
+    # -S: without its site-packages the interpreter has only what comes with it.
+    result = subprocess.run(
+        [sys.executable, "-S", str(ROOT / script), "--no_such_flag"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert result.returncode == 2
+    assert result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    if script not in ("evaluate-v1.1.py", "tools/oneflow_launch.py"):  # which need none to get so far
+        assert "is missing in" in line
+        assert "make setup" in line
+
+
+def test_an_old_python_is_told(capsys):
+    with pytest.raises(SystemExit) as end:
+        import_errors.check_version((3, 9, 18))
+    assert end.value.code == 2
+    assert "Python 3.9, which is too old" in capsys.readouterr().err

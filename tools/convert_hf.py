@@ -8,6 +8,10 @@ A Hugging Face folder is config.json and model.safetensors (or several files of 
 weights are [outputs, inputs]; a snapshot's are [inputs, outputs].
 """
 
+import suite  # noqa: F401
+
+# isort: split
+
 import collections
 import contextlib
 import dataclasses
@@ -16,7 +20,6 @@ import math
 import os
 import re
 import shutil
-import sys
 from pathlib import Path
 
 # Teaches NumPy bfloat16, which safetensors needs to read such tensors.
@@ -26,12 +29,11 @@ import tokenizers
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import bert_variables  # noqa: E402
-import snapshot  # noqa: E402
-from command_line import ArgumentParser, add_bool, positive_int  # noqa: E402
-from progress import progress_bar  # noqa: E402
-from util import RunError, UserError, atomic_file, atomic_folder, check_replaceable, run_script  # noqa: E402
+import bert_variables
+import snapshot
+from command_line import ArgumentParser, add_bool, positive_int
+from progress import progress_bar
+from util import RunError, UserError, atomic_file, atomic_folder, check_replaceable, run_script
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"

@@ -17,6 +17,10 @@ as the part. All chance comes from --random_seed, the number of the part and tha
 whatever the number of processes, and whichever of them were there before.
 """
 
+import suite  # noqa: F401
+
+# isort: split
+
 import argparse
 import contextlib
 import fcntl
@@ -26,18 +30,15 @@ import itertools
 import json
 import os
 import random
-import sys
 import tempfile
 import unicodedata
 from pathlib import Path
 from typing import NamedTuple
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-import ofrecord  # noqa: E402
-from command_line import ArgumentParser, add_bool, fraction, non_negative_int, positive_int  # noqa: E402
-from pretraining_instances import MIN_SEQ_LENGTH, make_features, pieces_of_vocab, sentence_pairs  # noqa: E402
-from pretraining_text import (  # noqa: E402
+import ofrecord
+from command_line import ArgumentParser, add_bool, fraction, non_negative_int, positive_int
+from pretraining_instances import MIN_SEQ_LENGTH, make_features, pieces_of_vocab, sentence_pairs
+from pretraining_text import (
     StretchIds,
     choose_extent_bytes,
     deal_extents,
@@ -47,10 +48,10 @@ from pretraining_text import (  # noqa: E402
     scan_file,
     split_blocks,
 )
-from progress import print_line, progress_bar  # noqa: E402
-from tokenization import UNKNOWN, read_vocab  # noqa: E402
-from util import UserError, atomic_file, describe_os_error, run_script  # noqa: E402
-from workers import run_tasks  # noqa: E402
+from progress import print_line, progress_bar
+from tokenization import UNKNOWN, read_vocab
+from util import UserError, atomic_file, describe_os_error, run_script
+from workers import run_tasks
 
 SETTINGS_FILE = "create_pretraining_data.json"
 # Raise it with any change that makes other instances of the same text and flags.

@@ -3,6 +3,10 @@
 The records are, window for window and in the same order, those of google-research/bert's run_squad.py.
 """
 
+import suite  # noqa: F401
+
+# isort: split
+
 import random
 import re
 import sys
@@ -11,15 +15,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-import ofrecord  # noqa: E402
-import squad_data  # noqa: E402
-import squad_file  # noqa: E402
-from command_line import ArgumentParser, add_bool, parse_bool, positive_int  # noqa: E402
-from progress import progress_bar  # noqa: E402
-from tokenization import Tokenizer, read_vocab  # noqa: E402
-from util import UserError, atomic_folder, run_script  # noqa: E402
+import ofrecord
+import squad_data
+import squad_file
+from command_line import ArgumentParser, add_bool, parse_bool, positive_int
+from progress import progress_bar
+from tokenization import Tokenizer, read_vocab
+from util import UserError, atomic_folder, run_script
 
 # So many of the questions left out are named.
 NAMED_QUESTIONS = 5

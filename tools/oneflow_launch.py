@@ -5,14 +5,15 @@
 The scripts start their ranks themselves; this is for those whose cluster calls OneFlow's launcher.
 """
 
+import suite  # noqa: F401
+
+# isort: split
+
 import runpy
 import subprocess
-import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import engine  # noqa: E402
-from util import run_script  # noqa: E402
+import engine
+from util import run_script
 
 
 def main():

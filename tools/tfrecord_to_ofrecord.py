@@ -14,24 +14,26 @@ of the first one, with as many values.
 A gzip file can only be read from its beginning: each part that it reaches into is one piece of work.
 """
 
+import suite  # noqa: F401
+
+# isort: split
+
 import contextlib
 import itertools
 import os
 import shutil
-import sys
 from glob import glob
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import ofrecord  # noqa: E402
-import tfrecord  # noqa: E402
-from command_line import ArgumentParser, add_bool, positive_int  # noqa: E402
-from progress import progress_bar  # noqa: E402
-from util import RunError, UserError, run_script, sync_folder, temporary_folder  # noqa: E402
-from workers import run_tasks  # noqa: E402
+import ofrecord
+import tfrecord
+from command_line import ArgumentParser, add_bool, positive_int
+from progress import progress_bar
+from util import RunError, UserError, run_script, sync_folder, temporary_folder
+from workers import run_tasks
 
 # So many records of a file are a piece of work at most.
 PIECE_RECORDS = 8192

@@ -5,9 +5,12 @@ The same text and flags give the same bytes, in every process: the library numbe
 given to it in sorted order.
 """
 
+import suite  # noqa: F401
+
+# isort: split
+
 import os
 import string
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -16,13 +19,11 @@ from tokenizers.models import WordPiece
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.trainers import WordPieceTrainer
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from command_line import ArgumentParser, add_bool, positive_int  # noqa: E402
-from pretraining_text import find_input, read_lines  # noqa: E402
-from progress import progress_bar  # noqa: E402
-from tokenization import split_words  # noqa: E402
-from util import UserError, atomic_file, run_script  # noqa: E402
+from command_line import ArgumentParser, add_bool, positive_int
+from pretraining_text import find_input, read_lines
+from progress import progress_bar
+from tokenization import split_words
+from util import UserError, atomic_file, run_script
 
 SPECIAL_PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 

@@ -5,14 +5,16 @@
 Needs neither OneFlow nor the flags of the model.
 """
 
-import sys
-from pathlib import Path
+import suite  # noqa: F401
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import snapshot  # noqa: E402
-from command_line import ArgumentParser  # noqa: E402
-from progress import print_line, progress_bar  # noqa: E402
-from util import STATUS_BAD_INPUT, UserError, run_script  # noqa: E402
+# isort: split
+
+import sys
+
+import snapshot
+from command_line import ArgumentParser
+from progress import print_line, progress_bar
+from util import STATUS_BAD_INPUT, UserError, run_script
 
 
 def main():

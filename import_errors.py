@@ -1,0 +1,35 @@
+"""Tells in one line what to install where Python is too old or lacks a package; every script imports this first.
+
+That is what meets whoever runs a script with another Python than that of .venv, and it happens before the script itself
+could do anything about it.
+"""
+
+import os
+import sys
+
+_REMEDY = "use .venv/bin/python, which make setup makes, or a Python 3.10 after pip install -r requirements.txt"
+
+
+def check_version(version):
+    """Ends the process with one line and status 2 unless the suite can be read by a Python of that version."""
+    if version < (3, 10):
+        _end(f"{sys.executable} is Python {version[0]}.{version[1]}, which is too old: {_REMEDY}")
+
+
+def _end(text):
+    print(f"{os.path.basename(sys.argv[0])}: error: {text}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def _tell(kind, error, trace):
+    """sys.excepthook: one line and status 2 for a package that is missing, a traceback for all else."""
+    if not issubclass(kind, ModuleNotFoundError):
+        sys.__excepthook__(kind, error, trace)
+        return
+    package = (error.name or "").partition(".")[0] or error
+    version = f"Python {sys.version_info[0]}.{sys.version_info[1]}"
+    _end(f"the package {package} is missing in {sys.executable} ({version}): {_REMEDY}")
+
+
+check_version(sys.version_info)
+sys.excepthook = _tell
