@@ -38,6 +38,7 @@ CHANGES = (
     Change("The two commands", r"make (pretrain|test)", r"make -n \1",
            "test_setup.py tests the set-up; the command of the first is run below, the second would run this"),
     Change("The two commands", r"pip install", "python -m pip install --no-index", "all of it is installed"),
+    Change("Watching a run", r"tensorboard --logdir", "tensorboard --inspect --logdir", "it would serve for ever"),
     Change("An initial model", r"--num_hidden_layers=12", "--num_hidden_layers=2", _TWO_LAYERS),
     Change("An initial model", r"--iter_num=50", "--iter_num=3", "time"),
     Change("Fine-tuning", r"--num_hidden_layers=12", "--num_hidden_layers=2", _TWO_LAYERS),
