@@ -1,16 +1,20 @@
-"""The curves of training runs: TensorBoard's event files."""
+"""The curves of training runs: TensorBoard's event files, and the pictures of tools/plot_log.py."""
 
 import json
 import subprocess
 import sys
 from argparse import Namespace
 
+import numpy as np
 import pytest
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import plot_log
 import run_folder
-from conftest import ROOT, write_pretraining_part
+from conftest import ROOT, assert_fails_with_one_line, run, write_pretraining_part
 from event_file import EventFile
+from in_process import run_in_process
 from test_run_pretraining import logged, pretrain, pretraining_flags
 
 TAGS = {
@@ -137,3 +141,117 @@ def test_events_are_there_before_the_file_is_closed(tmp_path):
     assert scalars(found, "loss/a") == {0: 1.5, 1: float("inf")}
     assert str(scalars(found, "b")[0]) == "nan"
     events.close()
+
+
+# ---- tools/plot_log.py
+
+
+def write_log(folder, name, steps, loss=lambda step: 9 / (1 + step), **more):
+    folder.mkdir(exist_ok=True)
+    lines = [
+        {"train_step": step, "total_loss": loss(step), "learning_rate": 1e-4, "sentences_per_sec": 100.0, **more}
+        for step in steps
+    ]
+    (folder / f"metrics-{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def plot(*arguments):
+    return run_in_process(plot_log.main, "plot_log.py", *arguments)
+
+
+def is_picture(path):
+    """Whether the file is a whole PNG on which something is drawn in colour."""
+    with Image.open(path) as image:
+        pixels = np.asarray(image.convert("RGB")).astype(int)
+    return bool((np.ptp(pixels, axis=2) > 50).sum() > 50)
+
+
+def test_a_resumed_run_is_one_curve(tmp_path):
+    write_log(tmp_path, "1", range(8), loss=lambda step: 1.0)
+    write_log(tmp_path, "2", range(5, 10), loss=lambda step: 2.0)
+    write_log(tmp_path, "3", range(3), loss=lambda step: 3.0)  # from before there were run folders
+    (tmp_path / "PretrainJob-1").mkdir()
+    content = {"metrics": ["metrics-1.jsonl", "metrics-2.jsonl", "metrics-removed.jsonl"]}
+    (tmp_path / "PretrainJob-1" / run_folder.RUN_FILE).write_text(json.dumps(content))
+    first, second = plot_log.read_log_dir(str(tmp_path), False)
+    assert (first.name, second.name) == ("PretrainJob-1", "metrics-3")
+    assert first.steps.tolist() == list(range(10)) and first.resumed == [5]
+    assert first.values["total_loss"].tolist() == [1.0] * 5 + [2.0] * 5
+    assert second.values["total_loss"].tolist() == [3.0] * 3
+
+
+def test_running_mean_and_groups():
+    values = np.random.default_rng(0).standard_normal(333)
+    expected = [values[max(0, index - 3) : index + 4].mean() for index in range(333)]
+    np.testing.assert_allclose(plot_log.running_mean(values), expected)  # 2 % of 333 are 3 to either side
+    np.testing.assert_allclose(plot_log.group_means(np.arange(7.0), 3), [1, 4, 6])
+    assert plot_log.reduce_groups(np.maximum, np.arange(7.0), 3).tolist() == [2, 5, 6]
+
+
+def test_runs_of_all_kinds_in_one_picture(tmp_path):
+    write_log(tmp_path / "point", "1", range(1))
+    write_log(tmp_path / "$long_{name", "1", range(0, 50000, 10), mlm_loss=1.0, nsp_loss=0.5)
+    write_log(tmp_path / "_diverged", "1", range(80), loss=lambda step: 1.0 if step < 40 else float("nan"))
+    write_log(tmp_path / "only nan 图", "1", range(3), loss=lambda step: float("nan"))
+    write_log(tmp_path / "infinite", "1", range(60), loss=lambda step: float("inf"))
+    write_log(tmp_path / "other", "1", range(60), another_loss=1.0)
+    result = plot(*tmp_path.iterdir(), "-o", tmp_path / "loss.png")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout == f"6 run(s) in {tmp_path / 'loss.png'}\n"
+    assert is_picture(tmp_path / "loss.png")
+
+
+def test_names_tell_where_a_loss_is_no_number_any_more(tmp_path):
+    write_log(tmp_path, "1", range(80), loss=lambda step: 1.0 if step < 40 else float("nan"))
+    (run,) = plot_log.read_log_dir(str(tmp_path), False)
+    assert plot_log.describe(run) == "metrics-1 (no finite loss from step 40)"
+
+
+def test_pictures_of_real_runs(resumed, tmp_path):
+    _, log_dir, *_ = resumed
+    for name in ("loss.png", "loss.svg", "loss.pdf"):
+        result = run("tools/plot_log.py", log_dir, "-o", tmp_path / name)
+        assert (result.returncode, result.stderr) == (0, "")
+    assert is_picture(tmp_path / "loss.png")
+    assert (tmp_path / "loss.svg").read_text().startswith("<?xml")
+    assert (tmp_path / "loss.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_a_line_that_is_still_being_written_is_left_out(tmp_path):
+    write_log(tmp_path, "1", range(5))
+    with open(tmp_path / "metrics-1.jsonl", "a") as file:
+        file.write('{"train_step": 5, "total_lo')
+    (run,) = plot_log.read_log_dir(str(tmp_path), False)
+    assert run.steps.tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    "content, fragments",
+    [
+        (None, ["has no file metrics-*.jsonl", "--log_dir"]),
+        (b"", ["no run has logged an iteration yet"]),
+        (b"{}\n", ["metrics-1.jsonl, line 1", "has no train_step"]),
+        (b'{"train_step": 1}\n\n', ["metrics-1.jsonl, line 2", "not JSON"]),
+        (b"\xff\x00\n", ["metrics-1.jsonl, line 1", "not JSON"]),
+        (b"[" * 100000 + b"\n", ["metrics-1.jsonl, line 1", "not JSON"]),
+        (b'{"train_step": 1e400}\n', ["has no train_step"]),
+        (b'{"train_step": -1}\n', ["has no train_step"]),
+        (b'{"train_step": ' + b"9" * 30 + b"}\n", ["has no train_step"]),
+        (b"[1]\n", ["has no train_step"]),
+    ],
+)
+def test_logs_that_are_none(tmp_path, content, fragments):
+    if content is not None:
+        (tmp_path / "metrics-1.jsonl").write_bytes(content)
+    result = plot(tmp_path, "-o", tmp_path / "loss.png")
+    assert_fails_with_one_line(result, "plot_log.py: error: ", str(tmp_path), *fragments)
+    assert not list(tmp_path.glob("*.png"))
+
+
+def test_bad_flags_of_plot_log(tmp_path):
+    write_log(tmp_path, "1", range(5))
+    assert_fails_with_one_line(plot(tmp_path / "none", "-o", tmp_path / "a.png"), "none: there is no such folder")
+    assert_fails_with_one_line(plot(tmp_path, "-o", tmp_path / "a.jpg"), "a.jpg", ".png")
+    assert_fails_with_one_line(plot(tmp_path, "-o", tmp_path / "none" / "a.png"), "--output", "cannot be written")
+    assert_fails_with_one_line(plot(tmp_path), "-o")
+    assert_fails_with_one_line(plot("-o", tmp_path / "a.png"), "log_dir")
