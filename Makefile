@@ -43,7 +43,7 @@ test: setup kernels-if-possible ## Run all tests
 lint: setup ## Check style (ruff) and types (mypy)
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
-	$(PYTHON) -m mypy *.py tools
+	$(PYTHON) -m mypy *.py tools tests
 	MYPYPATH=.:tools $(PYTHON) -m mypy benchmarks
 
 include dataset.mk kernels.mk real_weights.mk

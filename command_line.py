@@ -27,6 +27,7 @@ class ArgumentParser(argparse.ArgumentParser):
         super().__init__(formatter_class=_HelpFormatter, allow_abbrev=False, **arguments)
 
     def error(self, text):
+        """Says in one line what is wrong with the usage, and exits with status 2."""
         print(f"{self.prog}: error: {text}; see {self.prog} --help", file=sys.stderr)
         sys.exit(STATUS_BAD_INPUT)
 

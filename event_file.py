@@ -28,6 +28,7 @@ class EventFile:
         self._write(Event(step=first_step, session_log=SessionLog(status=SessionLog.START)))
 
     def close(self):
+        """Closes the file; nothing can be written any more."""
         self._file.close()
 
     def write_scalars(self, step, scalars):

@@ -92,11 +92,6 @@ def apply(operator, tensors, heads=1, rate=0.0, epsilon=0.0):
     return made
 
 
-def kernels():
-    """The loaded library as a ctypes.CDLL with the functions of kernels/kernels.h, or None."""
-    return None if _kernels is None else _kernels.library
-
-
 def set_thread_count(count):
     """Makes the kernels use `count` threads (0: as many as the process may run on). No effect without kernels."""
     if _kernels is not None:

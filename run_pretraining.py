@@ -17,6 +17,7 @@ def main():
 
 
 def pretrain(args):
+    """What each rank does."""
     data_set = records.check_data_set(args, records.pretraining_fields(args), shuffle=True)
     run_setup.check_training_folders(args)
     config.print_args(args)

@@ -17,6 +17,7 @@ def main():
 
 
 def fine_tune(args):
+    """What each rank does."""
     data_set = records.check_data_set(
         args, records.squad_train_fields(args), shuffle=True, count_records=args.num_epochs is not None
     )

@@ -18,6 +18,7 @@ def main():
 
 
 def predict_answers(args):
+    """What each rank does."""
     data_set = records.check_data_set(args, records.squad_predict_fields(args), shuffle=False, count_records=True)
     config.set_prediction_iter_num(args, data_set.record_count)
     run_setup.check_prediction_folders(args)

@@ -6,6 +6,7 @@ usage: kernel_operators.py FILE.npz
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,12 +19,12 @@ native.steady_graphs()
 
 import engine  # noqa: E402
 
-flow = engine.load()
+flow: Any = engine.load()
 
 import fused_operators  # noqa: E402
 import training  # noqa: E402
 
-nn = flow.nn
+nn: Any = flow.nn
 PLACEMENT = {"placement": flow.placement("cpu", [0]), "sbp": flow.sbp.broadcast}
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from conftest import ROOT, random_pretraining_features, run
 from tf_checkpoints import CONFIG, HEADS, POSITIONS, VOCAB, bert_variables_of, save_checkpoint
 from tfrecord_files import write_tfrecord_of_part
 
-flow = engine.load()
+flow: Any = engine.load()
 
 SEQ_LENGTH, PREDICTIONS = 20, 4
 

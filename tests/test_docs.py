@@ -38,6 +38,25 @@ def test_layers_are_those_of_the_imports():
     assert upward == []
 
 
+def undocumented(body, prefix):
+    """The public functions, classes and methods of a file that have no docstring; a script's main needs none."""
+    for node in body:
+        if not isinstance(node, ast.FunctionDef | ast.ClassDef) or node.name.startswith("_"):
+            continue
+        name = f"{prefix}{node.name}"
+        if ast.get_docstring(node) is None and node.name not in ("main", "parse_arguments"):
+            yield name
+        if isinstance(node, ast.ClassDef):
+            yield from undocumented(node.body, f"{name}.")
+
+
+@pytest.mark.parametrize("path", [*ROOT.glob("*.py"), *ROOT.glob("tools/*.py")], ids=lambda path: path.name)
+def test_public_functions_have_docstrings(path):
+    tree = ast.parse(path.read_text())
+    assert ast.get_docstring(tree)
+    assert list(undocumented(tree.body, "")) == []
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page):
     text = (ROOT / page).read_text()

@@ -14,6 +14,7 @@ from conftest import ROOT, assert_fails_with_one_line, run
 
 SCRIPT = "evaluate-v1.1.py"
 spec = importlib.util.spec_from_file_location("evaluate", ROOT / SCRIPT)
+assert spec is not None and spec.loader is not None
 evaluate_script = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(evaluate_script)
 

@@ -19,15 +19,6 @@ from conftest import assert_fails_with_one_line, run, write_pretraining_part
 from launched import PRETRAINING
 from util import RunError, UserError
 
-RANK_VARIABLES = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK", "LOCAL_RANK")
-
-
-@pytest.fixture(autouse=True)
-def no_rank(monkeypatch):
-    """Other tests load OneFlow, which sets these."""
-    for name in RANK_VARIABLES:
-        monkeypatch.delenv(name, raising=False)
-
 
 def arguments(**flags):
     """The flags that launch.py reads."""

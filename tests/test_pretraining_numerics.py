@@ -91,6 +91,14 @@ def test_losses_and_gradients(batch):
         assert difference <= 1e-4 * scale, (name, difference / scale)
 
 
+def assert_parameters_are(model, variables):
+    """The model's parameters are `variables` (snapshot's name -> array), each to 1e-5 of its norm."""
+    flow._oneflow_internal.eager.Sync()
+    for name, value in values_of(model).items():
+        difference = np.linalg.norm(value - variables[name])
+        assert difference <= 1e-5 * np.linalg.norm(variables[name]), name
+
+
 def test_three_train_steps(batch):
     path, arrays = batch
     model = make_model()
@@ -110,10 +118,7 @@ def test_three_train_steps(batch):
         variables, moments_m, moments_v = reference_bert.adam_step(
             variables, gradients, moments_m, moments_v, rate, ARGS.weight_decay_rate
         )
-    flow._oneflow_internal.eager.Sync()
-    for name, value in values_of(model).items():
-        difference = np.linalg.norm(value - variables[name])
-        assert difference <= 1e-5 * np.linalg.norm(variables[name]), name
+    assert_parameters_are(model, variables)
 
 
 def test_three_train_steps_with_loss_scaling(batch):
@@ -140,10 +145,7 @@ def test_three_train_steps_with_loss_scaling(batch):
         variables, moments_m, moments_v = reference_bert.adam_step(
             variables, gradients, moments_m, moments_v, rate, ARGS.weight_decay_rate
         )
-    flow._oneflow_internal.eager.Sync()
-    for name, value in values_of(model).items():
-        difference = np.linalg.norm(value - variables[name])
-        assert difference <= 1e-5 * np.linalg.norm(variables[name]), name
+    assert_parameters_are(model, variables)
 
 
 @pytest.mark.parametrize("size", [30_000_000])

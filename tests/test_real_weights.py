@@ -8,6 +8,7 @@ import json
 import math
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ import engine
 import job_state
 from conftest import run
 
-flow = engine.load()
+flow: Any = engine.load()
 
 pytestmark = pytest.mark.skipif(
     "REAL_WEIGHTS" not in os.environ, reason="needs the weights of a published model: make test-real-weights"

@@ -250,11 +250,11 @@ def with_change(**changes):
     ("changes", "message"),
     [
         ({"input_mask": None}, "has the fields input_ids, masked_lm_ids"),
-        ({"extra": np.int32([1])}, "has the fields extra, input_ids"),
+        ({"extra": np.array([1])}, "has the fields extra, input_ids"),
         ({"input_ids": np.zeros(31, np.int32)}, "field input_ids of the record at byte 0 is int64_list [31]"),
         ({"input_ids": np.zeros(32, np.float32)}, "field input_ids of the record at byte 0 is float_list [32]"),
-        ({"next_sentence_labels": np.int64([2**31])}, "holds 2147483648, which is no int32"),
-        ({"next_sentence_labels": np.int64([-(2**63)])}, "holds -9223372036854775808, which is no int32"),
+        ({"next_sentence_labels": np.array([2**31])}, "holds 2147483648, which is no int32"),
+        ({"next_sentence_labels": np.array([-(2**63)])}, "holds -9223372036854775808, which is no int32"),
     ],
 )
 def test_record_unlike_the_first(tmp_path, changes, message):

@@ -195,6 +195,7 @@ class Tensor:
         self.shape, self.dtype = tuple(view.get_shape()), view.get_dtype()
 
     def read(self):
+        """Its values, as a NumPy array of `shape`; raises UserError if the file does not give them."""
         try:
             return self.file.get_tensor(self.key)
         except (SafetensorError, OSError, ValueError, TypeError) as error:
@@ -425,10 +426,12 @@ def tokenizer_config(do_lower_case, size):
 
 
 def write_json(path, content):
+    """Writes `content` as indented JSON."""
     path.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def print_summary(shapes, destination):
+    """Says how many float32 variables of the `shapes` have been written."""
     parameters = sum(math.prod(shape) for shape in shapes)
     print(f"converted {len(shapes)} variables: {parameters:,} parameters, {4 * parameters:,} bytes, in {destination}")
 
