@@ -78,6 +78,7 @@ def parse_arguments():
 
 
 def output_format(path):
+    """The format of a picture by the end of its name: `png`, say."""
     return Path(path).suffix.removeprefix(".").lower()
 
 
@@ -217,6 +218,7 @@ def reduce_groups(function, values, width):
 
 
 def group_means(values, width):
+    """The means of every `width` values, the last few included."""
     starts = np.arange(0, len(values), width)
     return np.add.reduceat(values, starts) / np.diff(np.append(starts, len(values)))
 
@@ -231,6 +233,7 @@ def running_mean(values):
 
 
 def style(index):
+    """How the curves of run `index` look: arguments of Matplotlib's plot."""
     return {
         "color": COLORS[index % len(COLORS)],
         "linestyle": DASHES[index // len(COLORS) % len(DASHES)],
