@@ -3,9 +3,14 @@
 from typing import Any
 
 import engine
+import native
+from launch import rank
 
 flow: Any = engine.load()
 nn: Any = flow.nn
+
+# How many records shuffling draws from.
+_SHUFFLE_BUFFER = 1024
 
 _DTYPES = {"int32": flow.int32, "float32": flow.float32}
 
@@ -15,7 +20,8 @@ class OFRecordLoader(nn.Module):
 
     `data_set` is a records.DataSet, `placement` is where the batches of `batch_size` sequences go, split over its
     ranks, which each read parts of their own or get them from the first. Shuffling draws from a buffer of 1,024
-    records, and reorders the parts after every epoch.
+    records, and reorders the parts after every epoch. With the native kernels each record comes once an epoch, and
+    native.reader_state tells where the reader is.
     """
 
     def __init__(self, data_set, batch_size, placement, shuffle, seed):
@@ -31,11 +37,15 @@ class OFRecordLoader(nn.Module):
             data_part_num=len(paths),
             part_name_suffix_length=len(paths[0].name) - len("part-"),
             random_shuffle=shuffle,
+            shuffle_buffer_size=_SHUFFLE_BUFFER,
             shuffle_after_epoch=shuffle,
             random_seed=seed,
             placement=flow.placement("cpu", ranks),
             sbp=_split_over(ranks),
         )
+        if rank() < len(ranks):
+            buffer_size = _SHUFFLE_BUFFER if shuffle else 1
+            native.expect_records(paths, data_set.fields, buffer_size, len(ranks), rank())
         self._names = list(data_set.fields)
         for name, field in data_set.fields.items():
             decoder = nn.OFRecordRawDecoder(name, shape=(field.length,), dtype=_DTYPES[field.dtype.name])

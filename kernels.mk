@@ -5,7 +5,8 @@
 
 KERNELS := kernels/build
 KERNEL_SETS := baseline avx2 avx512
-KERNEL_OBJECTS := $(patsubst kernels/%.cpp,%.o,$(filter-out kernels/plugin.cpp kernels/plugin_operators.cpp kernels/preload.cpp,$(wildcard kernels/*.cpp)))
+KERNEL_OBJECTS := $(patsubst kernels/%.cpp,%.o,$(filter-out kernels/plugin%.cpp kernels/preload.cpp,$(wildcard kernels/*.cpp)))
+PLUGIN_OBJECTS := $(patsubst kernels/%.cpp,$(KERNELS)/%.o,$(wildcard kernels/plugin*.cpp))
 
 KERNEL_FLAGS_baseline :=
 KERNEL_FLAGS_avx2 := -mavx2 -mfma -mbmi -mbmi2 -mf16c -mlzcnt
@@ -68,8 +69,8 @@ $(KERNELS)/%.o: kernels/%.cpp $(wildcard kernels/*.h kernels/stand_in/*/*.h) ker
 	@mkdir -p $(@D)
 	$(CXX) $(PLUGIN_FLAGS) -Ikernels/stand_in -idirafter $(WHEEL)/oneflow/include -c $< -o $@
 
-$(KERNELS)/plugin.so: $(KERNELS)/plugin.o $(KERNELS)/plugin_operators.o $(KERNELS)/baseline/libbert_kernels.so
-	$(CXX) -shared $(KERNELS)/plugin.o $(KERNELS)/plugin_operators.o -o $@.tmp -L$(KERNELS)/baseline -lbert_kernels \
+$(KERNELS)/plugin.so: $(PLUGIN_OBJECTS) $(KERNELS)/baseline/libbert_kernels.so
+	$(CXX) -shared $(PLUGIN_OBJECTS) -o $@.tmp -L$(KERNELS)/baseline -lbert_kernels \
 	  $(wildcard $(WHEEL)/oneflow.libs/liboneflow-*.so $(WHEEL)/oneflow.libs/libof_protoobj-*.so) -Wl,--allow-shlib-undefined
 	@mv $@.tmp $@
 

@@ -4,9 +4,12 @@ Without it everything works with OneFlow's own kernels, several times slower.
 """
 
 import ctypes
+import json
 import os
 import sysconfig
 from pathlib import Path
+
+from util import UserError
 
 _BUILD = Path(__file__).resolve().parent / "kernels" / "build"
 
@@ -24,6 +27,7 @@ _PY_TENSOR_NEW = "_ZN7oneflow3one12PyTensor_NewERKSt10shared_ptrINS0_6TensorEE"
 _kernels = None
 _plugin = None
 _new_tensor = None
+_reader_settings = None
 _reason = "not loaded yet"
 
 
@@ -56,6 +60,7 @@ def load(flow):
         # PyDLL: its functions make Python objects.
         plugin = ctypes.PyDLL(str(_BUILD / "plugin.so"))
         plugin.bert_use_one_stream(ctypes.c_void_p.in_dll(oneflow_internal, _SESSION_RESOURCES))
+        plugin.bert_newest_reader_position.restype = ctypes.c_int64
         _new_tensor = getattr(oneflow_internal, _PY_TENSOR_NEW)
         _plugin = plugin
     except Exception as error:  # OneFlow raises RuntimeError or its own exceptions, by version of the failure.
@@ -104,6 +109,100 @@ def set_seed(seed):
         _kernels.library.bert_set_seed(ctypes.c_uint64(seed))
 
 
+def expect_records(paths, fields, buffer_size, readers, reader):
+    """Tells what the readers that are made from now on will read and must find there. No effect without kernels.
+
+    `fields`: name -> records.Field. This rank is number `reader` of `readers`, who share out the parts `paths`;
+    `buffer_size` is how many records they draw from, 1 if the order is not random.
+    """
+    global _reader_settings
+    if _plugin is None:
+        return
+    _reader_settings = _ReaderSettings.of(paths, buffer_size, readers, reader)
+    lengths = [field.length for field in fields.values()]
+    bounds = [-1 if field.bound is None else field.bound for field in fields.values()]
+    are_integers = [field.dtype.kind == "i" for field in fields.values()]
+    _plugin.bert_expect_fields(
+        ctypes.c_int64(len(fields)),
+        _strings(fields),
+        (ctypes.c_int64 * len(fields))(*lengths),
+        (ctypes.c_int64 * len(fields))(*bounds),
+        (ctypes.c_bool * len(fields))(*are_integers),
+    )
+
+
+def reader_state(batches):
+    """Where the reader of records is, as bytes for `restore_reader`, after it has given out `batches` batches.
+
+    It is that of the newest job (a reader is made by its job's first call), counted from that call. The last 64 batches
+    given out, and some yet to come, can be asked for; ValueError for others. None without kernels, and on ranks that
+    read no parts.
+    """
+    if _plugin is None:
+        return None
+    state = ctypes.create_string_buffer(0)
+    while True:
+        size = _plugin.bert_newest_reader_position(ctypes.c_int64(batches), state, ctypes.c_int64(len(state)))
+        if size == -1:
+            return None
+        if size == 0:
+            raise ValueError(f"the reader's position after {batches} batches is not known (any more)")
+        if size == len(state):
+            return state.raw
+        state = ctypes.create_string_buffer(size)
+
+
+def restore_reader(state):
+    """Makes the next reader begin where `reader_state` says: to be called between a job's loader and its first call.
+
+    The order of the records goes on as the saved reader's would, whatever the seed of this one. Raises UserError if the
+    bytes are no such state, or that of other parts or ranks, and without kernels.
+    """
+    if _plugin is None:
+        raise UserError("a reader's position can be restored with the native kernels only (make kernels)")
+    if _reader_settings is None:
+        raise UserError("a reader's position is to be restored, but this rank reads no parts")
+    error = _reader_settings.error_of(state)
+    if error:
+        raise UserError(error)
+    _plugin.bert_restore_next_reader(state, ctypes.c_int64(len(state)))
+
+
+def random_state():
+    """How far the random streams of all dropout in graphs are, as bytes for `restore_random_state`.
+
+    To be asked when no call of a job is under way. None without kernels.
+    """
+    if _kernels is None:
+        return None
+    lines = ctypes.create_string_buffer(0)
+    while (size := _kernels.library.bert_list_streams(lines, ctypes.c_int64(len(lines)))) > len(lines):
+        lines = ctypes.create_string_buffer(size)
+    streams = [line.split(" ", 1) for line in lines.raw[:size].decode().splitlines()]
+    calls = {name: int(count) for count, name in streams}
+    return json.dumps({"seed": _kernels.library.bert_seed(), "dropout_calls": calls}, indent=1).encode()
+
+
+def restore_random_state(state):
+    """Makes the dropout of a job go on where `random_state` says: to be called before the job's first call.
+
+    The seed is the state's. Raises UserError if the bytes are no such state, and without kernels.
+    """
+    if _kernels is None:
+        raise UserError("the random state can be restored with the native kernels only (make kernels)")
+    try:
+        found = json.loads(state)
+        seed, calls = found["seed"], dict(found["dropout_calls"])
+        for count in (seed, *calls.values()):
+            if type(count) is not int or not 0 <= count < 2**64:
+                raise ValueError(count)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise UserError("the saved random state is damaged") from None
+    set_seed(seed)
+    for name, count in calls.items():
+        _kernels.library.bert_restore_stream(name.encode(errors="replace"), ctypes.c_uint64(count))
+
+
 def use_bfloat16(on):
     """Makes matrix products round their operands to bfloat16, or stop doing so; the sums stay float32.
 
@@ -147,6 +246,43 @@ def steady_graphs():
     ctypes.CDLL(str(_BUILD / "preload.so"), mode=ctypes.RTLD_GLOBAL)
 
 
+class _ReaderSettings(ctypes.Structure):
+    """BertReaderSettings of kernels/record_reader.h."""
+
+    _fields_ = (
+        ("parts", ctypes.c_int64),
+        ("paths", ctypes.POINTER(ctypes.c_char_p)),
+        ("seed", ctypes.c_uint64),
+        ("readers", ctypes.c_int64),
+        ("reader", ctypes.c_int64),
+        ("buffer_size", ctypes.c_int64),
+        ("reorders_parts", ctypes.c_bool),
+    )
+
+    @classmethod
+    def of(cls, paths, buffer_size, readers, reader):
+        """Those of a reader that shuffles if it has a buffer to draw from."""
+        return cls(len(paths), _strings(paths), 0, readers, reader, buffer_size, buffer_size > 1)
+
+    def error_of(self, state):
+        """What is wrong with the state of such a reader, or an empty string."""
+        library = _kernels.library
+        library.bert_reader_open.restype = ctypes.c_void_p
+        library.bert_reader_error.restype = ctypes.c_char_p
+        reader = ctypes.c_void_p(library.bert_reader_open(ctypes.byref(self)))
+        try:
+            library.bert_reader_restore(reader, state, ctypes.c_int64(len(state)))
+            place = ctypes.c_int64(), ctypes.c_int64()
+            return os.fsdecode(library.bert_reader_error(reader, ctypes.byref(place[0]), ctypes.byref(place[1])))
+        finally:
+            library.bert_reader_close(reader)
+
+
+def _strings(values):
+    """The values as an array of C strings."""
+    return (ctypes.c_char_p * len(values))(*(os.fsencode(value) for value in values))
+
+
 class _NotAvailableError(Exception):
     """There are no kernels to load; the text says why."""
 
@@ -159,6 +295,8 @@ class _Kernels:
             raise _NotAvailableError("no library, run make kernels (needs g++)")
         try:
             self.library = open_library(instruction_set)
+            self.library.bert_list_streams.restype = ctypes.c_int64
+            self.library.bert_seed.restype = ctypes.c_uint64
             steady_graphs()
         except OSError as error:
             raise _NotAvailableError(f"the library does not load ({_first_line(error)})") from None

@@ -1,5 +1,8 @@
 #include <atomic>
 #include <cstring>
+#include <map>
+#include <mutex>
+#include <string>
 
 #include "kernels.h"
 #include "parallel.h"
@@ -11,7 +14,65 @@ std::atomic<uint64_t> process_seed{0};
 
 }  // namespace
 
+struct BertRandomStream {
+  std::string name;
+  std::atomic<uint64_t> calls;
+};
+
+namespace {
+
+struct Streams {
+  std::mutex mutex;
+  std::map<std::string, BertRandomStream*> newest;
+  std::map<std::string, uint64_t> restored;
+};
+
+// Never destroyed: a graph may end when the process does.
+Streams& streams() {
+  static Streams* const instance = new Streams;
+  return *instance;
+}
+
+}  // namespace
+
 void bert_set_seed(uint64_t seed) { process_seed = seed; }
+
+uint64_t bert_seed() { return process_seed; }
+
+BertRandomStream* bert_open_stream(const char* name) {
+  std::lock_guard<std::mutex> lock(streams().mutex);
+  auto* stream = new BertRandomStream{name, {0}};
+  const auto restored = streams().restored.find(name);
+  if (restored != streams().restored.end()) {
+    stream->calls = restored->second;
+    streams().restored.erase(restored);
+  }
+  streams().newest[name] = stream;
+  return stream;
+}
+
+void bert_close_stream(BertRandomStream* stream) {
+  std::lock_guard<std::mutex> lock(streams().mutex);
+  const auto newest = streams().newest.find(stream->name);
+  if (newest != streams().newest.end() && newest->second == stream) streams().newest.erase(newest);
+  delete stream;
+}
+
+uint64_t bert_next_call(BertRandomStream* stream) { return stream->calls++; }
+
+int64_t bert_list_streams(char* lines, int64_t capacity) {
+  std::string list;
+  std::lock_guard<std::mutex> lock(streams().mutex);
+  for (const auto& [name, stream] : streams().newest) list += std::to_string(stream->calls) + " " + name + "\n";
+  const int64_t size = list.size();
+  if (size <= capacity) std::memcpy(lines, list.data(), size);
+  return size;
+}
+
+void bert_restore_stream(const char* name, uint64_t calls) {
+  std::lock_guard<std::mutex> lock(streams().mutex);
+  streams().restored[name] = calls;
+}
 
 uint64_t bert_stream_seed(const char* name) {
   // FNV-1a over the seed's bytes and the name.

@@ -64,6 +64,17 @@ BERT_KERNEL void bert_cross_entropy_grad(int64_t rows, int64_t columns, const fl
 BERT_KERNEL void bert_set_seed(uint64_t seed);
 // The seed of the stream that belongs to `name`.
 BERT_KERNEL uint64_t bert_stream_seed(const char* name);
+// The random stream of an operator in a graph: the seed and the number of the next call. It begins at call 0, or where
+// bert_restore_stream has said once; the newest of a name is the one that bert_list_streams tells.
+struct BertRandomStream;
+BERT_KERNEL BertRandomStream* bert_open_stream(const char* name);
+BERT_KERNEL void bert_close_stream(BertRandomStream* stream);
+BERT_KERNEL uint64_t bert_next_call(BertRandomStream* stream);
+// A line for each open stream, "<calls> <name>", in the order of their names: the size of all, which are written if
+// `capacity` suffices.
+BERT_KERNEL int64_t bert_list_streams(char* lines, int64_t capacity);
+BERT_KERNEL void bert_restore_stream(const char* name, uint64_t calls);
+BERT_KERNEL uint64_t bert_seed();
 // Random bits are a function of (seed, call, index) only: see random.h.
 // keep[i] = 1 with probability 1 - rate.
 BERT_KERNEL void bert_random_mask(int64_t count, float rate, uint64_t seed, uint64_t call, uint8_t* keep);

@@ -317,18 +317,6 @@ class RandomMaskLikeKernelState : public user_op::OpKernelState {
 
 namespace {
 
-// The random stream of one operator in a graph: a seed, and how often it has been drawn from.
-class RandomStream final : public user_op::OpKernelState {
- public:
-  explicit RandomStream(uint64_t seed) : seed_(seed) {}
-  uint64_t seed() const { return seed_; }
-  uint64_t next_call() { return calls_++; }
-
- private:
-  const uint64_t seed_;
-  uint64_t calls_ = 0;
-};
-
 // Where the next mask comes from: the operator's own stream, or 64 bits of the generator that an eager call brings.
 struct RandomSource {
   uint64_t seed, call;
@@ -350,7 +338,7 @@ RandomSource next_source(user_op::OpKernelState* state) {
 class RandomMask final : public user_op::OpKernel {
  public:
   std::shared_ptr<user_op::OpKernelState> CreateOpKernelState(user_op::KernelInitContext* context) const override {
-    return std::make_shared<RandomStream>(context->Attr<int64_t>("seed"));
+    return std::make_shared<RandomStream>(context, context->Attr<int64_t>("seed"));
   }
 
  private:
@@ -375,7 +363,7 @@ REGISTER_USER_KERNEL("random_mask_like")
 class Dropout final : public user_op::OpKernel {
  public:
   std::shared_ptr<user_op::OpKernelState> CreateOpKernelState(user_op::KernelInitContext* context) const override {
-    return std::make_shared<RandomStream>(stream_seed(context, "out"));
+    return std::make_shared<RandomStream>(context, stream_seed(context, "out"));
   }
 
  private:

@@ -3,6 +3,7 @@
 #include "oneflow/core/framework/framework.h"
 
 #include "kernels.h"
+#include "split_mix.h"
 
 namespace oneflow {
 namespace {
@@ -59,6 +60,23 @@ uint64_t stream_seed(user_op::KernelInitContext* context, const char* output) {
                         context->NdSbp4ArgNameAndIndex(output, 0).sbp_parallel(0).has_split_parallel();
   return is_split ? seed + 0xD1342543DE82EF95u * (context->parallel_ctx().parallel_id() + 1) : seed;
 }
+
+// The random stream of one operator in a graph.
+class RandomStream final : public user_op::OpKernelState {
+ public:
+  RandomStream(user_op::KernelInitContext* context, uint64_t seed)
+      : seed_(seed), stream_(bert_open_stream(context->op_name().c_str())) {}
+  ~RandomStream() override { bert_close_stream(stream_); }
+
+  uint64_t seed() const { return seed_; }
+  uint64_t next_call() { return bert_next_call(stream_); }
+  // 64 random bits for the next call.
+  uint64_t next_key() { return bert::split_mix(seed_ + (next_call() + 1) * bert::kSplitMixStep); }
+
+ private:
+  const uint64_t seed_;
+  BertRandomStream* const stream_;
+};
 
 auto on_cpu() { return user_op::HobDeviceType() == DeviceType::kCPU; }
 

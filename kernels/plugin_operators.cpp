@@ -33,35 +33,18 @@ using user_op::SbpContext;
 
 // A key for each forward pass of an operator. The gradient gets it as a tensor, one element a row, so that it draws the
 // same mask; ranks that hold different rows draw different ones.
-class RandomKeys final : public user_op::OpKernelState {
- public:
-  explicit RandomKeys(uint64_t seed) : state_(seed) {}
-
-  // SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, OOPSLA 2014).
-  int64_t next() {
-    state_ += 0x9E3779B97F4A7C15u;
-    uint64_t key = state_;
-    key = (key ^ key >> 30) * 0xBF58476D1CE4E5B9u;
-    key = (key ^ key >> 27) * 0x94D049BB133111EBu;
-    return static_cast<int64_t>(key ^ key >> 31);
-  }
-
- private:
-  uint64_t state_;
-};
-
 template <void (*compute)(KernelComputeContext*, int64_t key)>
 class RandomKernel final : public user_op::OpKernel {
  public:
   std::shared_ptr<user_op::OpKernelState> CreateOpKernelState(user_op::KernelInitContext* context) const override {
-    return std::make_shared<RandomKeys>(stream_seed(context, "random"));
+    return std::make_shared<RandomStream>(context, stream_seed(context, "random"));
   }
 
  private:
   using user_op::OpKernel::Compute;
   void Compute(KernelComputeContext* context, user_op::OpKernelState* state,
                const user_op::OpKernelCache*) const override {
-    compute(context, CHECK_NOTNULL(dynamic_cast<RandomKeys*>(state))->next());
+    compute(context, CHECK_NOTNULL(dynamic_cast<RandomStream*>(state))->next_key());
   }
   bool AlwaysComputeWhenAllOutputsEmpty() const override { return false; }
 };

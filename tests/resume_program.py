@@ -1,0 +1,65 @@
+"""A program that goes on where another run of it stood: with the same batches and the same dropout.
+
+It takes the flags of run_pretraining.py. The first run trains --iter_num steps and saves the state at half of them, and
+what it has seen from there on, to --model_save_dir; with --model_load_dir a run goes on from the `half` of another.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+import config
+import native
+import records
+import run_setup
+from launch import rank, run_on_all_ranks
+from util import run_script
+
+
+def main():
+    args = config.parse_pretraining_args()
+    return run_on_all_ranks(observe, args)
+
+
+def observe(args):
+    data_set = records.check_data_set(args, records.pretraining_fields(args), shuffle=True)
+    placement = run_setup.start_engine(args)
+
+    import job_state
+    from bert_util import Initializer
+    from data_loader import OFRecordLoader
+    from pretrain import BertForPretraining, PretrainJob
+
+    class Job(PretrainJob):
+        def build(self):
+            batch = self.loader()
+            self.loader = lambda: batch
+            return {**super().build(), "ids": batch["input_ids"]}
+
+    model = BertForPretraining(config.bert_config(args), Initializer(placement, args.seed))
+    loader = OFRecordLoader(data_set, config.global_batch_size(args), placement, shuffle=True, seed=args.seed)
+    job = Job(model, loader, args)
+    first_step = job_state.initialise(job, args.model_load_dir)
+    if args.model_load_dir:
+        state = np.load(Path(args.model_load_dir).with_name(f"state_{rank()}.npz"))
+        native.restore_random_state(state["random"].tobytes())
+        if state["reader"].size:
+            native.restore_reader(state["reader"].tobytes())
+    seen = {"total_loss": [], "ids": []}
+    half = args.iter_num // 2
+    for iteration in range(half if first_step else args.iter_num):
+        if not first_step and iteration == half:
+            job_state.save(job, Path(args.model_save_dir) / "half")
+            state = {"reader": native.reader_state(half) or b"", "random": native.random_state()}
+            state = {name: np.frombuffer(data, np.uint8) for name, data in state.items()}
+            np.savez(Path(args.model_save_dir) / f"state_{rank()}.npz", **state)
+            seen = {name: [] for name in seen}
+        outputs = job()
+        for name, values in seen.items():
+            values.append(outputs[name].to_local().numpy())
+    job_state.save(job, Path(args.model_save_dir) / "end")
+    np.savez(Path(args.model_save_dir) / f"seen_{rank()}.npz", **seen)
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,199 @@
+"""Where a job's reader and its dropout are, saved and restored: the loader in graphs, and whole steps in processes."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+
+import engine
+import native
+import ofrecord
+import records
+import snapshot
+from conftest import ROOT, TINY_MODEL, run, write_pretraining_part
+from test_record_reader import expected_order
+from util import UserError
+
+flow = engine.load()
+
+from data_loader import OFRecordLoader  # noqa: E402
+
+needs_kernels = pytest.mark.skipif(native.kernels() is None, reason="no native kernels")
+
+COUNTS = [30, 20, 50]
+
+
+@pytest.fixture
+def data_set(tmp_path):
+    """Three parts of records that hold one number: 1000 and more, counted on through the parts."""
+    paths = [tmp_path / f"part-{part}" for part in range(len(COUNTS))]
+    numbers = itertools.count(1000)
+    for path, count in zip(paths, COUNTS, strict=True):
+        with ofrecord.open_writer(path) as write:
+            for number in itertools.islice(numbers, count):
+                write(ofrecord.serialize({"id": np.array([number], dtype=np.int32)}))
+    return records.DataSet(paths, {"id": records.Field(1, 2000)}, sum(COUNTS))
+
+
+class Read(flow.nn.Graph):
+    """Gives what the loader gives, 8 records a batch."""
+
+    def __init__(self, data_set, shuffle=True, seed=3):
+        super().__init__()
+        self.loader = OFRecordLoader(data_set, 8, flow.placement("cpu", [0]), shuffle, seed)
+
+    def build(self):
+        return self.loader()["id"]
+
+    def take(self, batches):
+        return [self().to_local().numpy().ravel().tolist() for _ in range(batches)]
+
+
+def test_unshuffled_records_come_in_order(data_set):
+    assert sum(Read(data_set, shuffle=False).take(25), []) == [*range(1000, 1100)] * 2
+
+
+@needs_kernels
+class TestReader:
+    def test_the_order_is_that_of_the_model(self, data_set):
+        """Also where an epoch ends within a batch."""
+        places = [(part, offset) for part in range(3) for offset, _ in ofrecord.read_serialized(data_set.paths[part])]
+        numbers = dict(zip(places, itertools.count(1000)))
+        order = expected_order(data_set.paths, seed=3, readers=1, reader=0, buffer_size=1024, reorders_parts=True)
+        read = sum(Read(data_set).take(50), [])
+        assert read == [numbers[place] for place in itertools.islice(order, 400)]
+        for epoch in range(4):
+            assert sorted(read[100 * epoch : 100 * (epoch + 1)]) == [*range(1000, 1100)]
+
+    @pytest.mark.parametrize("shuffle", [True, False])
+    def test_it_goes_on_where_it_was(self, data_set, shuffle):
+        through = Read(data_set, shuffle)
+        batches, states = [], []
+        for count in range(20):
+            batches += through.take(1)
+            states.append(native.reader_state(count + 1))
+        for count in (0, 3, 12, 14):
+            # Another seed changes nothing.
+            restored = Read(data_set, shuffle, seed=99)
+            native.restore_reader(states[count])
+            assert restored.take(19 - count) == batches[count + 1 :]
+            assert native.reader_state(19 - count) == states[-1]
+
+    def test_which_states_are_known(self, data_set):
+        read = Read(data_set)
+        read.take(100)
+        states = [native.reader_state(count) for count in range(36, 101)]
+        assert len(set(states)) == len(states)
+        for count in (-1, 0, 35, 105):
+            with pytest.raises(ValueError, match=f"after {count} batches is not known"):
+                native.reader_state(count)
+
+    def test_the_state_is_that_of_the_newest_reader(self, data_set):
+        first, second = Read(data_set), Read(data_set)
+        first.take(3)
+        state = native.reader_state(1)
+        second.take(1)
+        assert native.reader_state(1) == state
+        first.take(1)
+        with pytest.raises(ValueError, match="not known"):
+            native.reader_state(90)
+
+    def test_a_state_counts_for_one_reader(self, data_set):
+        first, second = Read(data_set), Read(data_set)
+        batches = first.take(4)
+        native.restore_reader(native.reader_state(2))
+        assert second.take(2) == batches[2:]
+        assert Read(data_set).take(4) == batches
+
+    def test_bad_states(self, data_set):
+        read = Read(data_set)
+        first = read.take(1)
+        state = native.reader_state(1)
+        for bad in (b"", state[:-1], state[:-1] + bytes([state[-1] ^ 1]), b"x" * 200):
+            with pytest.raises(UserError, match="^the saved position of the reader is"):
+                native.restore_reader(bad)
+        OFRecordLoader(data_set, 8, flow.placement("cpu", [0]), shuffle=False, seed=3)
+        with pytest.raises(UserError, match="another number of parts, ranks or way to shuffle"):
+            native.restore_reader(state)
+        another = Read(data_set)
+        with open(data_set.paths[1], "ab") as part:
+            part.write(bytes(8))
+        with pytest.raises(UserError, match="part-1: has .* bytes, but had"):
+            native.restore_reader(state)
+        data_set.paths[2].unlink()
+        with pytest.raises(UserError, match="part-2: cannot be read: No such file"):
+            native.restore_reader(state)
+        del another, first
+
+
+@needs_kernels
+class TestRandomState:
+    ONES = flow.ones(8, 100, placement=flow.placement("cpu", [0]), sbp=flow.sbp.broadcast)
+
+    class Drop(flow.nn.Graph):
+        def build(self, x):
+            return flow._C.dropout(x, 0.5)
+
+        def take(self, calls):
+            return [self(TestRandomState.ONES).to_local().numpy().tobytes() for _ in range(calls)]
+
+    def test_it_goes_on_where_it_was(self):
+        native.set_seed(5)
+        through = self.Drop()
+        masks = through.take(3)
+        state = native.random_state()
+        masks += through.take(3)
+        assert len(set(masks)) == 6
+        native.set_seed(6)
+        native.restore_random_state(state)
+        # Within a process the names of graphs count up, so that nothing has the restored streams yet.
+        del through, masks
+        assert json.loads(state)["seed"] == 5 and 3 in json.loads(state)["dropout_calls"].values()
+
+    def test_bad_states(self):
+        state = native.random_state()
+        for bad in (
+            b"",
+            b"\xff",
+            b"{" * 100000,
+            state[:-1],
+            b"[]",
+            b"1",
+            b'{"seed": 1}',
+            b'{"seed": -1, "dropout_calls": {}}',
+            b'{"seed": 18446744073709551616, "dropout_calls": {}}',
+            b'{"seed": 1, "dropout_calls": [[[], 1]]}',
+            b'{"seed": 1, "dropout_calls": {"name": 1.5}}',
+            b'{"seed": 1, "dropout_calls": {"name": true}}',
+        ):
+            with pytest.raises(UserError, match="the saved random state is damaged"):
+                native.restore_random_state(bad)
+        native.restore_random_state(state)
+
+
+@needs_kernels
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_run_goes_on_as_if_it_had_never_stopped(tmp_path, monkeypatch, ranks):
+    """Batches and dropout of each rank, in a new process; each rank has parts of its own."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    data = tmp_path / "data"
+    data.mkdir()
+    for part in range(4):
+        write_pretraining_part(data / f"part-{part}", 9 + part, seed=part)
+    flags = {**TINY_MODEL, "seq_length": 32, "max_predictions_per_seq": 5, "data_dir": data, "data_part_num": 4}
+    flags |= {"iter_num": 16, "gpu_num_per_node": ranks, "batch_size_per_device": 4, "device": "cpu"}
+    for output, load in (("through", {}), ("resumed", {"model_load_dir": tmp_path / "through" / "half"})):
+        folder = tmp_path / output
+        folder.mkdir()
+        result = run("tests/resume_program.py", **flags, **load, log_dir=folder, model_save_dir=folder)
+        assert result.returncode == 0, result.stderr
+    for rank in range(ranks):
+        through, resumed = (np.load(tmp_path / output / f"seen_{rank}.npz") for output in ("through", "resumed"))
+        assert through["ids"].shape == resumed["ids"].shape == (8, 4, 32)
+        assert through["ids"].tolist() == resumed["ids"].tolist()
+        assert through["total_loss"].tolist() == resumed["total_loss"].tolist()
+    if ranks == 1:
+        for name in snapshot.variable_names(tmp_path / "through" / "end"):
+            through, resumed = (tmp_path / output / "end" / name / "out" for output in ("through", "resumed"))
+            assert through.read_bytes() == resumed.read_bytes(), name

@@ -1,0 +1,303 @@
+"""The order in which records are read, by the same algorithm in a few lines of Python, and going on from any place."""
+
+import ctypes
+import os
+
+import numpy as np
+import pytest
+
+import native
+import ofrecord
+
+MASK = 2**64 - 1
+
+
+class Settings(ctypes.Structure):
+    """BertReaderSettings of kernels/record_reader.h."""
+
+    _fields_ = (
+        ("parts", ctypes.c_int64),
+        ("paths", ctypes.POINTER(ctypes.c_char_p)),
+        ("seed", ctypes.c_uint64),
+        ("readers", ctypes.c_int64),
+        ("reader", ctypes.c_int64),
+        ("buffer_size", ctypes.c_int64),
+        ("reorders_parts", ctypes.c_bool),
+    )
+
+
+class Record(ctypes.Structure):
+    """BertRecord."""
+
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("size", ctypes.c_int64),
+        ("part", ctypes.c_int64),
+        ("offset", ctypes.c_int64),
+    )
+
+
+@pytest.fixture(scope="module")
+def library():
+    sanitized = os.environ.get("BERT_SANITIZED_KERNELS")
+    if not sanitized and not native.is_built():
+        pytest.skip("no native kernels (make kernels)")
+    library = ctypes.CDLL(sanitized) if sanitized else native.open_library(native.runnable_sets()[0])
+    library.bert_reader_open.restype = ctypes.c_void_p
+    library.bert_reader_next.restype = ctypes.c_bool
+    library.bert_reader_error.restype = ctypes.c_char_p
+    library.bert_reader_save.restype = ctypes.c_int64
+    return library
+
+
+class Reader:
+    """The native reader."""
+
+    def __init__(self, library, paths, seed=1, readers=1, reader=0, buffer_size=1024, reorders_parts=True, state=None):
+        self._library = library
+        paths = (ctypes.c_char_p * len(paths))(*(str(path).encode() for path in paths))
+        settings = Settings(len(paths), paths, seed, readers, reader, buffer_size, reorders_parts)
+        self._reader = ctypes.c_void_p(library.bert_reader_open(ctypes.byref(settings)))
+        if state is not None:
+            library.bert_reader_restore(self._reader, state, ctypes.c_int64(len(state)))
+
+    def __del__(self):
+        self._library.bert_reader_close(self._reader)
+
+    def next(self):
+        """(part, offset) of the next record, or None."""
+        record = Record()
+        if not self._library.bert_reader_next(self._reader, ctypes.byref(record)):
+            return None
+        self.bytes = ctypes.string_at(record.data, record.size)
+        return record.part, record.offset
+
+    def take(self, count):
+        return [self.next() for _ in range(count)]
+
+    def error(self):
+        """(text, part, offset)."""
+        part, offset = ctypes.c_int64(), ctypes.c_int64()
+        text = self._library.bert_reader_error(self._reader, ctypes.byref(part), ctypes.byref(offset))
+        return text.decode(), part.value, offset.value
+
+    def save(self):
+        size = self._library.bert_reader_save(self._reader, None, ctypes.c_int64(0))
+        state = ctypes.create_string_buffer(size)
+        assert self._library.bert_reader_save(self._reader, state, ctypes.c_int64(size)) == size
+        return state.raw
+
+
+def mix(state):
+    state = (state ^ state >> 30) * 0xBF58476D1CE4E5B9 & MASK
+    state = (state ^ state >> 27) * 0x94D049BB133111EB & MASK
+    return state ^ state >> 31
+
+
+def random_numbers(seed, purpose, index):
+    """A function that draws a number from 0 to below its argument."""
+    state = mix(mix(mix(seed + 0x9E3779B97F4A7C15 & MASK) + purpose & MASK) + index & MASK)
+
+    def below(limit):
+        nonlocal state
+        state = state + 0x9E3779B97F4A7C15 & MASK
+        return mix(state) * limit >> 64
+
+    return below
+
+
+def expected_order(paths, seed, readers, reader, buffer_size, reorders_parts):
+    """Yields (part, offset) as the reader should give them."""
+    draw = random_numbers(seed, 2, reader)
+    epoch = 0
+    while True:
+        order = list(range(len(paths)))
+        if reorders_parts and epoch > 0:
+            choose = random_numbers(seed, 1, epoch)
+            for last in range(len(order) - 1, 0, -1):
+                chosen = choose(last + 1)
+                order[last], order[chosen] = order[chosen], order[last]
+        mine = order[len(paths) * reader // readers : len(paths) * (reader + 1) // readers]
+        unread = [(part, offset) for part in mine for offset, _ in ofrecord.read_serialized(paths[part])]
+        buffer = []
+        while unread or buffer:
+            while unread and len(buffer) < buffer_size:
+                buffer.append(unread.pop(0))
+            chosen = draw(len(buffer)) if buffer_size > 1 else 0
+            buffer[chosen], buffer[-1] = buffer[-1], buffer[chosen]
+            yield buffer.pop()
+        epoch += 1
+
+
+def write_parts(folder, counts):
+    """Parts of so many records, of different sizes; returns their paths."""
+    paths = []
+    for part, count in enumerate(counts):
+        paths.append(folder / f"part-{part}")
+        with ofrecord.open_writer(paths[-1]) as write:
+            for index in range(count):
+                write(ofrecord.serialize({"id": np.full(1 + index % 7, 10000 * part + index, dtype=np.int32)}))
+    return paths
+
+
+# Epochs smaller and larger than the buffer, an empty part, one reader and several.
+CASES = [
+    ([40], {}),
+    ([40], {"buffer_size": 1, "reorders_parts": False}),
+    ([30, 1, 0, 17, 25], {"buffer_size": 16}),
+    ([30, 1, 0, 17, 25], {"buffer_size": 16, "readers": 2, "reader": 0}),
+    ([30, 1, 0, 17, 25], {"buffer_size": 16, "readers": 2, "reader": 1}),
+    ([30, 1, 5, 17, 25], {"buffer_size": 1, "reorders_parts": True, "seed": 2**64 - 1}),
+    ([1500, 900], {"seed": 7}),
+]
+
+
+@pytest.mark.parametrize(("counts", "settings"), CASES)
+class TestOrder:
+    def test_it_is_that_of_the_model(self, library, tmp_path, counts, settings):
+        paths = write_parts(tmp_path, counts)
+        settings = {"seed": 1, "readers": 1, "reader": 0, "buffer_size": 1024, "reorders_parts": True, **settings}
+        expected = expected_order(paths, **settings)
+        reader = Reader(library, paths, **settings)
+        for _ in range(2 * sum(counts) + 50):
+            position = reader.next()
+            assert position == next(expected)
+            number = ofrecord.parse(reader.bytes, paths[0], 0)["id"][0]
+            assert number // 10000 == position[0] and reader.bytes in paths[position[0]].read_bytes()
+
+    def test_it_goes_on_from_any_place(self, library, tmp_path, counts, settings):
+        paths = write_parts(tmp_path, counts)
+        through = Reader(library, paths, **settings)
+        places = np.random.default_rng(0).integers(0, 2 * sum(counts), 8).tolist()
+        states, order = {}, []
+        for count in range(2 * sum(counts)):
+            if count in (0, 1, *places):
+                states[count] = through.save()
+            order.append(through.next())
+        for count, state in states.items():
+            # The state's seed counts.
+            restored = Reader(library, paths, **{**settings, "seed": 12345}, state=state)
+            assert restored.save() == state
+            assert restored.take(len(order) - count) == order[count:]
+            assert restored.save() == through.save()
+
+
+def test_each_record_comes_once_an_epoch(library, tmp_path):
+    paths = write_parts(tmp_path, [1500, 900, 100, 300])
+    whole = Reader(library, paths)
+    epochs = [whole.take(2800) for _ in range(3)]
+    assert len(set(epochs[0])) == 2800
+    assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(epochs[2])
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+
+
+def test_readers_share_out_the_parts_of_every_epoch(library, tmp_path):
+    paths = write_parts(tmp_path, [50] * 6)
+    readers = [Reader(library, paths, readers=3, reader=reader) for reader in range(3)]
+    everything = sorted((part, offset) for part in range(6) for offset, _ in ofrecord.read_serialized(paths[part]))
+    shares = []
+    for _ in range(5):
+        read = [reader.take(100) for reader in readers]
+        assert sorted(sum(read, [])) == everything
+        shares.append([sorted({part for part, _ in positions}) for positions in read])
+    assert shares[0] == [[0, 1], [2, 3], [4, 5]]
+    assert shares[1] != shares[0]
+
+
+def test_another_seed_is_another_order(library, tmp_path):
+    paths = write_parts(tmp_path, [200])
+    assert Reader(library, paths, seed=1).take(200) != Reader(library, paths, seed=2).take(200)
+
+
+class TestBadParts:
+    def check(self, reader, *fragments, part=-1, offset=0):
+        assert reader.next() is None
+        text, *place = reader.error()
+        assert place == [part, offset]
+        for fragment in fragments:
+            assert fragment in text, text
+        assert reader.next() is None and reader.error()[0] == text
+
+    def test_a_missing_part(self, library, tmp_path):
+        self.check(Reader(library, [tmp_path / "part-0"]), f"{tmp_path}/part-0: cannot be read: No such file")
+
+    def test_no_records_at_all(self, library, tmp_path):
+        self.check(Reader(library, write_parts(tmp_path, [0, 0])), "hold no records")
+
+    @pytest.mark.parametrize("buffer_size", [1, 2])
+    def test_truncated(self, library, tmp_path, buffer_size):
+        (path,) = write_parts(tmp_path, [3])
+        last = [offset for offset, _ in ofrecord.read_serialized(path)][-1]
+        for size in (last + 3, last + 8, path.stat().st_size - 1):
+            data = path.read_bytes()
+            path.write_bytes(data[:size])
+            reader = Reader(library, [path], buffer_size=buffer_size, reorders_parts=False)
+            taken = reader.take(3 - buffer_size)
+            assert None not in taken
+            self.check(reader, "part-0: the record at byte", "runs past the end", part=0, offset=last)
+            path.write_bytes(data)
+
+    @pytest.mark.parametrize(
+        ("length", "text"), [(0, "is empty"), (2**63 - 1, "runs past the end"), (2**64 - 1, "runs past the end")]
+    )
+    def test_absurd_length(self, library, tmp_path, length, text):
+        (path,) = write_parts(tmp_path, [3])
+        path.write_bytes(length.to_bytes(8, "little") + path.read_bytes()[8:])
+        self.check(Reader(library, [path]), "part-0: the record at byte 0 " + text, part=0)
+
+    def test_a_part_vanishes(self, library, tmp_path):
+        paths = write_parts(tmp_path, [2, 2])
+        reader = Reader(library, paths, buffer_size=1, reorders_parts=False)
+        assert None not in reader.take(2)
+        paths[1].unlink()
+        self.check(reader, "part-1: cannot be read any more: No such file")
+
+    def test_a_part_grows(self, library, tmp_path):
+        paths = write_parts(tmp_path, [2, 2])
+        reader = Reader(library, paths, buffer_size=1, reorders_parts=False)
+        assert None not in reader.take(2)
+        size = paths[1].stat().st_size
+        paths[1].write_bytes(paths[1].read_bytes() + b"1")
+        self.check(reader, f"part-1: had {size} bytes", f"now has {size + 1}")
+
+    def test_a_part_shrinks_while_it_is_read(self, library, tmp_path):
+        (path,) = write_parts(tmp_path, [100000])
+        reader = Reader(library, [path], buffer_size=1, reorders_parts=False)
+        assert None not in reader.take(10)
+        os.truncate(path, 10)
+        while reader.next() is not None:
+            pass
+        assert "has been cut off since the run began" in reader.error()[0]
+
+
+class TestBadStates:
+    def check(self, library, paths, state, *fragments, **settings):
+        reader = Reader(library, paths, **settings, state=state)
+        assert reader.next() is None
+        for fragment in fragments:
+            assert fragment in reader.error()[0]
+
+    def test_any_damage(self, library, tmp_path):
+        paths = write_parts(tmp_path, [20])
+        reader = Reader(library, paths)
+        reader.take(3)
+        state = reader.save()
+        for cut in range(0, len(state), 8):
+            self.check(library, paths, state[:cut], "the saved position of the reader")
+        generator = np.random.default_rng(0)
+        for _ in range(500):
+            damaged = bytearray(state)
+            damaged[generator.integers(len(state))] ^= 1 << generator.integers(8)
+            self.check(library, paths, bytes(damaged), "the saved position of the reader is damaged")
+
+    def test_of_other_parts(self, library, tmp_path):
+        paths = write_parts(tmp_path, [20, 30])
+        state = Reader(library, paths).save()
+        other = "of another number of parts, ranks or way to shuffle"
+        self.check(library, paths[:1], state, other)
+        self.check(library, paths, state, other, readers=2)
+        self.check(library, paths, state, other, buffer_size=1)
+        self.check(library, paths, state, other, reorders_parts=False)
+        with open(paths[1], "ab") as part:
+            part.write(b"more")
+        self.check(library, paths, state, "part-1: has", "when the position of the reader was saved")
