@@ -241,6 +241,7 @@ def style(index):
 
 
 def add_legend(figure, runs):
+    """Names the runs above the panels."""
     handles = [Line2D([], [], linewidth=2, **style(index)) for index in range(len(runs))]
     labels = [describe(run) for run in runs]
     if any(run.resumed for run in runs):
