@@ -38,6 +38,8 @@ def check_prediction_folders(args):
     _check_model_load_dir(args)
     _check_writable("--log_dir", args.log_dir)
     if rank() == 0:
+        if not os.path.basename(args.all_results_file) or os.path.isdir(args.all_results_file):
+            raise UserError(f"--all_results_file={args.all_results_file} is no name of a file")
         _check_writable("--all_results_file: the folder", os.path.dirname(args.all_results_file) or ".")
 
 

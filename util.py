@@ -14,6 +14,8 @@ from pathlib import Path
 
 STATUS_FAILURE = 1
 STATUS_BAD_INPUT = 2
+# What OneFlow says, among other things, where it gets no memory.
+_ENGINE_OUT_OF_MEMORY = "allocate failed"
 
 
 class UserError(Exception):
@@ -68,6 +70,10 @@ def outcome_of(function):
         return STATUS_FAILURE, _one_line(f"out of memory {error}")
     except OSError as error:
         return STATUS_FAILURE, _one_line(describe_os_error(error))
+    except RuntimeError as error:
+        if _ENGINE_OUT_OF_MEMORY not in str(error):
+            raise
+        return STATUS_FAILURE, "out of memory: OneFlow cannot allocate what the model and a batch of it take"
 
 
 def _one_line(text):

@@ -211,7 +211,11 @@ def test_oneflows_own_launcher(data, runs, tmp_path):
 def test_ranks_of_another_launcher_end_with_one_that_fails(data, tmp_path):
     """Slurm's way: the environment says who one is. Nothing is started, and nobody waits for a rank that has failed."""
     flags = {**PRETRAINING, "data_dir": data, "gpu_num_per_node": 2, "batch_size_per_device": 4}
-    flags["model_load_dir"] = tmp_path / "nothing"  # only the first rank would read it
+    model = tmp_path / "damaged"  # only the first rank reads it
+    (model / "bert-pooler-dense-bias").mkdir(parents=True)
+    (model / "bert-pooler-dense-bias" / "out").write_bytes(b"cut")
+    (model / "snapshot_done").touch()
+    flags["model_load_dir"] = model
     port = str(free_port())
     processes = []
     for rank in range(2):
@@ -219,7 +223,7 @@ def test_ranks_of_another_launcher_end_with_one_that_fails(data, tmp_path):
         processes.append(Launched("run_pretraining.py", tmp_path / str(rank), environment=environment, **flags))
     with processes[0], processes[1]:
         assert processes[0].wait(60) == 2
-        assert processes[0].stderr.startswith("rank 0: ") and "no such folder" in processes[0].stderr
+        assert processes[0].stderr.startswith("rank 0: ") and "has 3 bytes" in processes[0].stderr
         assert len(processes[0].stderr.splitlines()) == 1
         # OneFlow itself ends the other one, when it misses the first.
         assert processes[1].wait(60) != 0

@@ -329,6 +329,19 @@ def test_no_space_leaves_the_old_snapshot(tiny_data, tmp_path):
     assert not list(tmp_path.glob(".last_snapshot.*"))
 
 
+def test_no_memory_for_the_graph(tiny_data, tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (64 << 30, limits[1]))
+    try:
+        result = pretrain(tiny_data, tmp_path, batch_size_per_device=10_000_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+    assert result.returncode == 1
+    # OneFlow has its own say before.
+    assert "Traceback" not in result.stderr
+    assert "error: out of memory" in result.stderr.splitlines()[-1]
+
+
 def test_booleans_and_repeated_flags(tiny_data, tmp_path):
     result = run(
         SCRIPT,

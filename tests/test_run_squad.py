@@ -229,3 +229,10 @@ class TestBadInput:
         (tmp_path / "file").touch()
         result = run_predict(work / "dev", model, tmp_path / "file" / "x.npy", log_dir=tmp_path)
         assert_fails_with_one_line(result, "--all_results_file", tmp_path / "file")
+
+    def test_results_that_are_a_folder(self, work, tmp_path):
+        model = work / "first" / "last_snapshot"
+        result = run_predict(work / "dev", model, tmp_path, log_dir=tmp_path)
+        assert_fails_with_one_line(result, "--all_results_file", tmp_path)
+        # Not after the prediction, nor after loading the engine for it.
+        assert "Device:" not in result.stdout
