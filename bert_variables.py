@@ -130,7 +130,10 @@ def check_config_fits(config_size, size, config_path):
     for field in dataclasses.fields(ModelSize):
         stated, found = getattr(config_size, field.name), getattr(size, field.name)
         if found is not None and stated != found:
-            raise UserError(f"{config_path}: says {field.name} {stated}, but the weights are of a model with {found}")
+            raise UserError(
+                f"{config_path}: has {field.name} {stated}, but the weights are of a model with {found}; give the "
+                "configuration of this model"
+            )
 
 
 def describe_size(size):
@@ -170,9 +173,9 @@ def read_config(path):
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError):
-        raise UserError(f"{path}: not a JSON file") from None
+        raise UserError(f"{path}: not JSON; give a model's bert_config.json or config.json") from None
     if not isinstance(config, dict):
-        raise UserError(f"{path}: not a model configuration: it holds no JSON object")
+        raise UserError(f"{path}: not a model configuration: it is not a JSON object")
     if config.get("model_type", "bert") != "bert":
         raise UserError(f"{path}: the model is of type {config['model_type']!r:.40}; only 'bert' can be converted")
     sizes = {}
@@ -212,6 +215,6 @@ def _check_is_computed_as_here(config, path):
     for name, value in expected.items():
         if config.get(name, value) != value:
             raise UserError(
-                f"{path}: {name} is {config[name]!r:.40}, this suite's model has {value!r}; to convert the weights "
-                "all the same change that in a copy of the file"
+                f"{path}: {name} is {config[name]!r:.40}, but this suite's model has {value!r}; to convert the "
+                "weights all the same, change that in a copy of the file"
             )

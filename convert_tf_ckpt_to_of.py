@@ -76,7 +76,9 @@ def _find_in_folder(folder):
             with open(state_file) as file:
                 text = file.read(_LARGEST_STATE_FILE)
         except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{state_file}: cannot be read: {error}") from None
+            raise UserError(
+                f"{state_file}: cannot be read: {getattr(error, 'strerror', None) or 'not UTF-8'}"
+            ) from None
         match = re.search(r'^\s*model_checkpoint_path\s*:\s*"([^"]+)"', text, re.MULTILINE)
         if match is None:
             raise UserError(f'{state_file}: has no line model_checkpoint_path: "..."; correct it or remove it')
@@ -105,12 +107,12 @@ def open_checkpoint(prefix):
         import tensorflow as tf
     except ImportError as error:
         raise UserError(
-            f"TensorFlow is needed to read a checkpoint ({error}); pip install -r requirements.txt has it"
+            f"TensorFlow, which reads checkpoints, cannot be imported ({error}): pip install -r requirements.txt"
         ) from None
     try:
         reader = tf.train.load_checkpoint(str(prefix))
     except (tf.errors.OpError, IndexError, ValueError, RuntimeError) as error:
-        raise UserError(f"{prefix}: damaged or no checkpoint: {_reason(error)}") from None
+        raise UserError(f"{prefix}: damaged or not a checkpoint: {_reason(error)}") from None
     if reader.has_tensor(_TF2_OBJECT_GRAPH):
         raise UserError(
             f"{prefix}: a TensorFlow 2 object-based checkpoint, whose variables have no names of their own; convert "
@@ -196,8 +198,8 @@ def check_data_size(shapes, dtypes, prefix):
     available = sum(file.stat().st_size for file in prefix.parent.glob(f"{glob.escape(prefix.name)}.data-*-of-*"))
     if needed > available:
         raise UserError(
-            f"{prefix}: its variables take {needed} bytes, but the data files ({prefix.name}.data-*) have only "
-            f"{available}: truncated or missing; copy or download them anew"
+            f"{prefix}: truncated: its variables take {needed} bytes, but the data files ({prefix.name}.data-*) have "
+            f"only {available}; copy or download them anew"
         )
 
 

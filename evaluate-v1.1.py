@@ -33,7 +33,7 @@ def read_references(path):
     version, paragraphs = squad_file.read_paragraphs(path)
     if version != VERSION:
         raise UserError(
-            f'{path}: its "version" is {json.dumps(version)}, but this is the metric of "{VERSION}", for which every '
+            f'{path}: its "version" is {json.dumps(version)}, but this is the metric of "{VERSION}", in which every '
             "question has an answer"
         )
     squad_file.check_unique_ids(paragraphs, path)
@@ -42,7 +42,7 @@ def read_references(path):
         for question in paragraph.questions:
             answers = squad_file.field(question.entry, "answers", list, question.place)
             if not answers:
-                raise UserError(f"{question.place} has no answer; in SQuAD v{VERSION} every question has one")
+                raise UserError(f"{question.place}: has no answer; in SQuAD v{VERSION} every question has one")
             references[question.id] = [
                 squad_file.field(answer, "text", str, f"{question.place}.answers[{index}]")
                 for index, answer in enumerate(answers)
@@ -64,7 +64,7 @@ def read_predictions(path):
 
     predictions = squad_file.read_json(path, object_pairs_hook=refuse_repeated_keys)
     if not isinstance(predictions, dict):
-        raise UserError(f"{path}: no predictions: it is no JSON object of ids and texts")
+        raise UserError(f"{path}: not a predictions file: it is not a JSON object of ids and texts")
     for question_id in predictions:
         squad_file.field(predictions, question_id, str, path)
     return predictions

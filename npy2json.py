@@ -24,7 +24,7 @@ import squad_file
 from command_line import ArgumentParser, add_bool, finite_float, positive_int
 from progress import progress_bar
 from tokenization import Tokenizer, read_vocab
-from util import UserError, atomic_file, describe_os_error, run_script
+from util import UserError, atomic_file, run_script
 
 
 class Example(NamedTuple):
@@ -42,7 +42,7 @@ def main():
     squad_data.check_lengths(arguments.max_seq_length, arguments.max_query_length)
     output_dir = Path(arguments.output_dir)
     if output_dir.exists() and not output_dir.is_dir():
-        raise UserError(f"--output_dir {output_dir} is no folder")
+        raise UserError(f"--output_dir={output_dir}: not a folder")
     vocab = read_vocab(arguments.vocab_file)
     num_spare = check_bert_config(arguments, vocab) if arguments.bert_config_file else 0
     results = open_results(arguments.all_results_file, arguments.max_seq_length)
@@ -53,7 +53,7 @@ def main():
     results = fit_results(results, examples, arguments)
     if num_spare:
         print(
-            f"note: {arguments.vocab_file} has {num_spare} entries fewer than vocab_size in "
+            f"Notice: {arguments.vocab_file} has {num_spare} entries fewer than vocab_size in "
             f"{arguments.bert_config_file}; if it is not the model's vocabulary, the answers are wrong",
             file=sys.stderr,
         )
@@ -111,7 +111,7 @@ def parse_arguments():
     if arguments.do_train:
         parser.error("--do_train=True: this script only makes answers of logits; run_squad.py trains")
     if not arguments.do_predict:
-        parser.error("--do_predict=False leaves nothing to do: this script only makes answers of logits")
+        parser.error("--do_predict=False: this script only makes answers of logits, so nothing is left to do")
     return arguments
 
 
@@ -128,13 +128,13 @@ def check_bert_config(arguments, vocab):
     num_pieces = max(index for piece, index in vocab.items() if piece) + 1
     if num_pieces > vocab_size:
         raise UserError(
-            f"{arguments.vocab_file} has {num_pieces} entries, but vocab_size in {path} is {vocab_size}: it is another "
-            "model's vocabulary"
+            f"{arguments.vocab_file}: has {num_pieces} entries, but vocab_size in {path} is {vocab_size}; give the "
+            "vocabulary of this model"
         )
     if arguments.max_seq_length > max_position_embeddings:
         raise UserError(
-            f"--max_seq_length {arguments.max_seq_length} is more than max_position_embeddings in {path}, "
-            f"{max_position_embeddings}"
+            f"--max_seq_length={arguments.max_seq_length} is more than max_position_embeddings in {path}, "
+            f"{max_position_embeddings}; give what the records were made with, and the configuration of their model"
         )
     return vocab_size - num_pieces
 
@@ -150,7 +150,7 @@ def open_results(path, seq_length):
             shape, dtype = read_npy_header(file, path)
             offset, size = file.tell(), os.fstat(file.fileno()).st_size
     except OSError as error:
-        raise UserError(f"--all_results_file cannot be read: {describe_os_error(error)}") from None
+        raise UserError(f"--all_results_file={path}: cannot be read: {error.strerror}") from None
     found_length = dtype["start_logits"].shape[:1] if dtype.names and "start_logits" in dtype.names else ()
     if len(shape) != 1 or not found_length or dtype != prediction_file.result_dtype(*found_length):
         raise UserError(
@@ -159,13 +159,13 @@ def open_results(path, seq_length):
         )
     if offset + shape[0] * dtype.itemsize != size:
         raise UserError(
-            f"{path}: damaged or cut short: it has {size} bytes, {shape[0]} results would take "
+            f"{path}: damaged or truncated: it has {size} bytes, but {shape[0]} results take "
             f"{offset + shape[0] * dtype.itemsize}; make or copy it anew"
         )
     if found_length != (seq_length,):
         raise UserError(
-            f"{shape[0]} of {shape[0]} results in {path} have logits for seq_length {found_length[0]}, "
-            f"but --max_seq_length is {seq_length}"
+            f"{path}: {shape[0]} of {shape[0]} results have logits for seq_length {found_length[0]}, but "
+            f"--max_seq_length is {seq_length}; give what the records were made with"
         )
     return np.memmap(path, dtype, mode="r", offset=offset, shape=shape)
 
@@ -212,24 +212,24 @@ def fit_results(results, examples, arguments):
     )
     if len(results) > num_windows:
         raise UserError(
-            f"{len(results) - num_windows} of {len(results)} results in {path} belong to none of the {num_windows} "
-            f"windows of {arguments.predict_file}: {cause}"
+            f"{path}: {len(results) - num_windows} of {len(results)} results belong to none of the {num_windows} "
+            f"windows of {arguments.predict_file}; {cause}"
         )
     wanted = squad_data.FIRST_UNIQUE_ID + np.arange(num_windows)
     unique_ids = np.array(results["unique_id"])
     is_missing = ~np.isin(wanted, unique_ids)
     if is_missing.any():
         raise UserError(
-            f"{is_missing.sum()} of {num_windows} windows of {arguments.predict_file} have no result in {path} (the "
-            f"first: unique_id {wanted[is_missing][0]}): they were left out by run_squad_predict.py, or {cause}"
+            f"{path}: {is_missing.sum()} of {num_windows} windows of {arguments.predict_file} have no result (the "
+            f"first: unique_id {wanted[is_missing][0]}); run_squad_predict.py has left them out, or {cause}"
         )
     # No fewer results than windows, no more, and one for each: from here on it is a matter of order.
     results = results[np.argsort(unique_ids)]
     is_finite = np.isfinite(results["start_logits"]).all(axis=1) & np.isfinite(results["end_logits"]).all(axis=1)
     if not is_finite.all():
         raise UserError(
-            f"{(~is_finite).sum()} of {num_windows} results in {path} have logits that are NaN or infinite (the "
-            f"first: unique_id {wanted[~is_finite][0]}): the model has diverged"
+            f"{path}: {(~is_finite).sum()} of {num_windows} results have logits that are NaN or infinite (the first: "
+            f"unique_id {wanted[~is_finite][0]}); the model has diverged"
         )
     return results
 

@@ -51,8 +51,8 @@ def check_lengths(max_seq_length, max_query_length):
     """Raises UserError unless a window has room for the context beside the longest question."""
     if max_seq_length <= max_query_length + SPECIAL_PIECES:
         raise UserError(
-            f"--max_seq_length {max_seq_length} must be more than --max_query_length + 3, that is "
-            f"{max_query_length + SPECIAL_PIECES}"
+            f"--max_seq_length={max_seq_length} is too small for --max_query_length={max_query_length}; give at least "
+            f"{max_query_length + SPECIAL_PIECES + 1}"
         )
 
 
@@ -120,7 +120,7 @@ def find_answer(question, document, context, tokenizer, version_2_with_negative)
     answers = field(entry, "answers", list, place)
     if not answers:
         hint = "" if version_2_with_negative else "; for SQuAD v2.0 give --version_2_with_negative"
-        raise UserError(f"{place} has no answer; for training every question needs one{hint}")
+        raise UserError(f"{place}: has no answer; for training every question needs one{hint}")
     text = field(answers[0], "text", str, f"{place}.answers[0]")
     offset = field(answers[0], "answer_start", int, f"{place}.answers[0]")
     first_word, last_word = _words_of_answer(text, offset, document, context)

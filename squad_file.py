@@ -3,7 +3,7 @@
 import json
 from typing import Any, NamedTuple
 
-from util import UserError, describe_os_error
+from util import UserError
 
 
 class Question(NamedTuple):
@@ -28,13 +28,13 @@ def read_json(path, **load_arguments):
         with open(path, encoding="utf-8-sig") as file:
             return json.load(file, **load_arguments)
     except OSError as error:
-        raise UserError(describe_os_error(error)) from None
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text (byte {error.start}: 0x{error.object[error.start]:02x})") from None
+        raise UserError(f"{path}: not UTF-8: byte {error.start} is {error.object[error.start]:#04x}") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{path}: not JSON: {error.msg} (line {error.lineno}, column {error.colno})") from None
     except (RecursionError, ValueError) as error:
-        raise UserError(f"{path}: not JSON that can be read: {error}") from None
+        raise UserError(f"{path}: not JSON: {error}") from None
 
 
 def read_paragraphs(path):
@@ -44,7 +44,7 @@ def read_paragraphs(path):
     """
     content = read_json(path)
     if not isinstance(content, dict) or "data" not in content:
-        raise UserError(f"{path}: no SQuAD file: it is no JSON object with the key data")
+        raise UserError(f"{path}: not a SQuAD file: it is not a JSON object with the key data")
     paragraphs = []
     for i, article in enumerate(field(content, "data", list, path)):
         place = f"{path}: data[{i}]"
@@ -63,7 +63,7 @@ def read_paragraphs(path):
 def field(parent, key, kind, place):
     """`parent[key]`, where `parent` must be an object and its value of the type `kind`; else UserError with `place`."""
     if not isinstance(parent, dict):
-        raise UserError(f"{place} should be an object, not {_TYPE_NAMES[type(parent)]}")
+        raise UserError(f"{place}: should be an object, not {_TYPE_NAMES[type(parent)]}")
     if key not in parent:
         raise UserError(f"{place}: {key} is missing")
     value = parent[key]

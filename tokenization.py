@@ -9,7 +9,7 @@ import unicodedata
 
 from tokenizers.models import WordPiece
 
-from util import UserError, describe_os_error
+from util import UserError
 
 UNKNOWN = "[UNK]"
 CLASSIFIER = "[CLS]"
@@ -43,12 +43,14 @@ def read_vocab(path, required=(UNKNOWN, CLASSIFIER, SEPARATOR)):
         with open(path, encoding="utf-8", newline="\n") as file:
             vocab = {line.strip(): index for index, line in enumerate(file)}
     except OSError as error:
-        raise UserError(f"--vocab_file cannot be read: {describe_os_error(error)}") from None
+        raise UserError(f"--vocab_file={path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: no vocabulary: not UTF-8 (byte {error.start})") from None
+        raise UserError(f"{path}: not a vocabulary: byte {error.start} is not UTF-8") from None
     missing = [piece for piece in required if piece not in vocab]
     if missing:
-        raise UserError(f"{path}: no BERT vocabulary: it has {len(vocab)} entries, but no {' and no '.join(missing)}")
+        raise UserError(
+            f"{path}: not a BERT vocabulary: it has {len(vocab)} entries, but no {' and no '.join(missing)}"
+        )
     return vocab
 
 

@@ -81,9 +81,9 @@ def _one_line(text):
 
 
 def describe_os_error(error):
-    """`No space left on device: path/of/file` for an OSError."""
+    """`path/of/file: No space left on device` for an OSError."""
     text = error.strerror or str(error)
-    return f"{text}: {error.filename}" if error.filename else text
+    return f"{error.filename}: {text}" if error.filename else text
 
 
 @contextlib.contextmanager

@@ -352,7 +352,7 @@ def test_vocabulary_is_copied_along(tmp_path):
 
     vocabulary.write_text("\n".join(map(str, range(VOCAB + 1))))
     result = export_hf(tmp_path / "of", tmp_path / "hf2", num_attention_heads=HEADS, vocab_file=vocabulary)
-    assert_fails_with_one_line(result, vocabulary, "has 51 tokens, the model 50")
+    assert_fails_with_one_line(result, vocabulary, "has 51 tokens, but the model 50")
 
 
 def test_vocabulary_of_an_imported_model(tmp_path):

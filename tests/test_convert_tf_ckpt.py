@@ -253,12 +253,12 @@ def flip_middle_bit(data):
 @pytest.mark.parametrize(
     ("suffix", "change", "message"),
     [
-        ("index", lambda data: data[:-100], "damaged or no checkpoint"),
-        ("index", flip_middle_bit, "damaged or no checkpoint"),
-        ("index", lambda data: b"", "damaged or no checkpoint"),
-        ("data-00000-of-00001", lambda data: data[:-1], "truncated or missing"),
+        ("index", lambda data: data[:-100], "damaged or not a checkpoint"),
+        ("index", flip_middle_bit, "damaged or not a checkpoint"),
+        ("index", lambda data: b"", "damaged or not a checkpoint"),
+        ("data-00000-of-00001", lambda data: data[:-1], "truncated: its variables take"),
         ("data-00000-of-00001", flip_middle_bit, "variable "),
-        ("data-00000-of-00001", lambda data: b"", "truncated or missing"),
+        ("data-00000-of-00001", lambda data: b"", "truncated: its variables take"),
     ],
 )
 def test_damaged_checkpoint(checkpoint, tmp_path, suffix, change, message):
@@ -276,7 +276,7 @@ def test_damage_is_one_line_of_the_process_too(checkpoint, tmp_path):
 def test_data_file_missing(checkpoint, tmp_path):
     shutil.copytree(checkpoint[0], tmp_path / "model")
     (tmp_path / "model" / "bert_model.ckpt.data-00000-of-00001").unlink()
-    assert_fails_with_one_line(convert(tmp_path / "model", tmp_path / "out"), "truncated or missing")
+    assert_fails_with_one_line(convert(tmp_path / "model", tmp_path / "out"), "truncated: its variables take")
 
 
 def test_no_checkpoint_there(small_values, tmp_path):
@@ -329,7 +329,7 @@ def test_other_models_are_refused(small_values, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"hidden_size": 32}, "says hidden_size 32, but the weights are of a model with 16"),
+        ({"hidden_size": 32}, "has hidden_size 32, but the weights are of a model with 16"),
         ({"num_attention_heads": 3}, "3 attention heads cannot share a hidden size of 16"),
         ({"num_hidden_layers": "two"}, "num_hidden_layers is 'two'"),
         ({"num_hidden_layers": 10**15}, "num_hidden_layers is 1000000000000000"),
@@ -365,4 +365,6 @@ def test_without_tensorflow(checkpoint, tmp_path):
         timeout=60,
         env={"PYTHONPATH": str(ROOT)},
     )
-    assert_fails_with_one_line(result, "TensorFlow is needed", "pip install -r requirements.txt")
+    assert_fails_with_one_line(
+        result, "TensorFlow, which reads checkpoints, cannot be imported", "pip install -r requirements.txt"
+    )

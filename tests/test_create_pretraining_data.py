@@ -288,7 +288,7 @@ def test_parts_of_unknown_origin_are_not_mixed(finished, tmp_path):
     assert_fails_with_one_line(create(input_file, tmp_path), "part-0", "no create_pretraining_data.json")
     for damaged in ("", "{", "[1]", "3"):
         (tmp_path / "create_pretraining_data.json").write_text(damaged)
-        assert_fails_with_one_line(create(input_file, tmp_path), "create_pretraining_data.json: is damaged")
+        assert_fails_with_one_line(create(input_file, tmp_path), "create_pretraining_data.json: damaged")
     (tmp_path / "part-0").unlink()
     assert create(input_file, tmp_path).returncode == 0, "settings without parts stand in nobody's way"
 
@@ -334,9 +334,9 @@ def test_text_of_which_nothing_can_be_made(tmp_path, content, fragment):
 @pytest.mark.parametrize(
     "flags, fragment",
     [
-        ({"input_file": "none*.txt"}, "no file none*.txt"),
+        ({"input_file": "none*.txt"}, "--input_file=none*.txt: there is no such file"),
         ({"vocab_file": "none.txt"}, "none.txt"),
-        ({"max_seq_length": 4}, "--max_seq_length 4"),
+        ({"max_seq_length": 4}, "--max_seq_length=4"),
         ({"max_seq_length": "x"}, "--max_seq_length"),
         ({"max_predictions_per_seq": 0}, "--max_predictions_per_seq"),
         ({"masked_lm_prob": 1.5}, "--masked_lm_prob"),

@@ -136,7 +136,7 @@ GOOD = {"q": ["old"]}
         (dataset(GOOD, version=1.1), {"q": "old"}, ["dev.json", "1.1"]),
         ({"data": []}, {"q": "old"}, ["dev.json", "null"]),
         ({"version": "1.1", "data": []}, {"q": "old"}, ["dev.json", "no question"]),
-        ({"q": []}, {"q": "old"}, ["dev.json", "qas[0] has no answer"]),
+        ({"q": []}, {"q": "old"}, ["dev.json", "qas[0]: has no answer"]),
         ({"q": ["old", 5]}, {"q": "old"}, ["dev.json", "qas[0].answers[1]: text should be a string"]),
         (
             {"version": "1.1", "data": dataset(GOOD)["data"] * 2},
@@ -146,7 +146,7 @@ GOOD = {"q": ["old"]}
         (GOOD, b"", ["predictions.json", "not JSON"]),
         (GOOD, b"[" * 100_000, ["predictions.json", "not JSON"]),
         (GOOD, b'{"q": "old", "q": "new"}', ["predictions.json", "more than once", "'q'"]),
-        (GOOD, ["old"], ["predictions.json", "no predictions"]),
+        (GOOD, ["old"], ["predictions.json", "not a predictions file"]),
         (GOOD, {"q": [{"text": "old"}]}, ["predictions.json: q should be a string, not an array"]),
         (GOOD, {"q": None}, ["predictions.json: q should be a string, not null"]),
     ],

@@ -297,11 +297,11 @@ def test_arrays_of_another_kind(tmp_path, results):
         ({"predict_file": "none.json"}, ["No such file", "none.json"]),
         ({"vocab_file": "none.txt"}, ["vocab_file", "none.txt"]),
         ({"bert_config_file": "none.json"}, ["No such file", "none.json"]),
-        ({"max_query_length": 21}, ["max_seq_length 24", "max_query_length"]),
+        ({"max_query_length": 21}, ["max_seq_length=24", "max_query_length"]),
         ({"n_best_size": 0}, ["n_best_size"]),
         ({"max_answer_length": 0}, ["max_answer_length"]),
         ({"null_score_diff_threshold": "nan"}, ["null_score_diff_threshold", "nan"]),
-        ({"output_dir": "dev.json"}, ["dev.json is no folder"]),
+        ({"output_dir": "dev.json"}, ["dev.json: not a folder"]),
     ],
 )
 def test_bad_flags(tmp_path, flags, fragments):
@@ -312,7 +312,7 @@ def test_bad_flags(tmp_path, flags, fragments):
     "config, fragments",
     [
         ({"vocab_size": 100, "max_position_embeddings": 512}, [f"{len(hard_text.VOCAB)} entries", "100"]),
-        ({"vocab_size": len(hard_text.VOCAB), "max_position_embeddings": 16}, ["max_seq_length 24", "16"]),
+        ({"vocab_size": len(hard_text.VOCAB), "max_position_embeddings": 16}, ["max_seq_length=24", "16"]),
         ({"vocab_size": "many"}, ["vocab_size should be a whole number"]),
         ({}, ["vocab_size is missing"]),
         ([], ["should be an object"]),
@@ -329,7 +329,7 @@ def test_vocabulary_smaller_than_the_models(tmp_path):
     flags = {**write_inputs(tmp_path, CONTENT, RESULTS), **SETTINGS, "output_dir": tmp_path / "noted"}
     result = run(SCRIPT, bert_config_file=tmp_path / "bert_config.json", **flags)
     assert result.returncode == 0
-    assert result.stderr.startswith("note: ") and f"{30522 - len(hard_text.VOCAB)} entries fewer" in result.stderr
+    assert result.stderr.startswith("Notice: ") and f"{30522 - len(hard_text.VOCAB)} entries fewer" in result.stderr
     # Where there is an error it is the only line.
     assert_rejected(tmp_path, RESULTS[1:], "no result", bert_config_file=tmp_path / "bert_config.json")
 

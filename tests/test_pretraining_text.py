@@ -178,11 +178,11 @@ def test_input_patterns(tmp_path, monkeypatch):
     assert find_input("c.text,?.txt,a.txt,") == ["c.text", "a.txt", "b.txt"]
     assert find_input("[x].txt") == ["[x].txt"]
     for patterns, fragment in [
-        ("", "is empty"),
-        (",", "is empty"),
-        ("none.txt", "no file none.txt"),
-        ("a.txt,*.md", "no file *.md"),
-        ("folder.txt", "no file folder.txt"),
+        ("", "names no file"),
+        (",", "names no file"),
+        ("none.txt", "--input_file=none.txt: there is no such file"),
+        ("a.txt,*.md", "--input_file=*.md: there is no such file"),
+        ("folder.txt", "--input_file=folder.txt: there is no such file"),
     ]:
         with pytest.raises(UserError) as error:
             find_input(patterns)

@@ -105,7 +105,7 @@ def make_records(content, **flags):
             try:
                 create_squad_data.main()
             except UserError as error:
-                assert "makes 0 records" in str(error)
+                assert "makes no record" in str(error)
                 return []
         return read_records(folder / "parts")
 
@@ -294,28 +294,28 @@ ANSWER = [*QUESTION, "answers", 0]
         (b"[" * 100_000, ["not JSON"]),
         (b'{"data": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", ["not JSON", "recursion"]),
         (b"\x80\x04K\x01.", ["not UTF-8"]),
-        ([], ["no SQuAD file"]),
-        (3, ["no SQuAD file"]),
-        ({"version": "1.1"}, ["no SQuAD file", "data"]),
+        ([], ["not a SQuAD file"]),
+        (3, ["not a SQuAD file"]),
+        ({"version": "1.1"}, ["not a SQuAD file", "data"]),
         (changed(["data"], {}), ["data should be an array, not an object"]),
-        (changed(["data", 0], "x"), ["data[0] should be an object, not a string"]),
+        (changed(["data", 0], "x"), ["data[0]: should be an object, not a string"]),
         (changed(["data", 0, "paragraphs"], ...), ["data[0]: paragraphs is missing"]),
         (changed(["data", 0, "paragraphs"], None), ["data[0]: paragraphs should be an array, not null"]),
-        (changed(PARAGRAPH, []), ["data[0].paragraphs[0] should be an object, not an array"]),
+        (changed(PARAGRAPH, []), ["data[0].paragraphs[0]: should be an object, not an array"]),
         (changed([*PARAGRAPH, "context"], ...), ["paragraphs[0]: context is missing"]),
         (changed([*PARAGRAPH, "context"], 1.5), ["context should be a string, not a number"]),
         (changed([*PARAGRAPH, "qas"], "q"), ["qas should be an array"]),
-        (changed(QUESTION, 1), ["qas[0] should be an object"]),
+        (changed(QUESTION, 1), ["qas[0]: should be an object"]),
         (changed([*QUESTION, "id"], 5), ["qas[0]: id should be a string, not a whole number"]),
         (changed([*QUESTION, "question"], ...), ["qas[0]: question is missing"]),
         (changed([*QUESTION, "answers"], ...), ["qas[0]: answers is missing"]),
-        (changed([*QUESTION, "answers"], []), ["qas[0] has no answer", "--version_2_with_negative"]),
-        (changed(ANSWER, "old"), ["answers[0] should be an object"]),
+        (changed([*QUESTION, "answers"], []), ["qas[0]: has no answer", "--version_2_with_negative"]),
+        (changed(ANSWER, "old"), ["answers[0]: should be an object"]),
         (changed([*ANSWER, "text"], ["old"]), ["answers[0]: text should be a string"]),
         (changed([*ANSWER, "answer_start"], "4"), ["answers[0]: answer_start should be a whole number"]),
         (changed([*ANSWER, "answer_start"], True), ["answers[0]: answer_start should be a whole number, not true"]),
         (changed([*ANSWER, "answer_start"], 4.0), ["answers[0]: answer_start should be a whole number"]),
-        (changed(["data"], []), ["makes 0 records"]),
+        (changed(["data"], []), ["makes no record"]),
     ],
 )
 def test_hostile_json_gets_one_line(tmp_path, content, fragments):
@@ -334,14 +334,14 @@ def test_hostile_json_gets_one_line(tmp_path, content, fragments):
         ({"input_file": "none.json"}, ["No such file", "none.json"]),
         ({"input_file": "."}, ["Is a directory"]),
         ({"vocab_file": "none.txt"}, ["vocab_file", "none.txt"]),
-        ({"max_seq_length": 67}, ["max_seq_length 67", "67"]),
+        ({"max_seq_length": 67}, ["max_seq_length=67", "67"]),
         ({"max_seq_length": 0}, ["max_seq_length"]),
         ({"doc_stride": 0}, ["doc_stride"]),
         ({"part_num": 0}, ["part_num"]),
-        ({"part_num": 2}, ["makes 1 records", "--part_num 2"]),
+        ({"part_num": 2}, ["makes only 1 records", "--part_num=2"]),
         ({"is_training": "maybe"}, ["is_training", "maybe"]),
         ({"is_training": False, "shuffle": True}, ["shuffle"]),
-        ({"output_dir": "content.json"}, ["content.json is no folder"]),
+        ({"output_dir": "content.json"}, ["content.json: not a folder"]),
         ({"output_dir": "."}, ["--output_dir", "too"]),
         ({"do_lowercase": True}, ["--do_lowercase"]),
     ],

@@ -224,7 +224,7 @@ def test_damaged_gzip(small_file, tmp_path):
     compressed = gzip.compress(path.read_bytes())
     for damaged in (compressed[:-20], compressed[:-1]):
         path.write_bytes(damaged)
-        assert_fails_with_one_line(convert(path, tmp_path / "out"), path, "truncated gzip file")
+        assert_fails_with_one_line(convert(path, tmp_path / "out"), path, "truncated: its gzip data")
     for damaged in (compressed[:40] + b"\xff\xff" + compressed[42:], compressed[:-5] + b"xxxxx"):
         path.write_bytes(damaged)
         assert_fails_with_one_line(convert(path, tmp_path / "out"), path, "damaged")
@@ -253,8 +253,8 @@ def with_change(**changes):
         ({"extra": np.array([1])}, "has the fields extra, input_ids"),
         ({"input_ids": np.zeros(31, np.int32)}, "field input_ids of the record at byte 0 is int64_list [31]"),
         ({"input_ids": np.zeros(32, np.float32)}, "field input_ids of the record at byte 0 is float_list [32]"),
-        ({"next_sentence_labels": np.array([2**31])}, "holds 2147483648, which is no int32"),
-        ({"next_sentence_labels": np.array([-(2**63)])}, "holds -9223372036854775808, which is no int32"),
+        ({"next_sentence_labels": np.array([2**31])}, "holds 2147483648, which is not an int32"),
+        ({"next_sentence_labels": np.array([-(2**63)])}, "holds -9223372036854775808, which is not an int32"),
     ],
 )
 def test_record_unlike_the_first(tmp_path, changes, message):
@@ -300,8 +300,8 @@ def test_first_record_that_holds_no_numbers(tmp_path, record, message):
 
 def test_input_that_is_not_there(small_file, tmp_path):
     result = convert(tmp_path / "no*.tfrecord", tmp_path / "out")
-    assert_fails_with_one_line(result, "there is no file", "no*.tfrecord")
-    assert_fails_with_one_line(convert(small_file[0], tmp_path / "out", part_num=4), "--part_num 4", "only 3 records")
+    assert_fails_with_one_line(result, "there is no such file", "no*.tfrecord")
+    assert_fails_with_one_line(convert(small_file[0], tmp_path / "out", part_num=4), "--part_num=4", "only 3 records")
     (tmp_path / "empty").touch()
     assert_fails_with_one_line(convert(tmp_path / "empty", tmp_path / "out"), "only 0 records")
 

@@ -79,12 +79,12 @@ def test_alphabet(tmp_path):
         (b"", {}, "there is no text"),
         (b" \n\n", {}, "there is no text"),
         (b"a\xff\n", {}, "not UTF-8: byte 1 is 0xff"),
-        (b"some text\n", {"vocab_size": 50}, "--vocab_size 50 is too small"),
+        (b"some text\n", {"vocab_size": 50}, "--vocab_size=50 is too small"),
         (b"some text\n", {"vocab_size": 0}, "--vocab_size"),
         (b"some text\n", {"min_frequency": 0}, "--min_frequency"),
-        (b"some text\n", {"input_file": "none.txt"}, "no file none.txt"),
-        (b"some text\n", {"vocab_file": "/dev/null/vocab"}, "/dev/null/vocab cannot be written"),
-        (b"some text\n", {"vocab_file": ROOT}, f"{ROOT} cannot be written"),
+        (b"some text\n", {"input_file": "none.txt"}, "--input_file=none.txt: there is no such file"),
+        (b"some text\n", {"vocab_file": "/dev/null/vocab"}, "/dev/null/vocab: cannot be written"),
+        (b"some text\n", {"vocab_file": ROOT}, f"{ROOT}: cannot be written"),
     ],
 )
 def test_bad_input(tmp_path, content, flags, fragment):

@@ -210,7 +210,7 @@ def open_tensors(folder, stack):
             file = stack.enter_context(safe_open(path, framework="numpy"))
             found = [Tensor(path, file, key) for key in file.keys()]
         except (SafetensorError, OSError, ValueError, TypeError) as error:
-            raise UserError(f"{path}: damaged or no safetensors file: {error}") from None
+            raise UserError(f"{path}: damaged or not a safetensors file: {error}") from None
         for tensor in found:
             other = tensors.setdefault(canonical_name(tensor.key), tensor)
             if other is not tensor:
@@ -229,7 +229,7 @@ def weight_files(folder):
                 f"{folder}: has its weights in pytorch_model.bin, which is code to run rather than data to read; load "
                 "it in transformers and save it with save_pretrained(), which writes safetensors"
             )
-        raise UserError(f"{folder}: has no file {WEIGHTS_FILE}")
+        raise UserError(f"{folder}: has no file {WEIGHTS_FILE}; give a folder with {CONFIG_FILE} and {WEIGHTS_FILE}")
     try:
         with open(index, "rb") as file:
             names = sorted(set(json.loads(file.read(_LARGEST_INDEX))["weight_map"].values()))
@@ -241,7 +241,7 @@ def weight_files(folder):
         ) from None
     for name in names:
         if not isinstance(name, str) or name != os.path.basename(name) or not (folder / name).is_file():
-            raise UserError(f"{index}: names the file {name!r:.100}, which is not in {folder}")
+            raise UserError(f"{index}: names the file {name!r:.100}, which is not in {folder}; copy it there")
     return [folder / name for name in names]
 
 
@@ -254,7 +254,7 @@ def check_tied(tensors):
         original = tensors.setdefault(first, tensor)
         if original is not tensor and not np.array_equal(original.read(), tensor.read(), equal_nan=True):
             raise UserError(
-                f"{tensor.path}: {tensor.key} differs from {original.key}; in this suite's model they are one"
+                f"{tensor.path}: {tensor.key} differs from {original.key}, but in this suite's model they are one"
             )
 
 
@@ -290,7 +290,10 @@ def read_vocabulary(folder, size):
     except Exception as error:  # the library raises nothing more specific
         raise UserError(f"{path}: not a tokenizer: {error}") from None
     if sorted(ids.values()) != list(range(len(ids))) or any("\n" in token for token in ids):
-        raise UserError(f"{path}: its tokens are not one for each id from 0 to {len(ids) - 1}, a line of text each")
+        raise UserError(
+            f"{path}: its tokens are not one for each id from 0 to {len(ids) - 1}, a line each; "
+            "leave out --vocab_dump_path"
+        )
     return sorted(ids, key=ids.get)
 
 
@@ -298,12 +301,16 @@ def read_vocab_file(path, size):
     """The lines of the vocabulary `path`; raises UserError if the model has no embeddings for that many."""
     try:
         tokens = Path(path).read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not a vocabulary: byte {error.start} is not UTF-8") from None
     if tokens[-1] == "":
         tokens.pop()
     if len(tokens) > size.vocab_size:
-        raise UserError(f"{path}: has {len(tokens)} tokens, the model {size.vocab_size}; is it another model's?")
+        raise UserError(
+            f"{path}: has {len(tokens)} tokens, but the model {size.vocab_size}; give the vocabulary of this model"
+        )
     return tokens
 
 
@@ -319,7 +326,10 @@ def export_model(arguments):
     shapes = exported_shapes(architecture, size, names)
     missing = [name for name in shapes if name not in names]
     if missing:
-        raise UserError(f"{folder}: has no variable {missing[0]}, which a {architecture} of this size needs")
+        raise UserError(
+            f"{folder}: has no variable {missing[0]}, which a {architecture} of this size needs; "
+            "choose another --architecture"
+        )
 
     digests = {} if arguments.skip_checksums else snapshot.read_checksums(folder, shapes)
     tensors = {}
@@ -358,7 +368,8 @@ def model_size(arguments, names):
         beyond = [name for name in names if re.match(r"bert-.*(?<!-[mv])$", name) and name not in all_shapes(size)]
         if beyond:
             raise UserError(
-                f"{folder}: has the variable {beyond[0]}, which a model of that configuration does not have"
+                f"{folder}: has the variable {beyond[0]}, which a model of that configuration does not have; give "
+                "its own configuration"
             )
         return size, config
     shapes = {}

@@ -23,6 +23,7 @@ import suite  # noqa: F401
 
 import argparse
 import contextlib
+import errno
 import fcntl
 import functools
 import hashlib
@@ -50,7 +51,7 @@ from pretraining_text import (
 )
 from progress import print_line, progress_bar
 from tokenization import UNKNOWN, read_vocab
-from util import UserError, atomic_file, describe_os_error, run_script
+from util import UserError, atomic_file, run_script
 from workers import run_tasks
 
 SETTINGS_FILE = "create_pretraining_data.json"
@@ -157,9 +158,11 @@ def parse_arguments():
     group.add_argument("--random_seed", type=non_negative_int, default=12345, metavar="N", help="seed of all chance")
     arguments = parser.parse_args()
     if arguments.max_seq_length < MIN_SEQ_LENGTH:
-        parser.error(f"--max_seq_length {arguments.max_seq_length} leaves no room for two sentences: at least 5")
+        parser.error(f"--max_seq_length={arguments.max_seq_length} leaves no room for two sentences; give at least 5")
     if arguments.parts and arguments.parts[-1] >= arguments.part_num:
-        parser.error(f"--parts {arguments.parts[0]}-{arguments.parts[-1]}: --part_num is {arguments.part_num}")
+        parser.error(
+            f"--parts={arguments.parts[0]}-{arguments.parts[-1]}: --part_num={arguments.part_num} has no such parts"
+        )
     return arguments
 
 
@@ -177,9 +180,9 @@ def make_folder(folder):
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--output_dir: {describe_os_error(error)}") from None
+        raise UserError(f"--output_dir={folder}: cannot be written: {error.strerror}") from None
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise UserError(f"--output_dir: {folder}: no permission to write there")
+        raise UserError(f"--output_dir={folder}: cannot be written: {os.strerror(errno.EACCES)}")
 
 
 @contextlib.contextmanager
@@ -217,10 +220,10 @@ def scan_input(paths, arguments):
     documents = sum(extent.documents for scan in scans for extent in scan.extents)
     sentences = sum(extent.sentences for scan in scans for extent in scan.extents)
     if documents == 0:
-        raise UserError(f"{arguments.input_file}: there is no text in the input")
+        raise UserError(f"--input_file={arguments.input_file}: there is no text in it")
     if documents == 1:
         raise UserError(
-            f"{arguments.input_file}: the input is one document, but a random next sentence has to come from another; "
+            f"--input_file={arguments.input_file}: it is one document, but a random next sentence comes from another; "
             "separate the documents by blank lines"
         )
     print(f"files: {len(paths)}, documents: {documents:,}, sentences: {sentences:,}, bytes: {total:,}", flush=True)
@@ -256,7 +259,7 @@ def accept_settings(output_dir, settings):
     except FileNotFoundError:
         raise UserError(f"{output_dir}: holds {parts[0].name}, but no {SETTINGS_FILE}; {advice}") from None
     except (ValueError, TypeError):
-        raise UserError(f"{path}: is damaged; {advice}") from None
+        raise UserError(f"{path}: damaged; {advice}") from None
     for name, value in settings.items():
         if found.get(name) != value:
             difference = f"{name} {found.get(name)}, not {value}"
@@ -313,7 +316,7 @@ def fill_buckets(buckets, part, extents, paths, arguments, rng, report):
         documents = read_documents(block, paths, tokenizer)
         number = len(documents.document_starts) - 1
         if number == 1:
-            raise UserError(f"part-{part}: all but one of its documents have no text; use fewer parts")
+            raise UserError(f"part-{part}: all but one of its documents have no text; give a smaller --part_num")
         documents_used += number
         for features in make_instances(documents, pieces, arguments, (part, block_index), report):
             records = ofrecord.serialize_batch(features)
@@ -321,7 +324,7 @@ def fill_buckets(buckets, part, extents, paths, arguments, rng, report):
                 ofrecord.write_record(buckets[bucket], record)
             instances += len(records)
     if not instances:
-        raise UserError(f"part-{part}: its documents have no text; use fewer parts")
+        raise UserError(f"part-{part}: its documents have no text; give a smaller --part_num")
     return PartCounts(part, documents_used, instances)
 
 

@@ -51,10 +51,12 @@ def main():
         random.Random(arguments.random_seed).shuffle(examples)
 
     windows = [(example, window) for example in examples for window in windows_of(example, arguments)]
+    if not windows:
+        raise UserError(f"{arguments.input_file}: makes no record: it has no question that can be used")
     if len(windows) < arguments.part_num:
         raise UserError(
-            f"{arguments.input_file} makes {len(windows)} records, too few for --part_num {arguments.part_num}: "
-            "every part needs one"
+            f"--part_num={arguments.part_num}: {arguments.input_file} makes only {len(windows)} records, and every "
+            "part needs one; give a smaller --part_num"
         )
     write_parts(windows, tokenizer.vocab, arguments)
     print(
@@ -98,7 +100,7 @@ def parse_arguments():
     records.add_argument("--random_seed", type=int, default=12345, metavar="N", help="seed of --shuffle")
     arguments = parser.parse_args()
     if arguments.shuffle and not arguments.is_training:
-        parser.error("--shuffle is for training: predictions need their records in the order of the questions")
+        parser.error("--shuffle: only training records can be shuffled; predictions need the order of the questions")
     return arguments
 
 
@@ -108,10 +110,10 @@ def check_output_dir(output_dir):
     if not output_dir.exists():
         return
     if not output_dir.is_dir():
-        raise UserError(f"--output_dir {output_dir} is no folder")
+        raise UserError(f"--output_dir={output_dir}: not a folder")
     for path in output_dir.iterdir():
         if not re.fullmatch(r"part-\d+", path.name):
-            raise UserError(f"--output_dir {output_dir} holds {path.name} too; choose a folder for the parts alone")
+            raise UserError(f"--output_dir={output_dir}: holds {path.name} too; choose a folder for the parts alone")
 
 
 def make_examples(paragraphs, tokenizer, arguments):

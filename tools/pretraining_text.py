@@ -4,6 +4,7 @@ A document is a run of lines, one sentence each, between blank lines or the ends
 of a corpus than a block of documents.
 """
 
+import errno
 import glob
 import hashlib
 import heapq
@@ -56,13 +57,13 @@ def find_input(patterns):
     for pattern in filter(None, patterns.split(",")):
         found = [pattern] if os.path.isfile(pattern) else sorted(filter(os.path.isfile, glob.glob(pattern)))
         if not found:
-            raise UserError(f"--input_file: there is no file {pattern}")
+            raise UserError(f"--input_file={pattern}: there is no such file")
         paths += found
         for path in found:
             if not os.access(path, os.R_OK):
-                raise UserError(f"--input_file: {path}: no permission to read it")
+                raise UserError(f"--input_file={path}: cannot be read: {os.strerror(errno.EACCES)}")
     if not paths:
-        raise UserError("--input_file is empty")
+        raise UserError("--input_file names no file; give names or patterns, separated by commas")
     return list(dict.fromkeys(paths))
 
 
@@ -167,7 +168,8 @@ def deal_extents(extents, part_num, random_seed):
     if not parts[0][0]:
         documents = sum(extent.documents for extent in extents)
         raise UserError(
-            f"{documents} documents are too few, or too unequal, for --part_num {part_num}: every part needs two"
+            f"--part_num={part_num}: {documents} documents are too few, or too unequal, as every part needs two; "
+            "give a smaller --part_num"
         )
     return dealt
 

@@ -100,7 +100,7 @@ def read(path, offset=0):
                     raise UserError(f"{path}: {what}: the length of the record at byte {offset} has a wrong checksum")
                 if length > LONGEST_RECORD:
                     raise UserError(
-                        f"{path}: the record at byte {offset} is {length} bytes long; this tool takes {LONGEST_RECORD}"
+                        f"{path}: the record at byte {offset} is {length} bytes long, more than {LONGEST_RECORD}"
                     )
                 data, tail = file.read(length), file.read(_TAIL.size)
                 if len(tail) < _TAIL.size:
@@ -110,9 +110,11 @@ def read(path, offset=0):
                 yield offset, data
                 offset += _HEAD.size + length + _TAIL.size
     except (gzip.BadGzipFile, zlib.error) as error:
-        raise UserError(f"{path}: damaged gzip file after {offset} decompressed bytes: {error}") from None
+        raise UserError(f"{path}: damaged: its gzip data after {offset} decompressed bytes: {error}") from None
     except EOFError:
-        raise UserError(f"{path}: truncated gzip file: it ends after {offset} decompressed bytes") from None
+        raise UserError(
+            f"{path}: truncated: its gzip data end after {offset} decompressed bytes; make or copy the file anew"
+        ) from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
 

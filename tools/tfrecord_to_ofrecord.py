@@ -98,7 +98,7 @@ def find_input(patterns):
     for pattern in itertools.chain.from_iterable(pattern.split(",") for pattern in patterns):
         found = [pattern] if os.path.isfile(pattern) else sorted(filter(os.path.isfile, glob(pattern)))
         if not found:
-            raise UserError(f"--input: there is no file {pattern}")
+            raise UserError(f"--input={pattern}: there is no such file")
         paths += found
     return list(dict.fromkeys(paths))
 
@@ -179,7 +179,7 @@ def convert_piece(index, piece, layout, folder, report):
             written += len(chunk)
             report(len(chunk))
     if written < piece.records:
-        raise RunError(f"{piece.path}: has fewer records than a moment ago: it was changed during the run")
+        raise RunError(f"{piece.path}: has changed since it was scanned; run the command again")
     return index
 
 
@@ -202,16 +202,16 @@ def convert_chunk(path, records, layout):
         features = tfrecord.parse_example(data, path, offset)
         if sorted(features) != names:
             raise UserError(
-                f"{path}: the record at byte {offset} has the fields {', '.join(sorted(features)) or '(none)'}; "
-                f"the first record has {', '.join(names)}"
+                f"{path}: the record at byte {offset} has the fields {', '.join(sorted(features)) or '(none)'}, "
+                f"but the first record has {', '.join(names)}"
             )
         for name, field in layout.items():
             kind = features[name].WhichOneof("kind")
             values = getattr(features[name], kind).value if kind else ()
             if (kind, len(values)) != field:
                 raise UserError(
-                    f"{path}: field {name} of the record at byte {offset} is {kind} [{len(values)}]; "
-                    f"the first record has {field.kind} [{field.length}]"
+                    f"{path}: field {name} of the record at byte {offset} is {kind} [{len(values)}], "
+                    f"but the first record has {field.kind} [{field.length}]"
                 )
             columns[name].extend(values)
     arrays = {}
@@ -230,7 +230,7 @@ def as_int32(values, name, path, records):
         row, column = np.argwhere(narrow != values)[0]
         offset, _ = records[row]
         raise UserError(
-            f"{path}: field {name} of the record at byte {offset} holds {values[row, column]}, which is no int32"
+            f"{path}: field {name} of the record at byte {offset} holds {values[row, column]}, which is not an int32"
         )
     return narrow
 
@@ -269,13 +269,18 @@ def main():
     part_num, output_dir = arguments.part_num, arguments.output_dir
     output_dir.mkdir(parents=True, exist_ok=True)
     if find_parts(output_dir) and not arguments.overwrite:
-        raise UserError(f"{output_dir}: has parts already; give another folder, or --overwrite to replace them")
+        raise UserError(
+            f"--output_dir={output_dir}: has parts already; give another folder, or --overwrite to replace them"
+        )
 
     scans = scan_input(paths, arguments.workers)
     total = sum(scan.records for scan in scans)
     print(f"input: {len(paths)} files, {total:,} records", flush=True)
     if total < part_num:
-        raise UserError(f"--part_num {part_num}: the input has only {total} records, so a part would be empty")
+        raise UserError(
+            f"--part_num={part_num}: the input has only {total} records, and every part needs one; "
+            "give a smaller --part_num"
+        )
     layout = read_layout(next(path for path, scan in zip(paths, scans, strict=True) if scan.records))
     print(f"fields: {describe_layout(layout)}", flush=True)
 

@@ -33,16 +33,16 @@ def main():
     paths = find_input(arguments.input_file)
     folder = arguments.vocab_file.parent
     if not os.access(folder, os.W_OK | os.X_OK) or arguments.vocab_file.is_dir():
-        raise UserError(f"--vocab_file: {arguments.vocab_file} cannot be written")
+        raise UserError(f"--vocab_file={arguments.vocab_file}: cannot be written; give a file in a folder of your own")
     heads, tails = count_characters(read_words(paths, arguments.do_lower_case))
     if not heads:
-        raise UserError(f"{arguments.input_file}: there is no text in the input")
+        raise UserError(f"--input_file={arguments.input_file}: there is no text in it")
     alphabet = choose_alphabet(heads, tails, arguments.alphabet_size, arguments.do_lower_case)
     single = len(SPECIAL_PIECES) + sum(map(len, alphabet))
     if single > arguments.vocab_size:
         raise UserError(
-            f"--vocab_size {arguments.vocab_size} is too small: the special pieces and the single characters are "
-            f"{single}; or give a smaller --alphabet_size"
+            f"--vocab_size={arguments.vocab_size} is too small: the special pieces and the single characters are "
+            f"{single}; give at least that, or a smaller --alphabet_size"
         )
     lines = read_words(paths, arguments.do_lower_case)
     pieces = train(lines, *alphabet, arguments.vocab_size, arguments.min_frequency)
