@@ -300,6 +300,10 @@ class _Kernels:
             steady_graphs()
         except OSError as error:
             raise _NotAvailableError(f"the library does not load ({_first_line(error)})") from None
+        except AttributeError as error:
+            raise _NotAvailableError(
+                f"the library was built of other sources ({_first_line(error)}), run make kernels"
+            ) from None
         self._instruction_set = instruction_set
 
     def description(self):

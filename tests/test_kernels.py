@@ -567,3 +567,10 @@ def test_bfloat16_product(library, transpose_a, transpose_b, beta, m, n, k):
     finally:
         library.bert_set_bfloat16(BOOL(False))
     assert_close(c, expected, relative=1e-5)
+
+
+def test_a_library_of_other_sources_is_not_used(monkeypatch):
+    """As `git pull` without `make kernels` leaves it."""
+    monkeypatch.setattr(native, "open_library", lambda instruction_set: ctypes.CDLL(None))
+    with pytest.raises(native._NotAvailableError, match="built of other sources .* run make kernels"):
+        native._Kernels("baseline")
