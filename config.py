@@ -251,6 +251,13 @@ def _add_later_flags(groups, trains=True):
         metavar="N",
         help="seed of initial weights, dropout and shuffling",
     )
+    groups["output" if trains else "unused"].add_argument(
+        "--model_save_keep",
+        type=batch_count,
+        default=0,
+        metavar="N",
+        help="of the snapshot_<iteration> in model_save_dir keep the N newest only; 0: keep all",
+    )
     add_bool(groups["output"], "--skip_checksums", help="load model_load_dir without comparing checksums")
     add_bool(groups["data"], "--check_data", help="check every record before the run, not only the first of each part")
 

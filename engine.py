@@ -8,6 +8,7 @@ import contextlib
 import ctypes
 import os
 import re
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -50,7 +51,7 @@ def load(log_file=None) -> Any:
     for package, library in _CUDA_LIBRARIES:
         _load_library(package, library)
     native.preload()
-    with _noise_to(log_file):
+    with _noise_to(log_file), _interrupts_as_before():
         try:
             import oneflow
         except ImportError as error:
@@ -80,6 +81,18 @@ def _load_library(package, library):
         ctypes.CDLL(str(candidates[0]) if candidates else Path(library).name)
     except OSError as error:
         raise UserError(f"OneFlow needs {Path(library).name} ({error}): pip install {package}") from None
+
+
+@contextlib.contextmanager
+def _interrupts_as_before():
+    """Takes back what OneFlow makes of SIGINT when it is imported: it ends the process, at times in a crash."""
+    libc = ctypes.CDLL(None)
+    action = ctypes.create_string_buffer(512)  # more than a struct sigaction
+    libc.sigaction(signal.SIGINT, None, action)
+    try:
+        yield
+    finally:
+        libc.sigaction(signal.SIGINT, action, None)
 
 
 @contextlib.contextmanager

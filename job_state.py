@@ -1,6 +1,6 @@
 """Saving and restoring a job: its model's parameters, Adam's moments and the train step, as a snapshot."""
 
-import contextlib
+import os
 from typing import Any
 
 import numpy as np
@@ -8,10 +8,11 @@ import numpy as np
 import bert_util
 import checksums
 import engine
+import run_state
 import snapshot
 from launch import from_first_rank, rank
 from progress import print_line
-from util import UserError
+from util import RunError, UserError, describe_os_error
 
 flow: Any = engine.load()
 
@@ -19,14 +20,54 @@ _TRAIN_STEP = "System-Train-TrainStep"  # OneFlow's name for it within a graph
 _MODEL = "model."  # the prefix of the optimiser's variables: the graph's attribute that holds the model
 
 
-def save(job, folder):
-    """Writes the state of `job` after its last step as the snapshot `folder`. All ranks take part, the first writes."""
+def save(job, folder, state):
+    """Writes `job` after its last step as the snapshot `folder`, with `state` for run_state.py.
+
+    All ranks take part, the first writes. Where that fails, the snapshot that stood there stays; returns in words what
+    has failed, on all ranks, or None. Raises RunError, on all ranks, if there are numbers in it that are not finite.
+    """
     print_line(f"Saving model to {folder}.")
-    with snapshot.open_writer(folder) if rank() == 0 else contextlib.nullcontext() as write:
-        for name, tensor in _tensors(job):
-            whole = tensor.to_global(sbp=flow.sbp.broadcast)
-            if rank() == 0:
-                write(name, whole.to_local().numpy())
+    arrays = _arrays(job)
+    failure = None
+    if rank() == 0:
+        try:
+            failure = _write(folder, arrays, {run_state.FILE: run_state.encode(state)})
+        except OSError as error:
+            failure = {"reason": describe_os_error(error), "poisoned": False}
+    for _ in arrays:
+        pass  # The ranks give their parts to the end, also of what is not written any more.
+    failure = from_first_rank(lambda: failure)
+    if failure is None:
+        return None
+    if failure["poisoned"]:
+        raise RunError(failure["reason"])
+    return failure["reason"]
+
+
+def _write(folder, arrays, files_of_step):
+    """Writes a snapshot; returns None, or what is wrong, as save() tells it to all ranks."""
+    if os.path.lexists(folder) and not os.path.isfile(os.path.join(folder, snapshot.DONE_FILE)):
+        return {"reason": f"{folder} is no snapshot, so a snapshot will not replace it", "poisoned": False}
+    try:
+        with snapshot.open_writer(folder) as write:
+            for name, array in arrays:
+                if not np.isfinite(array).all():
+                    raise _PoisonedError(name)
+                write(name, array, files_of_step if name.startswith(_TRAIN_STEP) else None)
+    except _PoisonedError as error:
+        return {"reason": f"{error} has values that are not finite, so {folder} is not saved", "poisoned": True}
+    return None
+
+
+class _PoisonedError(Exception):
+    """A variable, named by the text, is not to be saved."""
+
+
+def _arrays(job):
+    """(name in a snapshot, whole NumPy array, on the first rank, else None) for all that a snapshot holds."""
+    for name, tensor in _tensors(job):
+        whole = tensor.to_global(sbp=flow.sbp.broadcast)
+        yield name, whole.to_local().numpy() if rank() == 0 else None
 
 
 def _tensors(job):

@@ -23,7 +23,8 @@ from pathlib import Path
 import device
 import engine
 import nodes
-from util import STATUS_BAD_INPUT, STATUS_FAILURE, RunError, UserError, outcome_of
+import stopping
+from util import STATUS_BAD_INPUT, STATUS_FAILURE, RunError, Signalled, UserError, outcome_of
 
 DEFAULT_MASTER_PORT = 29500
 
@@ -46,8 +47,8 @@ _FLAGS_OF_A_NODE = (
     "log_dir",
     "all_results_file",
 )
-# A rank that was asked to end has so long for it.
-_GRACE_SECONDS = 5
+# A rank's exit status at its end, and after a signal at which all ranks have stopped together.
+_GOOD_STATUSES = (0, *(128 + number for number in stopping.SIGNALS))
 # How long a launcher waits for another's word, or another rank's end, before it takes an abort for a cause.
 _NEWS_SECONDS = 3
 _PR_SET_PDEATHSIG = 1
@@ -64,7 +65,8 @@ def run_on_all_ranks(function, args):
     if args.node_num == 1 and args.node_list:
         print("Notice: --node_list has no effect, as --node_num is 1.", flush=True)
     if world_size == 1:
-        return function(args)
+        with stopping.raised():
+            return function(args)
     device_type, _ = device.choose_device(args.device, args.gpu_num_per_node)
     if args.node_num == 1:
         port = args.master_port or _free_port()
@@ -76,6 +78,11 @@ def run_on_all_ranks(function, args):
         nodes.check_port_is_free(addresses[0], port + 1)
     line = nodes.Line(addresses, node_rank, port, _common_flags(args, device_type))
     return _launch(args, line, addresses[0], port + 1, node_rank, f" on node {addresses[node_rank]}")
+
+
+def has_launcher():
+    """Whether this process is a rank that a launcher of this suite has started, and ends if need be."""
+    return _ERROR_PIPE_VARIABLE in os.environ
 
 
 def rank():
@@ -192,19 +199,26 @@ def _run_rank(function, args, world_size):
             raised.append(error)
             raise
 
-    try:
-        status, error = outcome_of(call)
-    except Exception:
-        traceback.print_exc()
-        status, error = STATUS_FAILURE, f"has failed; its last words are in {_log_file(args.log_dir, rank())}"
+    with stopping.raised():
+        try:
+            status, error = outcome_of(call)
+        except Exception:
+            traceback.print_exc()
+            status, error = STATUS_FAILURE, f"has failed; its last words are in {_log_file(args.log_dir, rank())}"
     if status == 0:
         return 0
     if error is not None:
         print(f"{prefix}{error}", file=error_file, flush=True)
+    if raised and isinstance(raised[0], stopping.StoppedTogether):
+        return status
     # Not by sys.exit: OneFlow would wait for the other ranks, which wait for this one.
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):
             stream.flush()
+    if raised and isinstance(raised[0], Signalled):
+        # For the launcher to see that the other ranks have not ended as well.
+        signal.signal(raised[0].number, signal.SIG_DFL)
+        os.kill(os.getpid(), raised[0].number)
     os._exit(status)
 
 
@@ -239,73 +253,55 @@ def _redirect_output(log_dir):
 # ---- the life of a launcher
 
 
-class _Signalled(Exception):
-    """This process was sent a signal that ends it."""
-
-    def __init__(self, number):
-        super().__init__(number)
-        self.number = number
-
-
 def _launch(args, line, master_address, master_port, node_rank, where):
     """Starts the ranks of this node when all nodes are there, and waits for them; returns an exit status.
 
     `where` tells the node in messages.
     """
     ranks = None
-    with _signals_raised():
-        try:
+    try:
+        with stopping.raised():
             line.wait_for_all(args.rendezvous_timeout)
+        with stopping.noted(second_kills=False) as signals:
             ranks = _Ranks(args, master_address, master_port, node_rank, where)
-            _watch(ranks, line)
-        except (UserError, RunError) as error:
-            line.say_stop(str(error), bad_input=isinstance(error, UserError))
-            raise
-        except _Signalled as signalled:
-            reason = f"ended by {signal.Signals(signalled.number).name}"
-            line.say_stop(f"{reason}{where}")
-            print(f"{os.path.basename(sys.argv[0])}: error: {reason}", file=sys.stderr, flush=True)
-            return 128 + signalled.number
-        finally:
-            if ranks is not None:
-                ranks.end()
+            stopped = _watch(ranks, line, signals)
+    except (UserError, RunError) as error:
+        line.say_stop(str(error), bad_input=isinstance(error, UserError))
+        raise
+    except Signalled as signalled:
+        line.say_stop(f"{signalled}{where}" if signalled.is_own else str(signalled), number=signalled.number)
+        raise
+    finally:
+        if ranks is not None:
+            ranks.kill()
+    if stopped is not None:
+        raise stopped
     return 0
 
 
-@contextlib.contextmanager
-def _signals_raised():
-    """Raises _Signalled for the first SIGINT, SIGTERM or SIGHUP in the block; later ones do not disturb its end.
+def _watch(ranks, line, signals):
+    """Waits until the ranks of all nodes have ended well; raises UserError, RunError or Signalled if one has not.
 
-    One that this process was started to ignore, as nohup does with SIGHUP, it goes on ignoring.
+    Returns a Signalled if it was a signal that has ended them, or None. Passes the first of the `signals` that this
+    process is sent on to the ranks, which end together when they have saved a snapshot. The second is for those who
+    will not wait.
     """
-    numbers = [
-        number
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        if signal.getsignal(number) != signal.SIG_IGN
-    ]
-
-    def handle(number, frame):
-        for other in numbers:
-            signal.signal(other, signal.SIG_IGN)
-        raise _Signalled(number)
-
-    before = {number: signal.signal(number, handle) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _watch(ranks, line):
-    """Returns when the ranks of all nodes have ended well; raises UserError or RunError if one has not."""
     said_done = False
     aborted = None
+    passed_on = False
     while not (said_done and line.all_done()):
         line.check()
+        if len(signals) > 1:
+            raise Signalled(signals[1])
+        if signals and not passed_on:
+            ranks.send_signal(signals[0])
+            passed_on = True
         failure = ranks.failure()
         if failure is not None:
             reason, status = failure
+            if signals and status in (-signals[0], -signal.SIGABRT):
+                # It had nothing to save yet.
+                raise Signalled(signals[0])
             aborted = aborted or time.monotonic()
             # OneFlow aborts a rank whose peer is gone. Why that one is, another rank or node may yet tell.
             if status != -signal.SIGABRT or time.monotonic() - aborted > _NEWS_SECONDS:
@@ -314,6 +310,7 @@ def _watch(ranks, line):
             line.say_done()
             said_done = True
         time.sleep(0.1)
+    return ranks.stopped()
 
 
 class _Ranks:
@@ -351,9 +348,20 @@ class _Ranks:
             self._processes.append(process)
             self._pipes.append(read_end)
 
+    def send_signal(self, number):
+        """Sends it to all that still run."""
+        for process in self._processes:
+            if process.poll() is None:
+                process.send_signal(number)
+
     def finished(self):
-        """Whether all have ended well."""
-        return all(process.poll() == 0 for process in self._processes)
+        """Whether all have ended well: at their end, or together at a signal."""
+        return all(process.poll() in _GOOD_STATUSES for process in self._processes)
+
+    def stopped(self):
+        """What they say as a Signalled if they have ended at a signal, or None."""
+        status = self._processes[0].returncode
+        return Signalled(status - 128, self._reason(0, status)) if status else None
 
     def failure(self):
         """(which rank failed and why, its exit status), or None as long as none has failed.
@@ -361,7 +369,7 @@ class _Ranks:
         Of several it is the first that has not been aborted, which is what OneFlow does to the peers of a lost rank.
         """
         for local_rank, process in enumerate(self._processes):
-            if process.poll() and local_rank not in self._failed:
+            if process.poll() not in (None, *_GOOD_STATUSES) and local_rank not in self._failed:
                 self._failed[local_rank] = process.returncode
         if not self._failed:
             return None
@@ -380,16 +388,10 @@ class _Ranks:
             return f"was killed by {signal.Signals(-status).name}; its last words are in {log_file}"
         return f"ended with status {status}; its last words are in {log_file}"
 
-    def end(self):
-        """Ends all that still run: by SIGTERM, or else by SIGKILL."""
-        for process in self._processes:
-            if process.poll() is None:
-                process.terminate()
-        deadline = time.monotonic() + _GRACE_SECONDS
-        for process in self._processes:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(max(0.0, deadline - time.monotonic()))
+    def kill(self):
+        """Kills all that still run: they may be waiting for one that is lost."""
         for process in self._processes:
             if process.poll() is None:
                 process.kill()
-                process.wait()
+        for process in self._processes:
+            process.wait()

@@ -40,6 +40,7 @@ class MetricLog:
         self._log_every = args.log_every_n_iter
         self._sums = {}
         self._iterations = 0
+        self._skipped_steps = 0
         self.start()
 
     def __enter__(self):
@@ -53,9 +54,8 @@ class MetricLog:
         self._run_start = self._line_start = self._iteration_end = time.perf_counter()
         self._bar.unpause()
 
-    def add(self, iteration, train_step, learning_rate, metrics):
-        """Takes the scalar tensors of an iteration as they come out of the graph, waiting for them."""
-        values = {name: metric.to_local().item() for name, metric in metrics.items()}
+    def add(self, iteration, train_step, learning_rate, values):
+        """Takes the numbers of an iteration (name -> float) that has just ended."""
         now = time.perf_counter()
         seconds = now - self._iteration_end
         self._iteration_end = now
@@ -70,6 +70,11 @@ class MetricLog:
         if (iteration + 1) % self._print_every == 0:
             self._print_line(iteration, now)
         self._bar.update(iteration + 1 - self._bar.n)
+
+    def skip_step(self, iteration):
+        """Tells that the optimiser has skipped a step, as mixed precision does where the gradients overflow."""
+        self._skipped_steps += 1
+        print_line(f"Notice: iter {iteration} was skipped, as its gradients overflow ({self._skipped_steps} so far).")
 
     def _write(self, iteration, train_step, learning_rate, values, seconds):
         sentences_per_sec = self._batch_size / seconds

@@ -3,8 +3,8 @@
 Each node has one launcher process (launch.py). The launchers of nodes 1, 2, ... connect to that of node 0, the master,
 at --master_port; OneFlow's own rendezvous takes the port above it. Every message is a JSON object on a line:
 {"node": 1, "flags": {...}} at first; {"start": true} from the master once all are there; {"alive": true} every few
-seconds; {"done": true} when a node's ranks have finished; {"stop": "why", "bad_input": false} from whoever has failed,
-passed on to all.
+seconds; {"done": true} when a node's ranks have finished; {"stop": "why", "bad_input": false, "signal": 0} from
+whoever has failed or was sent a signal, passed on to all.
 """
 
 import errno
@@ -13,7 +13,8 @@ import selectors
 import socket
 import time
 
-from util import RunError, UserError
+import stopping
+from util import RunError, Signalled, UserError
 
 HEARTBEAT_SECONDS = 2
 # A node that is not heard of for so long is lost: its machine or the link is down.
@@ -111,7 +112,7 @@ class Lone:
     def say_done(self):
         """There is nobody to tell."""
 
-    def say_stop(self, reason, bad_input=False):
+    def say_stop(self, reason, bad_input=False, number=0):
         """There is nobody to tell."""
 
 
@@ -177,7 +178,7 @@ class Line:
         return peer
 
     def check(self, wait=0.0):
-        """Raises UserError or RunError if another node has told to stop, or is lost. Keeps the line alive.
+        """Raises UserError, RunError or Signalled if another node tells to stop or is lost. Keeps the line alive.
 
         Waits up to `wait` seconds for a message.
         """
@@ -210,6 +211,8 @@ class Line:
             peer.started = peer.started or bool(message.get("start"))
             peer.done = peer.done or bool(message.get("done"))
             if message.get("stop"):
+                if message.get("signal") in stopping.SIGNALS:
+                    raise Signalled(message["signal"], str(message["stop"]))
                 raise (UserError if message.get("bad_input") else RunError)(str(message["stop"]))
 
     def _admit(self, peer, message):
@@ -244,9 +247,9 @@ class Line:
         """Tells that the ranks of this node have finished."""
         self._send_to_all({"done": True})
 
-    def say_stop(self, reason, bad_input=False):
-        """Tells the other nodes to stop, and why."""
-        self._send_to_all({"stop": reason, "bad_input": bad_input})
+    def say_stop(self, reason, bad_input=False, number=0):
+        """Tells the other nodes to stop, and why: for bad input, at the signal `number`, or as something has failed."""
+        self._send_to_all({"stop": reason, "bad_input": bad_input, "signal": number})
 
     def _send_to_all(self, message):
         for peer in self._peers.values():

@@ -42,22 +42,24 @@ _DTYPE_OF_NAME = {name: dtype for dtype, name in _NAME_OF_DTYPE.items()}
 
 @contextlib.contextmanager
 def open_writer(folder):
-    """A function `write(name, array)`; the snapshot `folder` appears, whole, when the block ends well.
+    """A function `write(name, array, files=None)`; the snapshot `folder` appears, whole, when the block ends well.
 
-    A variable is written before its moments. A snapshot that stood at `folder` stays until the end and is replaced in
-    one step.
+    `files` (name -> bytes) are added to the variable's folder. A variable is written before its moments. A snapshot
+    that stood at `folder` stays until the end and is replaced in one step.
     """
     digests = {}
     # While the disk takes the values, another thread computes their checksum.
     with atomic_folder(folder) as temporary, ThreadPoolExecutor(1) as thread:
 
-        def write(name, array):
+        def write(name, array, files=None):
             variable = temporary / name
             variable.mkdir()
             data = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
             running = thread.submit(hashlib.sha256, data)
             _write_durably(variable / DATA_FILE, data)
             _write_durably(variable / META_FILE, format_meta(array.shape, array.dtype).encode())
+            for file_name, contents in (files or {}).items():
+                _write_durably(variable / file_name, contents)
             digests[name] = running.result().hexdigest()
             if checksums.has_checksum(name):
                 _write_durably(variable / checksums.CHECKSUM_FILE, checksums.line(digests[name], DATA_FILE).encode())

@@ -1,12 +1,16 @@
 """Training: the optimiser of google-research/bert, the graph that steps it, and the loop around the graph."""
 
 import functools
-from typing import Any
+import math
+from typing import Any, NamedTuple
 
 import engine
 import fused_operators
-import job_state
+import stopping
+from launch import has_launcher
 from metrics import MetricLog
+from save_points import SavePoints
+from util import RunError
 
 flow: Any = engine.load()
 nn: Any = flow.nn
@@ -14,6 +18,10 @@ nn: Any = flow.nn
 # As in google-research/bert's optimization.py.
 WEIGHT_DECAY_EXCLUDES = ("LayerNorm", "layer_norm", "bias")
 MAX_GRADIENT_NORM = 1.0
+
+# Names of what a train job gives beside its losses.
+_SIGNALS = "signals"
+_SCALED_NORM = "scaled_gradient_norm"
 
 
 class _AdamWithDecayExcludes(flow.optim.AdamW):
@@ -76,6 +84,8 @@ class TrainJob(nn.Graph):
         self.model = model
         self.loader = loader
         self._parameters = list(model.parameters())
+        placement = self._parameters[0].placement
+        self.signals = _SignalsOfRanks(placement) if len(placement.ranks) > 1 else None
         mixed_precision = args.use_fp16 and self._parameters[0].placement.type == "cuda"
         # With loss scaling the graph's gradients are scaled; only the optimiser sees them scaled back, so it must clip.
         self._clips_itself = not mixed_precision
@@ -99,12 +109,21 @@ class TrainJob(nn.Graph):
                 builder.method = functools.partial(_copy_of_built, builder.method)
 
     def build(self):
-        """Scalars by name: the model's losses and, but for mixed precision, the gradient norm before clipping."""
-        metrics = self.model(self.loader())
-        metrics["total_loss"].backward()
+        """Scalars by name: the model's losses and the gradient norm before clipping; with several ranks, their signals.
+
+        In mixed precision the norm is that of gradients which are scaled, in order to tell those steps that the
+        optimiser skips because they are not finite.
+        """
+        outputs = self.model(self.loader())
+        outputs["total_loss"].backward()
         if self._clips_itself:
-            metrics["gradient_norm"] = clip_by_global_norm(self._parameters, MAX_GRADIENT_NORM)
-        return metrics
+            outputs["gradient_norm"] = clip_by_global_norm(self._parameters, MAX_GRADIENT_NORM)
+        else:
+            gradients = [over_all_ranks(parameter.grad) for parameter in self._parameters]
+            outputs[_SCALED_NORM] = fused_operators.global_norm(gradients)
+        if self.signals is not None:
+            outputs[_SIGNALS] = self.signals()
+        return outputs
 
 
 def _copy_of_built(build):
@@ -130,28 +149,91 @@ def over_all_ranks(partial):
     return partial.to_global(sbp=flow.sbp.broadcast)
 
 
+class _SignalsOfRanks(nn.Module):
+    """Lets every rank know, with the result of an iteration, which signal each had been sent when it began.
+
+    So they stop at the same one.
+    """
+
+    def __init__(self, placement):
+        super().__init__()
+        numbers = flow.zeros(len(placement.ranks), placement=placement, sbp=flow.sbp.split(0))
+        self.register_buffer("numbers", numbers)
+
+    def note(self, number):
+        """Makes `number` known as that of this rank, from the next iteration on."""
+        self.numbers.to_local().fill_(float(number))
+
+    def forward(self):
+        """The numbers of all ranks, 0 for none: [ranks]."""
+        # A copy, as OneFlow aborts if it is to send a variable's own memory.
+        return over_all_ranks(flow._C.identity(self.numbers))
+
+
+class _Iteration(NamedTuple):
+    """One that runs, or has run."""
+
+    number: int  # counted from 0
+    train_step: int
+    learning_rate: float
+    outputs: dict  # of the graph
+
+
 def train(job, args, first_step):
     """Runs args.iter_num iterations of `job`, printing losses and saving snapshots as the flags say.
 
     `first_step` is the train step at which the job begins. The result of an iteration is fetched while the next one
-    runs, so that the engine never waits for Python.
+    runs, so that the engine never waits for Python. At a signal it saves a snapshot and raises StoppedTogether on all
+    ranks. Raises RunError where a loss or the gradients are not finite, or the last snapshot cannot be saved.
     """
-    with MetricLog(args, type(job).__name__, first_step) as log:
+    saves = SavePoints(job, args)
+    with (
+        MetricLog(args, type(job).__name__, first_step) as log,
+        stopping.noted(second_kills=not has_launcher()) as signals,
+    ):
+        done = 0
         running = None
-        for iteration in range(args.iter_num):
-            metrics = job()
-            if iteration == 0:
+        stop = 0
+        while done < args.iter_num and not (stop and done > 0):
+            if signals and job.signals is not None:
+                job.signals.to(nn.Module).note(signals[0])
+            outputs = job()
+            if done == 0:
                 # The first call has compiled the graph, which is no part of a batch's time.
                 log.start()
             if running is not None:
-                log.add(*running)
-            running = (iteration, first_step + iteration, learning_rate_at(first_step + iteration, args), metrics)
-            if (iteration + 1) % args.model_save_every_n_iter == 0:
-                log.add(*running)
+                stop = _finish(running, log, saves)
+            step = first_step + done
+            running = _Iteration(done, step, learning_rate_at(step, args), outputs)
+            done += 1
+            if saves.is_due(done):
+                stop = _finish(running, log, saves) or stop
                 running = None
-                job_state.save(job, f"{args.model_save_dir}/snapshot_{iteration + 1}")
+                saves.save(done)
+            if job.signals is None:
+                stop = next(iter(signals), 0)
         if running is not None:
-            log.add(*running)
-        if args.save_last_snapshot:
-            job_state.save(job, f"{args.model_save_dir}/last_snapshot")
+            _finish(running, log, saves)
+        if done < args.iter_num:
+            saves.stop(done, stop)
+        saves.finish()
         log.print_average_speed()
+
+
+def _finish(iteration, log, saves):
+    """Waits for the result of an iteration and logs it; returns the signal at which all ranks are to stop, or 0.
+
+    Raises RunError if it has come out as something else than finite numbers.
+    """
+    outputs = {name: output.to_local() for name, output in iteration.outputs.items()}
+    signals = outputs.pop(_SIGNALS).numpy() if _SIGNALS in outputs else [0]
+    values = {name: output.item() for name, output in outputs.items()}
+    bad = [name for name, value in values.items() if not math.isfinite(value)]
+    if bad == [_SCALED_NORM]:
+        log.skip_step(iteration.number)
+    elif bad:
+        place = f"iter {iteration.number} (learning rate {iteration.learning_rate:g})"
+        numbers = ", ".join(f"{name} is {values[name]}" for name in bad)
+        raise RunError(f"{place}: {numbers}; training stops, {saves.tell_newest()}")
+    log.add(iteration.number, iteration.train_step, iteration.learning_rate, values)
+    return int(max(signals))

@@ -26,6 +26,15 @@ class RunError(Exception):
     """A run that could not be completed although its input was good (disk full, say). Exit status 1."""
 
 
+class Signalled(BaseException):
+    """A signal ends this run: one that this process was sent or, with a `text` that tells, another. Status 128 + it."""
+
+    def __init__(self, number, text=None):
+        super().__init__(text or f"ended by {signal.Signals(number).name}")
+        self.number = number
+        self.is_own = text is None
+
+
 def run_script(main):
     """Runs `main()` and exits: 0, 1 or 2 as CONTRIBUTING says, with one line on stderr if it failed.
 
@@ -60,6 +69,8 @@ def outcome_of(function):
         return STATUS_BAD_INPUT, _one_line(error)
     except RunError as error:
         return STATUS_FAILURE, _one_line(error)
+    except Signalled as signalled:
+        return 128 + signalled.number, _one_line(signalled)
     except KeyboardInterrupt:
         return 128 + signal.SIGINT, "interrupted"
     except BrokenPipeError:

@@ -15,9 +15,10 @@ import pytest
 import device
 import launch
 import nodes
+import stopping
 from conftest import assert_fails_with_one_line, run, write_pretraining_part
 from launched import PRETRAINING
-from util import RunError, UserError
+from util import RunError, Signalled, UserError
 
 
 def arguments(**flags):
@@ -271,21 +272,18 @@ class TestLine:
 
 class TestSignals:
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-    def test_the_first_ends_the_block_and_no_other_disturbs_its_end(self, number):
+    def test_the_first_ends_the_block(self, number):
         before = signal.getsignal(number)
-        with launch._signals_raised(), pytest.raises(launch._Signalled) as raised:
-            try:
-                os.kill(os.getpid(), number)
-                time.sleep(1)
-            finally:
-                os.kill(os.getpid(), number)
-                time.sleep(0.1)
+        with pytest.raises(Signalled) as raised, stopping.raised():
+            os.kill(os.getpid(), number)
+            time.sleep(1)
         assert raised.value.number == number and signal.getsignal(number) == before
 
-    def test_nohup(self):
+    @pytest.mark.parametrize("context", [stopping.raised, stopping.noted])
+    def test_nohup(self, context):
         before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
         try:
-            with launch._signals_raised():
+            with context():
                 os.kill(os.getpid(), signal.SIGHUP)
                 time.sleep(0.1)
         finally:

@@ -221,10 +221,30 @@ class TestFailure:
         training[0].assert_failed(f"error: node {network.addresses[1]} has closed the connection")
         assert training[1].ranks() == {}
 
-    def test_a_node_is_interrupted(self, training, network):
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    def test_a_node_is_sent_a_signal(self, training, number):
+        """All stop after the same step, which is saved."""
+        training[1].process.send_signal(number)
+        for node in training:
+            node.assert_failed(f"stopped by {number.name} after ", "output/snapshot_", status=128 + number)
+        assert training[0].stderr.split("after")[1].split()[0] == training[1].stderr.split("after")[1].split()[0]
+        assert len(list(training[0].output.glob("snapshot_*/snapshot_done"))) == 1
+        assert not list(training[1].output.glob("snapshot_*"))
+
+    def test_a_node_is_sent_a_signal_before_it_trains(self, start, network, tmp_path):
+        write_data_on_node(tmp_path, 0)
+        flags = {**PRETRAINING, "data_dir": "./data", "batch_size_per_device": 4}
+        (node,) = start("run_pretraining.py", 2, only=[1], **flags)
+        time.sleep(1)
+        node.process.send_signal(signal.SIGTERM)
+        node.assert_failed("ended by SIGTERM", status=143)
+
+    def test_two_signals_to_a_node(self, training, network):
         training[1].process.send_signal(signal.SIGINT)
-        training[1].assert_failed("ended by SIGINT", status=130)
-        training[0].assert_failed(f"ended by SIGINT on node {network.addresses[1]}")
+        time.sleep(0.3)
+        training[1].process.send_signal(signal.SIGINT)
+        training[1].assert_failed("by SIGINT", status=130, within=5)
+        training[0].assert_failed("by SIGINT", status=130, within=5)
 
     def test_a_link_is_lost(self, training, network):
         network.take_down(1)

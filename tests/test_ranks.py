@@ -261,11 +261,6 @@ class TestFailure:
         os.kill(training.ranks()[rank], signal.SIGKILL)
         training.assert_failed(f"rank {rank}: was killed by SIGKILL")
 
-    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-    def test_the_launcher_is_sent_a_signal(self, training, number):
-        training.process.send_signal(number)
-        training.assert_failed(f"ended by {number.name}", status=128 + number, within=10)
-
     def test_the_launcher_is_killed(self, training):
         training.process.kill()
         training.wait()
@@ -294,16 +289,6 @@ class TestFailure:
         flags = {**PRETRAINING, **ENDLESS, "gpu_num_per_node": 2, "data_dir": data, "model_load_dir": model}
         with Launched("run_pretraining.py", tmp_path / "output", **flags) as training:
             training.assert_failed("rank 0: ", model / "bert-pooler-dense-bias", "100 bytes", status=2)
-
-    def test_a_snapshot_cannot_be_written(self, data, tmp_path):
-        """Rank 0 fails in the midst of training, when the other one is ahead of it."""
-        folder = tmp_path / "save"
-        flags = {**PRETRAINING, **ENDLESS, "gpu_num_per_node": 2, "data_dir": data, "model_save_every_n_iter": 50}
-        with Launched("run_pretraining.py", tmp_path / "output", model_save_dir=folder, **flags) as training:
-            training.wait_for("iter 2,")
-            folder.rmdir()
-            folder.touch()
-            training.assert_failed("rank 0: ", folder)
 
     def test_an_error_of_the_program(self, data, tmp_path):
         """One that nobody has foreseen: only the log has its traceback."""

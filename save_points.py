@@ -1,0 +1,90 @@
+"""When a training run saves snapshots, what becomes of the older ones, and what happens where saving fails."""
+
+import os
+import signal
+import sys
+
+import job_state
+import snapshot_series
+from launch import from_first_rank, rank
+from stopping import StoppedTogether
+from util import RunError, describe_os_error
+
+
+class SavePoints:
+    """The snapshots that a run of `job` saves in --model_save_dir. All ranks call the same methods.
+
+    Iterations are counted as in the snapshots' names: so many have run.
+    """
+
+    def __init__(self, job, args):
+        self._job = job
+        self._args = args
+        self._next_number = from_first_rank(lambda: snapshot_series.next_save_number(args.model_save_dir))
+        self._newest = None  # what this run has saved last, or started from
+        self._saved = 0  # the iteration after which that was
+        self._final_failures = []
+
+    def is_due(self, iteration):
+        """Whether a snapshot is to be saved after so many iterations."""
+        return iteration % self._args.model_save_every_n_iter == 0
+
+    def save(self, iteration):
+        """Saves snapshot_<iteration>. Where that fails, training goes on; at the last iteration finish() will tell."""
+        reason = self._save(f"snapshot_{iteration}", iteration)
+        if reason is None:
+            return
+        if iteration == self._args.iter_num:
+            self._final_failures.append(reason)
+        else:
+            _warn(f"{reason}; training goes on, {self.tell_newest()}")
+
+    def stop(self, iteration, number):
+        """Saves snapshot_<iteration> if it is not there yet, and raises StoppedTogether for the signal `number`."""
+        name = signal.Signals(number).name
+        if self._saved < iteration:
+            reason = self._save(f"snapshot_{iteration}", iteration)
+            if reason is not None:
+                raise RunError(f"stopped by {name} after {iteration} iterations, but {reason}; {self.tell_newest()}")
+        where = f"{self._newest} on the first node" if self._args.node_num > 1 else self._newest
+        raise StoppedTogether(
+            number,
+            f"stopped by {name} after {iteration} of {self._args.iter_num} iterations; --resume goes on from {where}",
+        )
+
+    def finish(self):
+        """Saves last_snapshot if it is wanted. Raises RunError if a snapshot of the last iteration was not saved."""
+        if self._args.save_last_snapshot:
+            reason = self._save("last_snapshot", self._args.iter_num)
+            if reason is not None:
+                self._final_failures.append(reason)
+        if self._final_failures:
+            raise RunError(f"{'; '.join(self._final_failures)}; {self.tell_newest()}")
+
+    def tell_newest(self):
+        """`the newest snapshot is X`, for messages."""
+        return f"the newest snapshot is {self._newest}" if self._newest else "no snapshot has been saved yet"
+
+    def _save(self, name, iteration):
+        """Saves a snapshot and removes what is too old; returns None, or in words why it was not saved."""
+        folder = os.path.join(self._args.model_save_dir, name)
+        state = {"save_number": self._next_number, "iteration": iteration}
+        try:
+            reason = job_state.save(self._job, folder, state)
+        except RunError as error:
+            raise RunError(f"after {iteration} iterations {error}; {self.tell_newest()}") from None
+        if reason is not None:
+            return f"{folder} could not be saved ({reason})"
+        self._newest, self._saved = folder, iteration
+        self._next_number += 1
+        if self._args.model_save_keep and rank() == 0:
+            try:
+                snapshot_series.remove_oldest(self._args.model_save_dir, self._args.model_save_keep)
+            except OSError as error:
+                _warn(f"an old snapshot could not be removed ({describe_os_error(error)})")
+        return None
+
+
+def _warn(text):
+    if rank() == 0:
+        print(f"{os.path.basename(sys.argv[0])}: warning: {text}", file=sys.stderr, flush=True)

@@ -1,0 +1,341 @@
+"""Runs that are stopped, cannot save or get bad numbers: what they say, what they leave, how they end."""
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import run_state
+import snapshot
+import snapshot_series
+from conftest import ROOT, run, write_pretraining_part, write_squad_parts
+from launched import PRETRAINING, SQUAD, Launched
+
+ENDLESS = {**PRETRAINING, "iter_num": 1000000, "batch_size_per_device": 4}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A folder with one part of 24 pre-training records."""
+    folder = tmp_path_factory.mktemp("data")
+    write_pretraining_part(folder / "part-0", 24)
+    return folder
+
+
+def iterations_of(folder):
+    """How many iterations the run had done whose snapshot this is; all its variables can be read."""
+    for name in snapshot.variable_names(folder):
+        snapshot.read_variable(folder, name)
+    (step,) = snapshot.read_variable(folder, "System-Train-TrainStep-PretrainJob")
+    assert run_state.read(folder)["iteration"] == step
+    return step
+
+
+def assert_stopped(training, number, ranks=1):
+    """It ends with 128 + the signal, having saved what it has trained, and says where."""
+    assert training.wait() == 128 + number, (training.stdout, training.stderr)
+    (line,) = training.stderr.splitlines()
+    found = re.fullmatch(
+        rf"run_pretraining.py: error: stopped by {signal.Signals(number).name} after (\d+) of 1000000 iterations; "
+        rf"--resume goes on from {training.output}/snapshot_\1",
+        line,
+    )
+    assert found, line
+    assert iterations_of(training.output / f"snapshot_{found[1]}") == int(found[1])
+    last = re.findall(r"^iter (\d+),", training.stdout, re.MULTILINE)[-1]
+    assert int(last) == int(found[1]) - 1
+    assert training.ranks() == {}
+    return int(found[1])
+
+
+class TestPreemption:
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+    def test_the_first_signal_saves(self, data, tmp_path, number):
+        with Launched("run_pretraining.py", tmp_path, data_dir=data, **ENDLESS) as training:
+            training.wait_for("iter 2,")
+            training.process.send_signal(number)
+            assert_stopped(training, number)
+
+    def test_during_the_first_compilation(self, data, tmp_path):
+        with Launched("run_pretraining.py", tmp_path, data_dir=data, **ENDLESS) as training:
+            training.wait_for("Init model on demand")
+            time.sleep(0.2)
+            training.process.send_signal(signal.SIGINT)
+            assert_stopped(training, signal.SIGINT)
+
+    def test_during_a_save(self, data, tmp_path):
+        flags = {**ENDLESS, "model_save_every_n_iter": 5}
+        with Launched("run_pretraining.py", tmp_path, data_dir=data, **flags) as training:
+            training.wait_for("Saving model")
+            training.process.send_signal(signal.SIGTERM)
+            assert_stopped(training, signal.SIGTERM)
+
+    def test_a_second_signal_ends_it_at_once(self, data, tmp_path):
+        """While it saves a model that takes a while to save."""
+        flags = {**ENDLESS, "vocab_size": 400000, "model_save_every_n_iter": 2}
+        with Launched("run_pretraining.py", tmp_path, data_dir=data, **flags) as training:
+            training.wait_for("Saving model")
+            training.process.send_signal(signal.SIGTERM)
+            time.sleep(0.05)
+            training.process.send_signal(signal.SIGTERM)
+            start = time.monotonic()
+            # To a shell that is 143, too.
+            assert training.wait() == -signal.SIGTERM
+            assert time.monotonic() - start < 2
+        assert training.stderr == ""
+        for folder in snapshot_series.complete_snapshots(tmp_path):
+            iterations_of(folder)
+
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    def test_two_ranks(self, data, tmp_path, number):
+        with Launched("run_pretraining.py", tmp_path, data_dir=data, gpu_num_per_node=2, **ENDLESS) as training:
+            training.wait_for("iter 2,")
+            training.process.send_signal(number)
+            assert_stopped(training, number)
+
+    def test_two_ranks_all_of_which_are_sent_signals(self, data, tmp_path):
+        """As Slurm does: two to each rank, one of them passed on; only the launcher counts."""
+        with Launched("run_pretraining.py", tmp_path, data_dir=data, gpu_num_per_node=2, **ENDLESS) as training:
+            training.wait_for("iter 2,")
+            for process_id in (training.process.pid, *training.ranks().values()):
+                os.kill(process_id, signal.SIGTERM)
+            assert_stopped(training, signal.SIGTERM)
+
+    def test_one_rank_alone_is_sent_a_signal(self, data, tmp_path):
+        with Launched("run_pretraining.py", tmp_path, data_dir=data, gpu_num_per_node=2, **ENDLESS) as training:
+            training.wait_for("iter 2,")
+            os.kill(training.ranks()[1], signal.SIGTERM)
+            assert_stopped(training, signal.SIGTERM)
+
+    def test_a_second_signal_to_two_ranks(self, data, tmp_path):
+        flags = {**ENDLESS, "vocab_size": 400000, "model_save_every_n_iter": 2, "gpu_num_per_node": 2}
+        with Launched("run_pretraining.py", tmp_path, data_dir=data, **flags) as training:
+            training.wait_for("Saving model")
+            training.process.send_signal(signal.SIGINT)
+            time.sleep(0.3)
+            training.process.send_signal(signal.SIGTERM)
+            training.assert_failed("ended by SIGTERM", status=143, within=3)
+        for folder in snapshot_series.complete_snapshots(tmp_path):
+            iterations_of(folder)
+
+    def test_two_ranks_that_have_not_begun_to_train(self, data, tmp_path):
+        with Launched("run_pretraining.py", tmp_path, data_dir=data, gpu_num_per_node=2, **ENDLESS) as training:
+            training.wait_for("Time stamp")
+            training.process.send_signal(signal.SIGTERM)
+            assert training.wait() == 143
+            assert len(training.stderr.splitlines()) == 1 and "by SIGTERM" in training.stderr
+            assert training.ranks() == {}
+
+    @pytest.mark.parametrize(("number", "delay"), [(signal.SIGINT, 0.3), (signal.SIGTERM, 3)])
+    def test_prediction_just_ends(self, tmp_path, number, delay):
+        """Also while the graph is compiled: OneFlow would crash at a SIGINT."""
+        write_squad_parts(tmp_path / "data", 8)
+        trained = run(
+            "run_squad.py",
+            **{**SQUAD, "iter_num": 1, "batch_size_per_device": 2, "save_last_snapshot": True},
+            data_dir=tmp_path / "data",
+            log_dir=tmp_path,
+            model_save_dir=tmp_path,
+        )
+        assert trained.returncode == 0, trained.stderr
+        write_squad_parts(tmp_path / "dev", 8, is_training=False)
+        flags = {**SQUAD, "iter_num": 1000000, "batch_size_per_device": 2, "model_load_dir": tmp_path / "last_snapshot"}
+        with Launched(
+            "run_squad_predict.py",
+            tmp_path / "output",
+            data_dir=tmp_path / "dev",
+            all_results_file=tmp_path / "all_results.npy",
+            **flags,
+        ) as prediction:
+            prediction.wait_for("Restoring model")
+            time.sleep(delay)
+            prediction.process.send_signal(number)
+            prediction.assert_failed(f"ended by {number.name}", status=128 + number, within=10)
+        assert not list(tmp_path.glob("*all_results*"))
+
+
+PROGRAM = """
+import os, signal, sys, time
+import stopping
+with getattr(stopping, sys.argv[1])() as numbers:
+    print("ready", flush=True)
+    {body}
+"""
+
+
+def start_program(context, body):
+    command = [sys.executable, "-c", PROGRAM.format(body=body), context]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+class TestSignals:
+    def test_a_second_one_kills_while_python_does_not_run(self):
+        """As within the engine: the system must do it."""
+        body = "sum(range(10**10))"  # which does not let any Python code run
+        with start_program("noted", body) as process:
+            time.sleep(0.3)
+            process.send_signal(signal.SIGTERM)
+            time.sleep(0.3)
+            assert process.poll() is None
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(10) == -signal.SIGTERM
+
+    def test_two_at_the_same_time(self):
+        body = "signal.pthread_sigmask(signal.SIG_BLOCK, {2, 15}); os.kill(os.getpid(), 2); os.kill(os.getpid(), 15);"
+        body += " signal.pthread_sigmask(signal.SIG_UNBLOCK, {2, 15}); time.sleep(60)"
+        with start_program("noted", body) as process:
+            assert process.wait(10) in (130, 143, -2, -15)
+            assert process.stderr.read() == ""
+
+    def test_handlers_are_put_back(self):
+        body = (
+            "pass\nassert signal.getsignal(2) is signal.default_int_handler and signal.getsignal(15) == signal.SIG_DFL"
+        )
+        with start_program("noted", body) as process:
+            assert process.wait(10) == 0, process.stderr.read()
+
+
+@contextlib.contextmanager
+def small_disk(folder, size):
+    """A file system of so many bytes at `folder`; skips the test where mounting is not permitted."""
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder]
+    if os.geteuid() != 0 or subprocess.run(command, capture_output=True).returncode != 0:
+        pytest.skip("mounting is not permitted here")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+class TestSaving:
+    @pytest.mark.parametrize("ranks", [1, 2])
+    def test_a_full_disk_keeps_nobody_from_training(self, data, tmp_path, ranks):
+        """With several ranks only the first one finds out."""
+        flags = {**ENDLESS, "model_save_every_n_iter": 20, "gpu_num_per_node": ranks}
+        disk = tmp_path / "disk"
+        with small_disk(disk, 16 << 20):
+            with Launched(
+                "run_pretraining.py", tmp_path / "o", data_dir=data, model_save_dir=disk, **flags
+            ) as training:
+                training.wait_for("snapshot_20.")
+                training.wait_for("iter 20,")
+                with contextlib.suppress(OSError):
+                    (disk / "filler").write_bytes(bytes(16 << 20))
+                training.wait_for("iter 100,")
+                (disk / "filler").unlink()
+                seen = len(training.stdout)
+                while "Saving model" not in training.stdout[seen:].split("iter ", 1)[-1]:
+                    time.sleep(0.05)
+                training.process.send_signal(signal.SIGTERM)
+                assert training.wait() == 143, training.stderr
+            *warnings, line = training.stderr.splitlines()
+            assert "stopped by SIGTERM" in line
+            assert warnings
+            for warning in warnings:
+                assert re.fullmatch(
+                    rf"run_pretraining.py: warning: {disk}/snapshot_(\d+) could not be saved "
+                    rf"\(No space left on device: {disk}/snapshot_\1\S*\); "
+                    rf"training goes on, the newest snapshot is {disk}/snapshot_\d+",
+                    warning,
+                )
+            assert iterations_of(disk / "snapshot_20") == 20
+            failed = {re.search(r"snapshot_\d+", warning)[0] for warning in warnings}
+            saved = {path.name for path in snapshot_series.complete_snapshots(disk)}
+            assert not failed & saved and len(saved) >= 2
+            assert {path.name for path in disk.iterdir()} == saved, "nothing half written stays"
+
+    def test_a_full_disk_at_a_signal(self, data, tmp_path):
+        with small_disk(tmp_path / "disk", 100000):
+            save_dir = {"model_save_dir": tmp_path / "disk"}
+            with Launched("run_pretraining.py", tmp_path / "o", data_dir=data, **save_dir, **ENDLESS) as training:
+                training.wait_for("iter 2,")
+                training.process.send_signal(signal.SIGTERM)
+                training.assert_failed("stopped by SIGTERM after", "No space left", "no snapshot has been saved yet")
+
+    def test_a_snapshot_replaces_nothing_else(self, data, tmp_path):
+        """A name that only a signal makes it need, so that nothing was found wrong before."""
+        for iteration in range(1, 200):
+            (tmp_path / f"snapshot_{iteration}").mkdir()
+            (tmp_path / f"snapshot_{iteration}" / "thesis.txt").touch()
+        with Launched("run_pretraining.py", tmp_path, data_dir=data, **ENDLESS) as training:
+            training.wait_for("iter 2,")
+            training.process.send_signal(signal.SIGTERM)
+            training.assert_failed("stopped by SIGTERM after", "is no snapshot")
+        assert len(list(tmp_path.glob("snapshot_*/thesis.txt"))) == 199
+
+    def test_keep(self, data, tmp_path):
+        flags = {**PRETRAINING, "iter_num": 9, "batch_size_per_device": 4, "save_last_snapshot": True}
+        flags |= {"log_dir": tmp_path, "model_save_dir": tmp_path, "data_dir": data}
+        assert run("run_pretraining.py", **flags, model_save_every_n_iter=3).returncode == 0
+        assert names(tmp_path) == ["snapshot_3", "snapshot_6", "snapshot_9", "last_snapshot"]
+        # What an earlier run has left is older, whatever its numbers are.
+        assert run("run_pretraining.py", **flags, model_save_every_n_iter=4, model_save_keep=2).returncode == 0
+        assert names(tmp_path) == ["snapshot_4", "snapshot_8", "last_snapshot"]
+
+
+def names(folder):
+    return [path.name for path in snapshot_series.complete_snapshots(folder)]
+
+
+class TestSeries:
+    @staticmethod
+    def make(folder, name, number=None):
+        step = folder / name / "System-Train-TrainStep-PretrainJob"
+        step.mkdir(parents=True)
+        (folder / name / snapshot.DONE_FILE).touch()
+        if number is not None:
+            (step / run_state.FILE).write_bytes(run_state.encode({"save_number": number}))
+
+    def test_order(self, tmp_path):
+        self.make(tmp_path, "snapshot_30", 4)
+        self.make(tmp_path, "last_snapshot", 3)
+        self.make(tmp_path, "snapshot_100")  # of an older version, as the next
+        self.make(tmp_path, "snapshot_90")
+        self.make(tmp_path, "snapshot_050", 9)
+        (tmp_path / "snapshot_40").mkdir()
+        assert names(tmp_path) == ["snapshot_90", "snapshot_100", "last_snapshot", "snapshot_30"]
+        assert snapshot_series.next_save_number(tmp_path) == 5
+        assert snapshot_series.next_save_number(tmp_path / "nothing") == 1
+
+    def test_removing(self, tmp_path):
+        for number, name in enumerate(("snapshot_10", "last_snapshot", "snapshot_20", "snapshot_30")):
+            self.make(tmp_path, name, number)
+        (tmp_path / "snapshot_5").mkdir()  # no snapshot
+        (tmp_path / ".snapshot_1.removed.tmp").mkdir()  # left when one was killed
+        snapshot_series.remove_oldest(tmp_path, 2)
+        left = sorted(path.name for path in tmp_path.iterdir())
+        assert left == ["last_snapshot", "snapshot_20", "snapshot_30", "snapshot_5"]
+        snapshot_series.remove_oldest(tmp_path, 5)
+        assert sorted(path.name for path in tmp_path.iterdir()) == left
+
+
+class TestBadNumbers:
+    @pytest.mark.parametrize("ranks", [1, 2])
+    def test_a_loss_that_is_none(self, data, tmp_path, ranks):
+        """Weights of 2e37 and more; what was saved before they came is what is left."""
+        flags = {**ENDLESS, "learning_rate": 2e37, "warmup_batches": 0, "model_save_every_n_iter": 1}
+        with Launched("run_pretraining.py", tmp_path, data_dir=data, gpu_num_per_node=ranks, **flags) as training:
+            training.assert_failed(
+                "iter 1 (learning rate 2e+37): ", "total_loss is ", f"{tmp_path}/snapshot_1", within=60
+            )
+        assert names(tmp_path) == ["snapshot_1"]
+
+    @pytest.mark.parametrize("ranks", [1, 2])
+    def test_weights_that_are_none(self, data, tmp_path, ranks):
+        """Losses and gradients were good; the update was not."""
+        flags = {**ENDLESS, "learning_rate": 3e38, "warmup_batches": 2, "model_save_every_n_iter": 1}
+        with Launched("run_pretraining.py", tmp_path, data_dir=data, gpu_num_per_node=ranks, **flags) as training:
+            training.assert_failed(
+                "not finite", f"{tmp_path}/snapshot_2 is not saved", f"is {tmp_path}/snapshot_1", within=60
+            )
+        assert names(tmp_path) == ["snapshot_1"]
+        assert iterations_of(Path(tmp_path / "snapshot_1")) == 1
