@@ -1,5 +1,6 @@
 """SQuAD v1.1 and v2.0 JSON files, read with the place of whatever is wrong in them."""
 
+import collections
 import json
 from typing import Any, NamedTuple
 
@@ -16,10 +17,11 @@ class Question(NamedTuple):
 
 
 class Paragraph(NamedTuple):
-    """A context and the questions about it."""
+    """A context and the questions about it. `title` is that of its article, where the file has one."""
 
     context: str
     questions: list[Question]
+    title: str
 
 
 def read_json(path, **load_arguments):
@@ -56,8 +58,27 @@ def read_paragraphs(path):
                 question_id = field(entry, "id", str, place_of_question)
                 question_text = field(entry, "question", str, place_of_question)
                 questions.append(Question(question_id, question_text, place_of_question, entry))
-            paragraphs.append(Paragraph(field(paragraph, "context", str, place), questions))
+            title = str(article.get("title") or "")
+            paragraphs.append(Paragraph(field(paragraph, "context", str, place), questions, title))
     return content.get("version"), paragraphs
+
+
+def read_predictions(path):
+    """The predictions in a file such as npy2json.py's predictions.json: id -> text."""
+
+    def refuse_repeated_keys(pairs):
+        counts = collections.Counter(key for key, _ in pairs)
+        repeated = [key for key, count in counts.items() if count > 1]
+        if repeated:
+            raise UserError(f"{path}: {len(repeated)} ids occur more than once; the first is {repeated[0]!r}")
+        return dict(pairs)
+
+    predictions = read_json(path, object_pairs_hook=refuse_repeated_keys)
+    if not isinstance(predictions, dict):
+        raise UserError(f"{path}: not a predictions file: it is not a JSON object of ids and texts")
+    for question_id in predictions:
+        field(predictions, question_id, str, path)
+    return predictions
 
 
 def field(parent, key, kind, place):

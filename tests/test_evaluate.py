@@ -1,6 +1,5 @@
 """evaluate-v1.1.py: scores worked out by hand and by a plain implementation, and files not what they should be."""
 
-import importlib.util
 import json
 import string
 from fractions import Fraction
@@ -10,13 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import hard_text
-from conftest import ROOT, assert_fails_with_one_line, run
+import squad_metric
+from conftest import assert_fails_with_one_line, run
 
 SCRIPT = "evaluate-v1.1.py"
-spec = importlib.util.spec_from_file_location("evaluate", ROOT / SCRIPT)
-assert spec is not None and spec.loader is not None
-evaluate_script = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(evaluate_script)
 
 
 def dataset(references, version="1.1"):
@@ -59,7 +55,7 @@ def evaluate_files(folder, references, predictions):
     ],
 )
 def test_scores(prediction, references, exact_match, f1):
-    score = evaluate_script.evaluate({"q": references}, {"q": prediction})
+    score = squad_metric.evaluate({"q": references}, {"q": prediction})
     assert score == {"exact_match": 100 * exact_match, "f1": pytest.approx(float(100 * f1), rel=1e-15)}
 
 
@@ -96,7 +92,7 @@ def test_scores_of_any_text(questions):
             # 2pr / (p + r) with p = shared / words and r = shared / words of the reference.
             scores.append(Fraction(2 * shared, length) if shared else Fraction(0))
         total_f1 += max(scores)
-    score = evaluate_script.evaluate(
+    score = squad_metric.evaluate(
         {str(index): references for index, (_, references) in enumerate(questions)},
         {str(index): prediction for index, (prediction, _) in enumerate(questions)},
     )

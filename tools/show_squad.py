@@ -1,0 +1,193 @@
+"""Makes one HTML page of SQuAD predictions: every question with its context, answers and scores, to search and filter.
+
+    python tools/show_squad.py --data_file dev-v1.1.json --prediction_file predictions.json -o squad.html
+
+The page holds all it needs and asks no network for anything. SQuAD v1.1 and v2.0.
+"""
+
+import base64
+import hashlib
+import json
+import os
+import re
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import squad_file  # noqa: E402
+import squad_metric  # noqa: E402
+from command_line import ArgumentParser  # noqa: E402
+from squad_file import field  # noqa: E402
+from util import UserError, atomic_file, run_script  # noqa: E402
+
+PAGE_FOLDER = Path(__file__).resolve().parent
+
+
+def main():
+    arguments = parse_arguments()
+    version, paragraphs = squad_file.read_paragraphs(arguments.data_file)
+    squad_file.check_unique_ids(paragraphs, arguments.data_file)
+    predictions = squad_file.read_predictions(arguments.prediction_file)
+    check_predictions_fit(paragraphs, predictions, arguments)
+    n_best = read_n_best(arguments.nbest_file) if arguments.nbest_file else None
+    data = make_data(paragraphs, is_version_2(version, paragraphs), predictions, n_best)
+    data["data_file"] = os.path.basename(arguments.data_file)
+    data["prediction_file"] = os.path.basename(arguments.prediction_file)
+    with atomic_file(arguments.output, "w", encoding="utf-8") as file:
+        file.write(make_page(data))
+    print(f"{len(data['questions'])} questions in {arguments.output}")
+
+
+def parse_arguments():
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data_file", required=True, metavar="JSON", help="SQuAD questions with their true answers")
+    parser.add_argument("--prediction_file", required=True, metavar="JSON", help="predictions.json of npy2json.py")
+    parser.add_argument("--nbest_file", metavar="JSON", help="nbest_predictions.json of npy2json.py")
+    parser.add_argument("-o", "--output", required=True, metavar="HTML", help="the page to write")
+    arguments = parser.parse_args()
+    folder = Path(arguments.output).parent
+    if not os.access(folder, os.W_OK | os.X_OK) or Path(arguments.output).is_dir():
+        raise UserError(f"--output: {arguments.output} cannot be written")
+    return arguments
+
+
+def check_predictions_fit(paragraphs, predictions, arguments):
+    """Raises UserError if the predictions are for none of the questions; says on stderr if some are for none."""
+    ids = {question.id for paragraph in paragraphs for question in paragraph.questions}
+    if not ids:
+        raise UserError(f"{arguments.data_file}: holds no question")
+    unknown = [question_id for question_id in predictions if question_id not in ids]
+    if len(unknown) == len(predictions):
+        raise UserError(
+            f"{arguments.prediction_file}: its {len(predictions)} predictions are for none of the {len(ids)} questions "
+            f"of {arguments.data_file}; give the file that they were made for"
+        )
+    if unknown:
+        print(
+            f"{len(unknown)} of {len(predictions)} predictions are for no question of {arguments.data_file}; the first "
+            f"is {unknown[0]!r}",
+            file=sys.stderr,
+        )
+
+
+def read_n_best(path):
+    """The answers in a file such as nbest_predictions.json: id -> list of (text, probability), best first."""
+    content = squad_file.read_json(path)
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: not an n-best file: it is not a JSON object of ids and lists")
+    n_best = {}
+    for question_id in content:
+        entries = field(content, question_id, list, path)
+        places = [f"{path}: {question_id}[{index}]" for index in range(len(entries))]
+        n_best[question_id] = [
+            (field(entry, "text", str, place), probability_of(entry, place))
+            for entry, place in zip(entries, places, strict=True)
+        ]
+    return n_best
+
+
+def probability_of(entry, place):
+    probability = field(entry, "probability", float, place)
+    if not 0 <= probability <= 1:
+        raise UserError(f"{place}: probability is {probability}, which is not from 0 to 1")
+    return probability
+
+
+def is_version_2(version, paragraphs):
+    """Whether questions may have no answer, and the metric is that of SQuAD v2.0."""
+    return str(version).startswith("v2") or any(
+        question.entry.get("is_impossible") is True for paragraph in paragraphs for question in paragraph.questions
+    )
+
+
+def true_answers(question, is_v2):
+    """(text, answer_start) of every true answer; none if the question has no answer."""
+    answers = field(question.entry, "answers", list, question.place)
+    if not answers and not is_v2:
+        raise UserError(f"{question.place} has no answer; only in SQuAD v2.0 may a question have none")
+    places = [f"{question.place}.answers[{index}]" for index in range(len(answers))]
+    return [
+        (field(answer, "text", str, place), field(answer, "answer_start", int, place))
+        for answer, place in zip(answers, places, strict=True)
+    ]
+
+
+def make_data(paragraphs, is_v2, predictions, n_best):
+    """What the page shows, as JSON can have it: contexts, questions with their scores, and totals."""
+    questions = [
+        make_question(question, index, is_v2, predictions, n_best)
+        for index, paragraph in enumerate(paragraphs)
+        for question in paragraph.questions
+    ]
+    return {
+        "is_v2": is_v2,
+        "has_n_best": n_best is not None,
+        "totals": make_totals(questions, is_v2),
+        "paragraphs": [{"title": paragraph.title, "context": paragraph.context} for paragraph in paragraphs],
+        "questions": questions,
+    }
+
+
+def make_question(question, paragraph, is_v2, predictions, n_best):
+    """A question as the page shows it; without a prediction it scores 0. `paragraph` is the number of its context."""
+    answers = true_answers(question, is_v2)
+    prediction = predictions.get(question.id)
+    score = squad_metric.score_v2 if is_v2 else squad_metric.score
+    is_exact, f1 = (False, 0) if prediction is None else score(prediction, [text for text, _ in answers])
+    return {
+        "id": question.id,
+        "text": question.text,
+        "paragraph": paragraph,
+        "answers": answers,
+        "prediction": prediction,
+        "is_exact": is_exact,
+        "f1": f1,
+        "status": "right" if is_exact else "partly" if f1 > 0 else "wrong",
+        "n_best": (n_best or {}).get(question.id) or None,
+    }
+
+
+def make_totals(questions, is_v2):
+    """Numbers of questions by status, and the scores in per cent: of all, and of v2.0 with and without an answer."""
+    groups = [("", questions)]
+    if is_v2:
+        groups.append(("with an answer", [question for question in questions if question["answers"]]))
+        groups.append(("without", [question for question in questions if not question["answers"]]))
+    totals = {
+        "groups": [(name, mean_scores(members)) for name, members in groups if members],
+        "unpredicted": sum(question["prediction"] is None for question in questions),
+    }
+    for status in ("right", "partly", "wrong"):
+        totals[status] = sum(question["status"] == status for question in questions)
+    return totals
+
+
+def mean_scores(questions):
+    """As squad_metric.evaluate."""
+    return {
+        "questions": len(questions),
+        "exact_match": 100.0 * sum(question["is_exact"] for question in questions) / len(questions),
+        "f1": 100.0 * sum(question["f1"] for question in questions) / len(questions),
+    }
+
+
+def make_page(data):
+    """The HTML of the page. No text of the data can end the element that it is in, and no other script can run."""
+    template, style, script = (
+        (PAGE_FOLDER / name).read_text() for name in ("squad_page.html", "squad_page.css", "squad_page.js")
+    )
+    policy = f"default-src 'none'; style-src '{csp_hash(style)}'; script-src '{csp_hash(script)}'; base-uri 'none'; "
+    policy += "form-action 'none'"
+    # As ASCII: a JSON string may hold halves of surrogate pairs, which no encoding has.
+    text = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
+    parts = {"@POLICY@": policy, "@STYLE@": style, "@SCRIPT@": script, "@DATA@": text}
+    return re.sub(r"@[A-Z]+@", lambda match: parts[match[0]], template)
+
+
+def csp_hash(text):
+    """The source expression by which a Content-Security-Policy allows this one inline element."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
+
+
+if __name__ == "__main__":
+    run_script(main)
