@@ -87,6 +87,7 @@ def read_n_best(path):
 
 
 def probability_of(entry, place):
+    """The probability of an answer; raises UserError unless it is one."""
     probability = field(entry, "probability", float, place)
     if not 0 <= probability <= 1:
         raise UserError(f"{place}: probability is {probability}, which is not from 0 to 1")
