@@ -351,13 +351,13 @@ def test_a_narrow_window_shows_the_list_or_a_question(tmp_path):
     [
         (b"{", PREDICTIONS, None, ["data.json: not JSON"]),
         (squad(CONTEXT, {}), PREDICTIONS, None, ["data.json: holds no question"]),
-        (squad(CONTEXT, {"a": ("Why?", [])}) | {"data": [3]}, PREDICTIONS, None, ["data[0] should be an object"]),
+        (squad(CONTEXT, {"a": ("Why?", [])}) | {"data": [3]}, PREDICTIONS, None, ["data[0]: should be an object"]),
         (squad(CONTEXT, QUESTIONS), b"[]", None, ["predictions.json: not a predictions file"]),
         (squad(CONTEXT, QUESTIONS), {"other": "x"}, None, ["its 1 predictions are for none of the 4 questions"]),
         (squad(CONTEXT, QUESTIONS), {"right": 3}, None, ["predictions.json: right should be a string"]),
         (squad(CONTEXT, QUESTIONS), b'{"right": "x", "right": "y"}', None, ["1 ids occur more than once"]),
         (squad(CONTEXT, QUESTIONS), PREDICTIONS, b"[]", ["nbest.json: not an n-best file"]),
-        (squad(CONTEXT, QUESTIONS), PREDICTIONS, {"right": [3]}, ["right[0] should be an object"]),
+        (squad(CONTEXT, QUESTIONS), PREDICTIONS, {"right": [3]}, ["right[0]: should be an object"]),
         (squad(CONTEXT, QUESTIONS), PREDICTIONS, {"right": [{"text": "x"}]}, ["right[0]: probability is missing"]),
         (
             squad(CONTEXT, QUESTIONS),
