@@ -4,7 +4,9 @@ from typing import Any
 
 import engine
 import native
+import records
 from launch import rank
+from util import UserError
 
 flow: Any = engine.load()
 nn: Any = flow.nn
@@ -46,7 +48,8 @@ class OFRecordLoader(nn.Module):
         if rank() < len(ranks):
             buffer_size = _SHUFFLE_BUFFER if shuffle else 1
             native.expect_records(paths, data_set.fields, buffer_size, len(ranks), rank())
-        self._names = list(data_set.fields)
+        self._fields = data_set.fields
+        self._checked = 0
         for name, field in data_set.fields.items():
             decoder = nn.OFRecordRawDecoder(name, shape=(field.length,), dtype=_DTYPES[field.dtype.name])
             self.add_module(f"decode_{name}", decoder)
@@ -54,11 +57,28 @@ class OFRecordLoader(nn.Module):
     def forward(self):
         """The next batch: name -> [B, length] tensor."""
         records = self.reader()
-        decoders = {name: getattr(self, f"decode_{name}") for name in self._names}
+        decoders = {name: getattr(self, f"decode_{name}") for name in self._fields}
         return {
             name: decoder(records).to_global(placement=self._placement, sbp=self._sbp)
             for name, decoder in decoders.items()
         }
+
+    def check_batch(self):
+        """Raises UserError, saying which record is at fault, if the next batch to be checked could not be read.
+
+        To be called for each batch in turn, when its results are there and before anything comes of them. Only the
+        native kernels tell, and only on the rank that reads the record; OneFlow's own reader aborts the process.
+        """
+        self._checked += 1
+        failure = native.reader_failure()
+        if failure is None or self._checked <= failure.batches:
+            return
+        try:
+            if failure.path:
+                records.check_record_at(failure.path, failure.offset, self._fields)
+        except UserError as error:
+            raise UserError(f"{error} (--check_data checks all records before a run)") from None
+        raise UserError(failure.text)
 
 
 def _split_over(ranks):

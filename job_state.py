@@ -10,7 +10,7 @@ import checksums
 import engine
 import run_state
 import snapshot
-from launch import from_first_rank, rank
+from launch import from_first_rank, rank, wait_for_all_ranks
 from progress import print_line
 from util import RunError, UserError, describe_os_error
 
@@ -26,6 +26,8 @@ def save(job, folder, state):
     All ranks take part, the first writes. Where that fails, the snapshot that stood there stays; returns in words what
     has failed, on all ranks, or None. Raises RunError, on all ranks, if there are numbers in it that are not finite.
     """
+    # A rank that could not read its part of the last batch does not get here: then nobody saves what came of it.
+    wait_for_all_ranks()
     print_line(f"Saving model to {folder}.")
     arrays = _arrays(job)
     failure = None

@@ -122,6 +122,13 @@ def from_first_rank(read):
     return json.loads(flow._oneflow_internal.cpu_broadcast(data, 0))
 
 
+def wait_for_all_ranks():
+    """Returns when all ranks have got here. Needs OneFlow loaded."""
+    flow = engine.load()
+    if flow.env.get_world_size() > 1:
+        flow.comm.barrier()
+
+
 def _common_flags(args, device_type):
     """name -> value of the flags that must be the same on all nodes, with the script and the kind of device."""
     flags = {f"--{name}": value for name, value in vars(args).items() if name not in _FLAGS_OF_A_NODE}

@@ -8,6 +8,7 @@ import json
 import os
 import sysconfig
 from pathlib import Path
+from typing import NamedTuple
 
 from util import UserError
 
@@ -61,6 +62,7 @@ def load(flow):
         plugin = ctypes.PyDLL(str(_BUILD / "plugin.so"))
         plugin.bert_use_one_stream(ctypes.c_void_p.in_dll(oneflow_internal, _SESSION_RESOURCES))
         plugin.bert_newest_reader_position.restype = ctypes.c_int64
+        plugin.bert_newest_reader_failure.restype = ctypes.c_int64
         _new_tensor = getattr(oneflow_internal, _PY_TENSOR_NEW)
         _plugin = plugin
     except Exception as error:  # OneFlow raises RuntimeError or its own exceptions, by version of the failure.
@@ -166,6 +168,27 @@ def restore_reader(state):
     if error:
         raise UserError(error)
     _plugin.bert_restore_next_reader(state, ctypes.c_int64(len(state)))
+
+
+class ReaderFailure(NamedTuple):
+    """What the reader of records cannot read."""
+
+    batches: int  # read before
+    text: str  # what is wrong, and where
+    path: str  # of the part whose record is at fault, or empty
+    offset: int  # in bytes, of that record
+
+
+def reader_failure():
+    """The ReaderFailure of the newest job's reader, or None. It fills the batches that it cannot read with zeros."""
+    if _plugin is None:
+        return None
+    text, path = ctypes.create_string_buffer(8192), ctypes.create_string_buffer(4096)
+    offset = ctypes.c_int64()
+    batches = _plugin.bert_newest_reader_failure(text, path, ctypes.c_int64(len(path)), ctypes.byref(offset))
+    if batches < 0:
+        return None
+    return ReaderFailure(batches, os.fsdecode(text.value), os.fsdecode(path.value), offset.value)
 
 
 def random_state():

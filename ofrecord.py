@@ -168,23 +168,26 @@ def parse_message(message_class, serialized):
     return parsed
 
 
-def read_serialized(path):
-    """Yields (offset in bytes, serialized OFRecord) for every record of the part file `path`.
+def read_serialized(path, offset=0):
+    """Yields (offset in bytes, serialized OFRecord) for the records of the part file `path`, from that at `offset` on.
 
     Raises UserError where the file ends within a record or cannot be read. Never holds more than one record.
     """
     path = Path(path)
     try:
         with open(path, "rb") as file:
-            yield from read_open_file(file, path)
+            file.seek(offset)
+            yield from read_open_file(file, path, offset)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
 
 
-def read_open_file(file, path):
-    """What `read_serialized` yields, from a part file that is open for reading; `path` is for messages only."""
+def read_open_file(file, path, offset=0):
+    """What `read_serialized` yields, from a part file that is open for reading, from the record at byte `offset` on.
+
+    The file must stand there; `path` is for messages only.
+    """
     size = os.fstat(file.fileno()).st_size
-    offset = 0
     while offset < size:
         header = file.read(_LENGTH.size)
         length = _LENGTH.unpack(header)[0] if len(header) == _LENGTH.size else size

@@ -1,7 +1,7 @@
 """Which fields the records of each task hold, and whether the parts of a data set fit a run.
 
 OneFlow's reader aborts the process on a missing part, a truncated record or a field of another length, so all that is
-checked here first, without the engine.
+checked here first, without the engine. The native reader checks each record as it reads it.
 """
 
 import dataclasses
@@ -149,8 +149,7 @@ def _check_parts(paths, fields, check_all, count_all):
     for path in paths:
         found = 0
         for offset, serialized in ofrecord.read_serialized(path):
-            if not serialized:
-                raise UserError(f"{path}: the record at byte {offset} is empty; make or copy the part anew")
+            _check_not_empty(serialized, path, offset)
             if found == 0 or check_all:
                 _check_record(ofrecord.parse(serialized, path, offset), fields, f"{path}: record {found}")
             found += 1
@@ -160,6 +159,18 @@ def _check_parts(paths, fields, check_all, count_all):
             raise UserError(f"{path}: the part is empty")
         count += found
     return count if scan else None
+
+
+def check_record_at(path, offset, fields):
+    """Raises UserError, saying what is wrong, unless the record at byte `offset` of the part `path` holds `fields`."""
+    _, serialized = next(ofrecord.read_serialized(path, offset))
+    _check_not_empty(serialized, path, offset)
+    _check_record(ofrecord.parse(serialized, path, offset), fields, f"{path}: the record at byte {offset}")
+
+
+def _check_not_empty(serialized, path, offset):
+    if not serialized:
+        raise UserError(f"{path}: the record at byte {offset} is empty; make or copy the part anew")
 
 
 def _check_record(features, fields, place):

@@ -84,11 +84,13 @@ class SquadPredictJob(nn.Graph):
 def predict(job, iter_num, seq_length):
     """Runs `iter_num` batches of `job`; returns the results as prediction_file.result_dtype, ordered by unique id.
 
-    Batches beyond the data set begin it anew: each unique id is kept once.
+    Batches beyond the data set begin it anew: each unique id is kept once. Raises UserError if one cannot be read.
     """
     dtype = prediction_file.result_dtype(seq_length)
     results = {}
     for _ in progress_bar(range(iter_num), unit="batch"):
-        for unique_id, start_logits, end_logits in zip(*(output.to_local().numpy() for output in job()), strict=True):
+        outputs = [output.to_local().numpy() for output in job()]
+        job.loader.to(nn.Module).check_batch()
+        for unique_id, start_logits, end_logits in zip(*outputs, strict=True):
             results.setdefault(int(unique_id[0]), (start_logits.copy(), end_logits.copy()))
     return np.array([(unique_id, *results[unique_id]) for unique_id in sorted(results)], dtype=dtype)

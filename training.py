@@ -202,32 +202,33 @@ def train(job, args, first_step):
                 # The first call has compiled the graph, which is no part of a batch's time.
                 log.start()
             if running is not None:
-                stop = _finish(running, log, saves)
+                stop = _finish(job, running, log, saves)
             step = first_step + done
             running = _Iteration(done, step, learning_rate_at(step, args), outputs)
             done += 1
             if saves.is_due(done):
-                stop = _finish(running, log, saves) or stop
+                stop = _finish(job, running, log, saves) or stop
                 running = None
                 saves.save(done)
             if job.signals is None:
                 stop = next(iter(signals), 0)
         if running is not None:
-            _finish(running, log, saves)
+            _finish(job, running, log, saves)
         if done < args.iter_num:
             saves.stop(done, stop)
         saves.finish()
         log.print_average_speed()
 
 
-def _finish(iteration, log, saves):
+def _finish(job, iteration, log, saves):
     """Waits for the result of an iteration and logs it; returns the signal at which all ranks are to stop, or 0.
 
-    Raises RunError if it has come out as something else than finite numbers.
+    Raises RunError if it has come out as something else than finite numbers, UserError if its batch could not be read.
     """
     outputs = {name: output.to_local() for name, output in iteration.outputs.items()}
     signals = outputs.pop(_SIGNALS).numpy() if _SIGNALS in outputs else [0]
     values = {name: output.item() for name, output in outputs.items()}
+    job.loader.to(nn.Module).check_batch()
     bad = [name for name, value in values.items() if not math.isfinite(value)]
     if bad == [_SCALED_NORM]:
         log.skip_step(iteration.number)

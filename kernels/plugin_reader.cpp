@@ -147,6 +147,8 @@ class ReadAhead final : public user_op::OpKernelState {
       batch.assign(batch_size_, blank_record(fields_));
     }
     for (int64_t i = 0; i < batch_size_; ++i) { records[i].Swap(&batch[i]); }
+    std::lock_guard<std::mutex> lock(mutex_);
+    used_.push_back(std::move(batch));
   }
 
   // The position after that many batches, or an empty string if it is not known (any more).
@@ -177,7 +179,7 @@ class ReadAhead final : public user_op::OpKernelState {
 
   void read_ahead() {
     while (true) {
-      std::vector<OFRecord> batch(batch_size_);
+      std::vector<OFRecord> batch = used_batch();
       for (OFRecord& record : batch) {
         if (!read(&record)) { return; }
       }
@@ -189,6 +191,15 @@ class ReadAhead final : public user_op::OpKernelState {
       changed_.wait(lock, [this] { return is_closed_ || ready_.size() < kAhead; });
       if (is_closed_) { return; }
     }
+  }
+
+  // One whose memory can be taken again, or else a new one.
+  std::vector<OFRecord> used_batch() {
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (used_.empty()) { return std::vector<OFRecord>(batch_size_); }
+    std::vector<OFRecord> batch = std::move(used_.back());
+    used_.pop_back();
+    return batch;
   }
 
   bool read(OFRecord* record) {
@@ -233,7 +244,7 @@ class ReadAhead final : public user_op::OpKernelState {
   std::condition_variable changed_;
   bool is_closed_ = false;
   int64_t read_ = 0, given_out_ = 0;  // batches
-  std::deque<std::vector<OFRecord>> ready_;
+  std::deque<std::vector<OFRecord>> ready_, used_;
   std::deque<std::pair<int64_t, std::string>> positions_;  // after so many batches
   std::string failure_;
   int64_t failed_part_ = -1, failed_offset_ = 0;

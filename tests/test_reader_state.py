@@ -19,7 +19,7 @@ flow = engine.load()
 
 from data_loader import OFRecordLoader  # noqa: E402
 
-needs_kernels = pytest.mark.skipif(native.kernels() is None, reason="no native kernels")
+needs_kernels = pytest.mark.skipif(native.random_state() is None, reason="no native kernels")
 
 COUNTS = [30, 20, 50]
 

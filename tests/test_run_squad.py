@@ -8,6 +8,8 @@ import subprocess
 import numpy as np
 import pytest
 
+import native
+import ofrecord
 import prediction_file
 import reference_bert
 import snapshot
@@ -236,3 +238,16 @@ class TestBadInput:
         assert_fails_with_one_line(result, "--all_results_file", tmp_path)
         # Not after the prediction, nor after loading the engine for it.
         assert "Device:" not in result.stdout
+
+@pytest.mark.skipif(not native.is_built(), reason="OneFlow's own reader aborts the process")
+def test_a_record_that_is_bad_in_mid_run(work, tmp_path):
+    """The last but one of 11: nothing is written."""
+    shutil.copytree(work / "dev", tmp_path / "data")
+    part = tmp_path / "data" / "part-0"
+    offset = [offset for offset, _ in ofrecord.read_serialized(part)][-2]
+    with open(part, "r+b") as file:
+        file.seek(offset + 8)
+        file.write(b"\xff" * 20)
+    result = run_predict(tmp_path / "data", work / "first" / "last_snapshot", tmp_path / "results.npy")
+    assert_fails_with_one_line(result, f"{part}: the record at byte {offset} is not an OFRecord")
+    assert not (tmp_path / "results.npy").exists()
