@@ -49,7 +49,7 @@ def observe(args):
     half = args.iter_num // 2
     for iteration in range(half if first_step else args.iter_num):
         if not first_step and iteration == half:
-            job_state.save(job, Path(args.model_save_dir) / "half")
+            job_state.save(job, Path(args.model_save_dir) / "half", {})
             state = {"reader": native.reader_state(half) or b"", "random": native.random_state()}
             state = {name: np.frombuffer(data, np.uint8) for name, data in state.items()}
             np.savez(Path(args.model_save_dir) / f"state_{rank()}.npz", **state)
@@ -57,7 +57,7 @@ def observe(args):
         outputs = job()
         for name, values in seen.items():
             values.append(outputs[name].to_local().numpy())
-    job_state.save(job, Path(args.model_save_dir) / "end")
+    job_state.save(job, Path(args.model_save_dir) / "end", {})
     np.savez(Path(args.model_save_dir) / f"seen_{rank()}.npz", **seen)
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from conftest import ROOT, TINY_MODEL, run, write_pretraining_part
 from test_record_reader import expected_order
 from util import UserError
 
-flow = engine.load()
+flow: Any = engine.load()
 
 from data_loader import OFRecordLoader  # noqa: E402
 

@@ -239,6 +239,7 @@ class TestBadInput:
         # Not after the prediction, nor after loading the engine for it.
         assert "Device:" not in result.stdout
 
+
 @pytest.mark.skipif(not native.is_built(), reason="OneFlow's own reader aborts the process")
 def test_a_record_that_is_bad_in_mid_run(work, tmp_path):
     """The last but one of 11: nothing is written."""
