@@ -80,5 +80,7 @@ def _integer(function, *arguments):
     result = ctypes.c_int()
     status = function(ctypes.byref(result), *arguments)
     if status != 0:
-        raise UserError(f"the NVIDIA driver fails in {function.__name__} with status {status}")
+        raise UserError(
+            f"the NVIDIA driver fails in {function.__name__} with status {status}; use --device=cpu to run on the CPU"
+        )
     return result.value

@@ -30,7 +30,7 @@ def find_node_rank(node_list, node_num, node_rank):
     """
     names = [name.strip() for name in node_list.split(",") if name.strip()] if node_list else []
     if len(names) < node_num:
-        raise UserError(f"--node_list names {len(names)} node(s), but --node_num is {node_num}")
+        raise UserError(f"--node_list names {len(names)} node(s), but --node_num={node_num}; name every node")
     names = names[:node_num]
     addresses = [_resolve(name) for name in names]
     for index, address in enumerate(addresses):
@@ -42,7 +42,10 @@ def find_node_rank(node_list, node_num, node_rank):
         return addresses, node_rank
     own = [index for index, address in enumerate(addresses) if _is_own(address)]
     if not own:
-        raise UserError(f"--node_list={','.join(names)}: none of these is an address of this machine; see --node_rank")
+        raise UserError(
+            f"--node_list={','.join(names)}: none of these is an address of this machine; "
+            "give its address, or its place in the list by --node_rank"
+        )
     if len(own) > 1:
         both = " and ".join(names[index] for index in own)
         raise UserError(f"--node_list={','.join(names)}: {both} are both this machine; say which with --node_rank")
@@ -53,7 +56,7 @@ def _resolve(name):
     try:
         address = socket.getaddrinfo(name, None, socket.AF_INET, socket.SOCK_STREAM)[0][4][0]
     except (OSError, UnicodeError):
-        raise UserError(f"--node_list: {name} is no IPv4 address and no known host name") from None
+        raise UserError(f"--node_list: {name} is neither an IPv4 address nor a known host name") from None
     if address.startswith("127.") and name != address:
         # Debian's /etc/hosts gives a machine's own name such an address.
         raise UserError(
@@ -89,9 +92,9 @@ def _listen(address, port):
         if error.errno == errno.EADDRINUSE:
             raise UserError(f"port {port} of {address} is in use; choose another with --master_port") from None
         if error.errno == errno.EADDRNOTAVAIL:
-            raise UserError(f"--node_rank=0 is for {address}, which is no address of this machine") from None
+            raise UserError(f"--node_rank=0 is for {address}, which is not an address of this machine") from None
         raise UserError(
-            f"port {port} of {address} cannot be listened at ({error.strerror}); see --master_port"
+            f"port {port} of {address} cannot be listened at ({error.strerror}); choose another with --master_port"
         ) from None
     return listener
 
@@ -153,7 +156,10 @@ class Line:
                 missing = [
                     address for rank, address in enumerate(self._addresses) if rank > 0 and rank not in self._peers
                 ]
-                raise RunError(f"after {timeout} seconds, node(s) {', '.join(missing)} have not come")
+                raise RunError(
+                    f"after {timeout} seconds, node(s) {', '.join(missing)} have not come; start the same command "
+                    f"there, from where port {self._port} of {self._addresses[0]} can be reached"
+                )
         self._send_to_all({"start": True})
 
     def _connect(self, deadline, timeout):

@@ -10,7 +10,7 @@ import engine
 import native
 import snapshot
 from launch import from_first_rank, rank, wait_for_first_rank
-from util import UserError, describe_os_error
+from util import UserError
 
 
 def check_training_folders(args):
@@ -26,7 +26,7 @@ def check_training_folders(args):
         for folder in Path(args.model_save_dir).iterdir():
             if config.saves_snapshot_named(args, folder.name) and not (folder / snapshot.DONE_FILE).is_file():
                 raise UserError(
-                    f"--model_save_dir: {folder} is no snapshot, so a snapshot will not replace it; move it away"
+                    f"--model_save_dir: {folder} is not a snapshot, so a snapshot will not replace it; move it away"
                 )
 
 
@@ -39,8 +39,8 @@ def check_prediction_folders(args):
     _check_writable("--log_dir", args.log_dir)
     if rank() == 0:
         if not os.path.basename(args.all_results_file) or os.path.isdir(args.all_results_file):
-            raise UserError(f"--all_results_file={args.all_results_file} is no name of a file")
-        _check_writable("--all_results_file: the folder", os.path.dirname(args.all_results_file) or ".")
+            raise UserError(f"--all_results_file={args.all_results_file}: not the name of a file")
+        _check_writable("the folder of --all_results_file", os.path.dirname(args.all_results_file) or ".")
 
 
 def _check_model_load_dir(args):
@@ -56,7 +56,7 @@ def _check_writable(flag, folder):
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise UserError(f"{flag} {folder} cannot be written: {describe_os_error(error)}") from None
+        raise UserError(f"{flag}={folder}: cannot be written: {error.strerror}") from None
 
 
 def start_engine(args):

@@ -469,7 +469,7 @@ class TestBadInput:
         self.check(
             tiny_data,
             tmp_path,
-            "last_snapshot is no snapshot",
+            "last_snapshot is not a snapshot",
             model_save_dir=tmp_path / "save",
             save_last_snapshot=True,
         )

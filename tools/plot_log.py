@@ -21,7 +21,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import run_folder  # noqa: E402
 from command_line import ArgumentParser  # noqa: E402
-from util import UserError, atomic_file, describe_os_error, run_script  # noqa: E402
+from util import UserError, atomic_file, run_script  # noqa: E402
 
 FORMATS = ("png", "svg", "pdf")
 
@@ -70,10 +70,10 @@ def parse_arguments():
     )
     arguments = parser.parse_args()
     if output_format(arguments.output) not in FORMATS:
-        parser.error(f"--output {arguments.output}: the name should end in .{', .'.join(FORMATS)}")
+        parser.error(f"--output={arguments.output}: the name should end in .{', .'.join(FORMATS)}")
     folder = Path(arguments.output).parent
     if not os.access(folder, os.W_OK | os.X_OK) or Path(arguments.output).is_dir():
-        raise UserError(f"--output: {arguments.output} cannot be written")
+        raise UserError(f"--output={arguments.output}: cannot be written; give a file in a folder of your own")
     return arguments
 
 
@@ -86,7 +86,7 @@ def read_log_dir(log_dir, is_one_of_several):
     """The Runs that have logged into the folder. Files that no run claims are a run each."""
     folder = Path(log_dir)
     if not folder.is_dir():
-        raise UserError(f"{log_dir}: there is no such folder")
+        raise UserError(f"{log_dir}: there is no such folder; give what a training run had as --log_dir")
     files = sorted(path.name for path in folder.glob("metrics-*.jsonl"))
     if not files:
         raise UserError(f"{log_dir}: has no file metrics-*.jsonl; give what a training run had as --log_dir")
@@ -133,7 +133,7 @@ def read_lines(path):
                 if text.endswith("\n"):
                     lines.append(parse_line(text, f"{path}, line {number}"))
     except OSError as error:
-        raise UserError(describe_os_error(error)) from None
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     return lines
 
 
