@@ -17,12 +17,20 @@ class _Bar(tqdm):
             settings["ncols"] = max(1, settings["ncols"] - _MARGIN)
         return settings
 
+    def clear(self, nolock=False):
+        super().clear(nolock)
+        if not self.disable:
+            self._erase_beside()
+
     def close(self):
         is_shown = not self.disable
         super().close()
         if is_shown and not self.leave:
-            self.fp.write(_ERASE_TO_END_OF_LINE)
-            self.fp.flush()
+            self._erase_beside()
+
+    def _erase_beside(self):
+        self.fp.write(_ERASE_TO_END_OF_LINE)
+        self.fp.flush()
 
 
 def progress_bar(*arguments, **settings):

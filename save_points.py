@@ -7,6 +7,7 @@ import sys
 import job_state
 import snapshot_series
 from launch import from_first_rank, rank
+from progress import print_line
 from stopping import StoppedTogether
 from util import RunError, describe_os_error
 
@@ -87,4 +88,4 @@ class SavePoints:
 
 def _warn(text):
     if rank() == 0:
-        print(f"{os.path.basename(sys.argv[0])}: warning: {text}", file=sys.stderr, flush=True)
+        print_line(f"{os.path.basename(sys.argv[0])}: warning: {text}", sys.stderr)

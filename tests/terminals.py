@@ -14,7 +14,7 @@ import pyte
 
 from conftest import ROOT
 
-ROWS, COLUMNS = 60, 130
+ROWS, COLUMNS = 60, 250
 
 
 class Terminal:

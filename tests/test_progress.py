@@ -69,6 +69,19 @@ def test_prediction_shows_a_bar(tmp_path):
     assert terminal.is_left_clean()
 
 
+def test_ctrl_c_in_training_leaves_the_terminal_clean(tmp_path):
+    write_pretraining_part(tmp_path / "part-0", 12)
+    flags = pretraining_flags(tmp_path, tmp_path, iter_num=100000, loss_print_every_n_iter=10)
+    terminal = Terminal("run_pretraining.py", **flags, press_ctrl_c_at="iter 9,")
+    assert terminal.status == 130
+    begin = terminal.lines.index("Init model on demand")
+    *losses, saving, error = filter(None, terminal.lines[begin + 1 :])
+    assert [line for line in losses if not LOSS_LINE.fullmatch(line)] == []
+    assert re.fullmatch(f"Saving model to {tmp_path}/snapshot_[0-9]+[.]", saving)
+    assert error.startswith("run_pretraining.py: error: stopped by SIGINT after ")
+    assert terminal.is_left_clean()
+
+
 def squad_file_of(number):
     """The text of a SQuAD file with so many questions, about contexts of 400 words."""
     context = "the quick brown fox jumps over the lazy dog " * 45
