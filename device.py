@@ -5,6 +5,7 @@ its wheel has no machine code for.
 """
 
 import ctypes
+import os
 
 from util import UserError
 
@@ -12,6 +13,9 @@ from util import UserError
 _LOWEST_CAPABILITY = (6, 0)
 _FIRST_UNSUPPORTED_CAPABILITY = (9, 0)
 _LOWEST_DRIVER = 11070  # CUDA 11.7, as cuDriverGetVersion counts
+
+# More ranks on the CPU are a mistake that would bring the machine to its knees.
+_RANKS_PER_PROCESSOR = 16
 
 _COMPUTE_CAPABILITY_MAJOR = 75  # CUdevice_attribute
 _COMPUTE_CAPABILITY_MINOR = 76
@@ -21,9 +25,10 @@ def choose_device(requested, gpu_num_per_node):
     """("cuda" or "cpu", the reason in words) for `--device` (auto, cuda or cpu).
 
     Raises UserError if a GPU is demanded and OneFlow can use none, or if it can use some, but fewer than
-    `gpu_num_per_node`.
+    `gpu_num_per_node`; or if that is out of all proportion to the processors.
     """
     if requested == "cpu":
+        _check_processors(gpu_num_per_node)
         return "cpu", "as --device=cpu asks"
     gpus, problem = usable_gpus()
     if problem is None and len(gpus) < gpu_num_per_node:
@@ -35,7 +40,17 @@ def choose_device(requested, gpu_num_per_node):
         return "cuda", gpus[0]
     if requested == "cuda":
         raise UserError(f"--device=cuda: {problem}; use --device=cpu or --device=auto to run on the CPU")
+    _check_processors(gpu_num_per_node)
     return "cpu", problem
+
+
+def _check_processors(ranks):
+    processors = len(os.sched_getaffinity(0))
+    if ranks > _RANKS_PER_PROCESSOR * processors:
+        raise UserError(
+            f"--gpu_num_per_node={ranks} would be so many processes on the {processors} processor(s) of the CPU; at most "
+            f"{_RANKS_PER_PROCESSOR} for each are taken"
+        )
 
 
 def usable_gpus():

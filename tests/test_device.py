@@ -84,6 +84,9 @@ def test_fewer_gpus_than_asked_for(monkeypatch, requested):
         choose(monkeypatch, Driver([A100]), requested, 2)
 
 
-def test_processes_on_the_cpu_are_not_limited(monkeypatch):
-    assert choose(monkeypatch, Driver([A100]), "cpu", 4)[0] == "cpu"
-    assert choose(monkeypatch, Driver([]), "auto", 4)[0] == "cpu"
+@pytest.mark.parametrize(("driver", "requested"), [(Driver([A100]), "cpu"), (Driver([]), "auto")])
+def test_processes_on_the_cpu_are_limited_by_reason_only(monkeypatch, driver, requested):
+    monkeypatch.setattr(device.os, "sched_getaffinity", lambda process: {0, 1})
+    assert choose(monkeypatch, driver, requested, 32)[0] == "cpu"
+    with pytest.raises(UserError, match="--gpu_num_per_node=33 .* 2 processor"):
+        choose(monkeypatch, driver, requested, 33)
