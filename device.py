@@ -48,8 +48,8 @@ def _check_processors(ranks):
     processors = len(os.sched_getaffinity(0))
     if ranks > _RANKS_PER_PROCESSOR * processors:
         raise UserError(
-            f"--gpu_num_per_node={ranks} would be so many processes on the {processors} processor(s) of the CPU; at most "
-            f"{_RANKS_PER_PROCESSOR} for each are taken"
+            f"--gpu_num_per_node={ranks} would be so many processes on the {processors} processor(s) of this machine; "
+            f"at most {_RANKS_PER_PROCESSOR} for each are started"
         )
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import native
-from util import UserError
+from util import Signalled, UserError
 
 # In the order of their dependencies.
 _CUDA_LIBRARIES = (
@@ -55,6 +55,10 @@ def load(log_file=None) -> Any:
         try:
             import oneflow
         except ImportError as error:
+            signalled = re.match(r"Signalled: ended by (SIG\w+)", str(error))
+            if signalled:
+                # Raised while OneFlow's own library was initialised, which makes an ImportError of it.
+                raise Signalled(signal.Signals[signalled[1]]) from None
             raise UserError(f"OneFlow cannot be imported ({error}): pip install -r requirements.txt") from None
         # Starts what the first graph would start, and says the rest of its noise.
         oneflow.framework.session_context.GetDefaultSession().TryInit()

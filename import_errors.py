@@ -16,13 +16,15 @@ def check_version(version):
         _end(f"{sys.executable} is Python {version[0]}.{version[1]}, which is too old: {_REMEDY}")
 
 
-def _end(text):
+def _end(text, status=2):
     print(f"{os.path.basename(sys.argv[0])}: error: {text}", file=sys.stderr)
-    raise SystemExit(2)
+    raise SystemExit(status)
 
 
 def _tell(kind, error, trace):
-    """sys.excepthook: one line and status 2 for a package that is missing, a traceback for all else."""
+    """sys.excepthook: one line for a missing package and for Ctrl-C during imports, a traceback for all else."""
+    if issubclass(kind, KeyboardInterrupt):
+        _end("interrupted", 130)
     if not issubclass(kind, ModuleNotFoundError):
         sys.__excepthook__(kind, error, trace)
         return

@@ -1,6 +1,7 @@
 """Loading OneFlow: what is missing is named in one line, the user's settings win, noise stays off the terminal."""
 
 import os
+import signal
 import subprocess
 import sys
 
@@ -56,6 +57,20 @@ def test_a_wrong_python_is_named(version):
 def test_python_without_assertions_is_refused():
     result = python("import engine, util; util.run_script(engine.load)", PYTHONOPTIMIZE="1")
     assert_fails_with_one_line(result, "leave out python -O")
+
+
+def test_a_signal_during_the_import_is_told_as_one():
+    """It comes from within OneFlow's library, which makes an ImportError of it."""
+    code = """
+import sys, engine, util
+class Import:
+    def find_spec(self, name, path, target=None):
+        if name == "oneflow":
+            raise ImportError("Signalled: ended by SIGINT\\n\\nAt:\\n  stopping.py(28): raise_signalled")
+sys.meta_path.insert(0, Import())
+util.run_script(engine.load)
+"""
+    assert_fails_with_one_line(python(code), "ended by SIGINT", status=128 + signal.SIGINT)
 
 
 def test_what_is_not_noise_reaches_the_terminal():

@@ -65,3 +65,9 @@ def test_an_old_python_is_told(capsys):
         import_errors.check_version((3, 9, 18))
     assert end.value.code == 2
     assert "Python 3.9, which is too old" in capsys.readouterr().err
+
+
+def test_interrupted_while_importing(tmp_path):
+    program = "import import_errors\nraise KeyboardInterrupt"
+    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stderr) == (130, "-c: error: interrupted\n")
