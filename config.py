@@ -259,6 +259,12 @@ def _add_later_flags(groups, trains=True):
         help="of the snapshot_<iteration> in model_save_dir keep the N newest only; 0: keep all",
     )
     add_bool(groups["output"], "--skip_checksums", help="load model_load_dir without comparing checksums")
+    devices.add_argument(
+        "--cpu_threads",
+        type=positive_int,
+        metavar="N",
+        help="threads of a node that compute on the CPU, divided among its ranks (default: all processors)",
+    )
     add_bool(groups["data"], "--check_data", help="check every record before the run, not only the first of each part")
 
 
@@ -271,6 +277,11 @@ def _complete(args):
         )
     if args.seed >= 2**31:
         raise UserError(f"--seed={args.seed} is too large; use a number below {2**31}")
+    if args.cpu_threads is not None and args.cpu_threads < args.gpu_num_per_node:
+        raise UserError(
+            f"--cpu_threads={args.cpu_threads} is too few for --gpu_num_per_node={args.gpu_num_per_node}: each rank "
+            "needs a thread"
+        )
     if args.intermediate_size is None:
         args.intermediate_size = 4 * args.num_attention_heads * args.hidden_size_per_head
     return args

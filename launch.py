@@ -41,6 +41,7 @@ _FLAGS_OF_A_NODE = (
     "master_port",
     "rendezvous_timeout",
     "device",
+    "cpu_threads",
     "data_dir",
     "model_load_dir",
     "model_save_dir",

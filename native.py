@@ -60,6 +60,7 @@ def load(flow):
         oneflow_internal = ctypes.CDLL(flow._oneflow_internal.__file__)
         # PyDLL: its functions make Python objects.
         plugin = ctypes.PyDLL(str(_BUILD / "plugin.so"))
+        ctypes.CDLL(str(_BUILD / "preload.so")).bert_change_plans(plugin.bert_share_memory)
         plugin.bert_use_one_stream(ctypes.c_void_p.in_dll(oneflow_internal, _SESSION_RESOURCES))
         plugin.bert_newest_reader_position.restype = ctypes.c_int64
         plugin.bert_newest_reader_failure.restype = ctypes.c_int64

@@ -71,16 +71,19 @@ def start_engine(args):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
         if args.zero_stage > 1:
             print(f"Notice: --zero_stage={args.zero_stage} does on the CPU what --zero_stage=1 does.", flush=True)
-        if args.gpu_num_per_node > 1:
+        threads = cpu_threads_of_rank(args)
+        if args.cpu_threads is not None or args.gpu_num_per_node > 1:
             # For OneFlow's own kernels, which would take all processors but two.
-            os.environ["OMP_NUM_THREADS"] = str(_thread_count(args.gpu_num_per_node))
+            os.environ["OMP_NUM_THREADS"] = str(threads)
+    elif args.cpu_threads is not None:
+        print(f"Notice: --cpu_threads={args.cpu_threads} has no effect on a GPU.", flush=True)
     wait_for_first_rank(args.rendezvous_timeout)
     flow = engine.load(Path(args.log_dir) / f"oneflow{rank() or ''}.log")
     args.iter_num = from_first_rank(lambda: args.iter_num)
     flow.manual_seed(args.seed)
     if device_type == "cpu":
         native.set_seed(args.seed)
-        native.set_thread_count(_thread_count(args.gpu_num_per_node))
+        native.set_thread_count(threads)
         print(f"CPU: {native.describe()}", flush=True)
         if args.use_fp16:
             obstacle = native.use_bfloat16(True)
@@ -97,7 +100,12 @@ def start_engine(args):
     return flow.placement(device_type, list(range(args.node_num * args.gpu_num_per_node)))
 
 
-def _thread_count(ranks_on_node):
-    """Threads for this rank: what OMP_NUM_THREADS says, or its share of the processors that it may run on."""
+def cpu_threads_of_rank(args):
+    """Threads for this rank: its share of --cpu_threads, or what OMP_NUM_THREADS says, or its share of the processors.
+
+    The processors are those that the process may run on.
+    """
     given = os.environ.get("OMP_NUM_THREADS", "")
-    return int(given) if given.isdigit() and int(given) > 0 else max(1, len(os.sched_getaffinity(0)) // ranks_on_node)
+    if args.cpu_threads is None and given.isdigit() and int(given) > 0:
+        return int(given)
+    return max(1, (args.cpu_threads or len(os.sched_getaffinity(0))) // args.gpu_num_per_node)

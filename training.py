@@ -96,6 +96,8 @@ class TrainJob(nn.Graph):
         else:
             # The update itself then scales the gradients: clipped ones need no memory and no pass of their own.
             self.config.allow_fuse_model_update_ops(True)
+        # A gradient that several operators have a part in is added up by the products themselves.
+        self.config.allow_fuse_add_to_output(True)
         if args.zero_stage > 0:
             self.config.enable_zero(True, stage=args.zero_stage)
             self._copies_variables = self._parameters[0].placement.type == "cpu"

@@ -77,6 +77,23 @@ void dequeue_graph(void* self) {
   reinterpret_cast<void (*)(void*)>(original(DEQUEUE_GRAPH))(self);
 }
 
+// What is to be done to the plan of a graph, an oneflow::Plan, before its arrays get places in memory.
+static void (*plan_change)(void* plan) = nullptr;
+
+extern "C" __attribute__((visibility("default"))) void bert_change_plans(void (*change)(void* plan)) {
+  plan_change = change;
+}
+
+#define PLAN_MEMORY \
+  "_ZN7oneflow22IntraJobMemSharingUtil30InferMemBlockId4MemReusedRegstEPNS_4PlanERKSt8functionIFbRKSsS5_EE"
+void plan_memory(void* plan, const void* is_reachable) STAND_IN_FOR(PLAN_MEMORY);
+
+// IntraJobMemSharingUtil::InferMemBlockId4MemReusedRegst, which finds places for the arrays of GPUs.
+void plan_memory(void* plan, const void* is_reachable) {
+  if (plan_change != nullptr) plan_change(plan);
+  reinterpret_cast<void (*)(void*, const void*)>(original(PLAN_MEMORY))(plan, is_reachable);
+}
+
 // What the two functions below have mapped: its size by its address.
 static std::unordered_map<void*, size_t>* const mapped = new std::unordered_map<void*, size_t>;
 static std::mutex mapped_mutex;

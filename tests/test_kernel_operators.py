@@ -74,6 +74,45 @@ assert resident() - before < 1 << 26, resident() - before
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
+def test_arrays_of_a_graph_share_memory():
+    code = """
+import argparse, ctypes, pathlib
+import numpy as np
+import engine, native
+flow = engine.load()
+import bert_util, pretrain
+placement = flow.placement("cpu", [0])
+config = bert_util.BertConfig(1000, 192, 4, 4, 768, 128, 2, 0.0, 0.0)
+args = argparse.Namespace(
+    use_fp16=False, learning_rate=1e-3, weight_decay_rate=0.01, iter_num=9, warmup_batches=0, zero_stage=0
+)
+generator = np.random.default_rng(1)
+sizes = {"input_ids": (1000, 128), "input_mask": (2, 128), "segment_ids": (2, 128), "masked_lm_positions": (128, 20)}
+sizes.update(masked_lm_ids=(1000, 20), next_sentence_labels=(2, 1))
+batch = {name: generator.integers(0, bound, (8, length)).astype(np.int32) for name, (bound, length) in sizes.items()}
+batch["masked_lm_weights"] = np.ones((8, 20), np.float32)
+batch = {name: flow.tensor(array, placement=placement, sbp=flow.sbp.broadcast) for name, array in batch.items()}
+def resident():
+    return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * 4096
+def trained():
+    model = pretrain.BertForPretraining(config, bert_util.Initializer(placement, 3))
+    job = pretrain.PretrainJob(model, lambda: batch, args)
+    before = resident()
+    metrics = [job() for _ in range(4)]
+    values = [metric.numpy() for step in metrics for metric in step.values()]
+    return resident() - before, values + [parameter.numpy().copy() for parameter in model.parameters()]
+trained()  # what is taken once
+shared, values = trained()
+ctypes.CDLL(str(native._BUILD / "preload.so")).bert_change_plans(None)
+apart, expected = trained()
+assert len(values) == len(expected) > 60
+for value, other in zip(values, expected):
+    np.testing.assert_array_equal(value, other)
+assert shared < 0.6 * apart, (shared, apart)
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
 def losses(data, folder, **flags):
     """Of ten steps of pre-training, and what the run printed."""
     result = run(

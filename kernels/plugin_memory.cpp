@@ -1,0 +1,144 @@
+// Lets the arrays of a graph share memory on the CPU. OneFlow does that on GPUs only: on a CPU each array of a step has
+// memory of its own for good, three times what a step of BERT needs at a time.
+#include <atomic>
+#include <map>
+
+#include "oneflow/core/graph/stream_id.h"
+#include "oneflow/core/job/plan.pb.h"
+
+#include "plugin.h"
+
+namespace oneflow {
+
+// As in OneFlow's task_node.h, which the wheel lacks.
+RegstDescProto* FindOrCreateProducedCtrlRegstDesc(TaskProto* task, const std::string& name);
+RegstDescIdSet* FindOrCreateConsumedCtrlRegstDescIdSet(TaskProto* task, const std::string& name);
+
+namespace {
+
+// Smaller arrays are not worth an order of the operators.
+constexpr int64_t kSmallestBytes = int64_t{1} << 16;
+// Of the offsets.
+constexpr int64_t kAlignment = 512;
+// Where OneFlow keeps the name of the variable that an array belongs to.
+constexpr const char* kSharedName = "shared";
+// OneFlow numbers its blocks of memory from 0.
+constexpr int64_t kFirstBlock = int64_t{1} << 40;
+
+struct Array {
+  RegstDescProto* array;
+  int64_t size;
+  size_t first, last;  // the operators, in order, that write it and that are the last to read it
+  int64_t offset = 0;
+};
+
+bool is_operator_on_cpu(const TaskProto& task) {
+  return task.task_type() == TaskType::kNormalForward && task.exec_sequence().exec_node_size() == 1 &&
+         DecodeStreamIdFromInt64(task.thrd_id()).device_type() == DeviceType::kCPU;
+}
+
+// The bytes of an array that may share memory; 0 for others.
+int64_t shareable_bytes(const RegstDescProto& array) {
+  if (!array.enable_reuse_mem() || array.register_num() != 1 || array.mem_block_id() != -1) { return 0; }
+  if (array.mem_case().device_type() != DeviceType::kCPU || array.mem_case().has_pinned_device_type()) { return 0; }
+  if (!array.regst_desc_type().has_data_regst_desc() || array.consumer_task_id_size() == 0) { return 0; }
+  const auto& data = array.regst_desc_type().data_regst_desc();
+  if (data.lbi2blob_desc_size() != 1) { return 0; }
+  const BlobDescProto& description = data.lbi2blob_desc(0).blob_desc();
+  if (description.data_type() != DataType::kFloat || description.is_dynamic()) { return 0; }
+  int64_t bytes = sizeof(float);
+  for (const int64_t size : description.shape().dim()) { bytes *= size; }
+  return bytes < kSmallestBytes ? 0 : (bytes + kAlignment - 1) / kAlignment * kAlignment;
+}
+
+// `later` does not begin before `earlier` has ended; if they are the ends of a chain the other way about, the chain does
+// not begin anew before its end.
+void connect(TaskProto* earlier, TaskProto* later, const char* name) {
+  for (const auto& produced : earlier->produced_regst_desc()) {
+    for (const int64_t consumer : produced.second.consumer_task_id()) {
+      if (consumer == later->task_id()) { return; }
+    }
+  }
+  RegstDescProto* signal = FindOrCreateProducedCtrlRegstDesc(earlier, name);
+  signal->add_consumer_task_id(later->task_id());
+  FindOrCreateConsumedCtrlRegstDescIdSet(later, "in_ctrl")->add_regst_desc_id(signal->regst_desc_id());
+}
+
+// Gives each array the lowest place that none has which lives at the same time, the largest first.
+void place(std::vector<Array>* arrays) {
+  std::stable_sort(arrays->begin(), arrays->end(), [](const Array& a, const Array& b) { return a.size > b.size; });
+  std::vector<const Array*> placed;  // by offset
+  for (Array& array : *arrays) {
+    for (const Array* other : placed) {
+      if (other->last < array.first || array.last < other->first) { continue; }
+      if (array.offset + array.size <= other->offset) { break; }
+      array.offset = std::max(array.offset, other->offset + other->size);
+    }
+    placed.insert(std::upper_bound(placed.begin(), placed.end(), &array,
+                                   [](const Array* a, const Array* b) { return a->offset < b->offset; }),
+                  &array);
+  }
+}
+
+// The operators of one thread, in the order in which OneFlow has put all of them.
+void share_memory(std::vector<TaskProto*> tasks) {
+  std::sort(tasks.begin(), tasks.end(), [](const TaskProto* a, const TaskProto* b) {
+    return a->task_set_info().order_in_graph() < b->task_set_info().order_in_graph();
+  });
+  std::map<int64_t, size_t> place_of;
+  for (size_t i = 0; i < tasks.size(); ++i) { place_of[tasks[i]->task_id()] = i; }
+  std::vector<Array> arrays;
+  std::vector<bool> is_ordered(tasks.size());
+  for (size_t i = 0; i < tasks.size(); ++i) {
+    for (auto& produced : *tasks[i]->mutable_produced_regst_desc()) {
+      RegstDescProto& array = produced.second;
+      const int64_t size = shareable_bytes(array);
+      if (size == 0) { continue; }
+      size_t last = i;
+      bool is_read_here = true;
+      for (const int64_t consumer : array.consumer_task_id()) {
+        const auto found = place_of.find(consumer);
+        if (found == place_of.end()) {
+          is_read_here = false;
+          break;
+        }
+        last = std::max(last, found->second);
+      }
+      if (!is_read_here) { continue; }
+      arrays.push_back({&array, size, i, last});
+      is_ordered[i] = true;
+      for (const int64_t consumer : array.consumer_task_id()) { is_ordered[place_of[consumer]] = true; }
+    }
+  }
+  if (arrays.size() < 2) { return; }
+  TaskProto *first = nullptr, *previous = nullptr;
+  for (size_t i = 0; i < tasks.size(); ++i) {
+    if (!is_ordered[i]) { continue; }
+    if (previous != nullptr) { connect(previous, tasks[i], "out_ctrl_memory_order"); }
+    if (first == nullptr) { first = tasks[i]; }
+    previous = tasks[i];
+  }
+  connect(first, previous, "out_ctrl_memory_guard");
+  place(&arrays);
+  static std::atomic<int64_t> next_block{kFirstBlock};
+  const int64_t block = next_block++;
+  for (const Array& array : arrays) {
+    array.array->set_mem_block_id(block);
+    array.array->set_mem_block_offset(array.offset);
+    // An array of a variable has its shape elsewhere, not in front of it, where others would write.
+    array.array->set_variable_op_name(kSharedName);
+  }
+}
+
+}  // namespace
+}  // namespace oneflow
+
+// To be called when OneFlow has made a plan but for the places of its arrays. Works on the operators of each thread by
+// themselves, and makes them run one after the other in OneFlow's order.
+BERT_KERNEL void bert_share_memory(oneflow::Plan* plan) {
+  std::map<std::pair<int64_t, int64_t>, std::vector<oneflow::TaskProto*>> tasks;
+  for (oneflow::TaskProto& task : *plan->mutable_task()) {
+    if (oneflow::is_operator_on_cpu(task)) { tasks[{task.machine_id(), task.thrd_id()}].push_back(&task); }
+  }
+  for (auto& thread : tasks) { oneflow::share_memory(thread.second); }
+}
