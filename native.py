@@ -331,7 +331,8 @@ class _Kernels:
         self._instruction_set = instruction_set
 
     def description(self):
-        return f"native kernels: {self._instruction_set}, {self.library.bert_thread_count()} threads"
+        count = self.library.bert_thread_count()
+        return f"native kernels: {self._instruction_set}, {count} thread{'s' if count > 1 else ''}"
 
 
 def _chosen_set():
