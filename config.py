@@ -166,9 +166,8 @@ def _add_tutorial_flags(groups, iter_num_default=None, predicts_masks=True, trai
     )
     output.add_argument(
         "--model_save_dir",
-        default=f"./output/model_save-{datetime.now():%Y-%m-%d-%H:%M:%S}",
         metavar="DIR",
-        help="folder for snapshots",
+        help="folder for snapshots (default: ./output/model_save-<time>)",
     )
     add_bool(output, "--save_last_snapshot", help="save model_save_dir/last_snapshot at the end")
     groups["output"].add_argument("--model_load_dir", metavar="DIR", help="start from this snapshot")
@@ -251,6 +250,11 @@ def _add_later_flags(groups, trains=True):
         metavar="N",
         help="seed of initial weights, dropout and shuffling",
     )
+    add_bool(
+        groups["output" if trains else "unused"],
+        "--resume",
+        help="go on from the newest complete snapshot in model_save_dir, if there is one; --iter_num is the total",
+    )
     groups["output" if trains else "unused"].add_argument(
         "--model_save_keep",
         type=batch_count,
@@ -282,6 +286,10 @@ def _complete(args):
             f"--cpu_threads={args.cpu_threads} is too few for --gpu_num_per_node={args.gpu_num_per_node}: each rank "
             "needs a thread"
         )
+    if args.model_save_dir is None:
+        if args.resume:
+            raise UserError("--resume needs --model_save_dir, the folder of the snapshots to go on from")
+        args.model_save_dir = f"./output/model_save-{datetime.now():%Y-%m-%d-%H:%M:%S}"
     if args.intermediate_size is None:
         args.intermediate_size = 4 * args.num_attention_heads * args.hidden_size_per_head
     return args
@@ -313,9 +321,14 @@ def set_prediction_iter_num(args, record_count):
         args.iter_num = -(-record_count // global_batch_size(args))
 
 
+def rank_count(args):
+    """The devices of all nodes."""
+    return args.node_num * args.gpu_num_per_node
+
+
 def global_batch_size(args):
     """Sequences in a batch over all devices."""
-    return args.node_num * args.gpu_num_per_node * args.batch_size_per_device
+    return rank_count(args) * args.batch_size_per_device
 
 
 def saves_snapshots(args):

@@ -24,8 +24,8 @@ class MetricLog:
     Times are wall-clock seconds between the ends of iterations; time spent saving snapshots counts.
     """
 
-    def __init__(self, args, job_name, first_step):
-        """`first_step` is the train step of the first iteration."""
+    def __init__(self, args, job_name, first_step, losses):
+        """`first_step` is the train step of the first iteration; for `losses` see losses_since_line()."""
         self._closing = contextlib.ExitStack()
         self._json_file = self._events = None
         if rank() == 0:
@@ -38,8 +38,8 @@ class MetricLog:
         self._batch_size = config.global_batch_size(args)
         self._print_every = args.loss_print_every_n_iter
         self._log_every = args.log_every_n_iter
-        self._sums = {}
-        self._iterations = 0
+        self._losses = {name: list(values) for name, values in losses.items()}
+        self._iterations = self._line_iterations = 0
         self._skipped_steps = 0
         self.start()
 
@@ -62,14 +62,19 @@ class MetricLog:
         if self._iterations == 0:
             self._bar.initial = self._bar.n = iteration
         self._iterations += 1
+        self._line_iterations += 1
         if self._json_file is not None and (iteration + 1) % self._log_every == 0:
             self._write(iteration, train_step, learning_rate, values, seconds)
         for name, value in values.items():
             if name.endswith("_loss"):
-                self._sums.setdefault(name, []).append(value)
+                self._losses.setdefault(name, []).append(value)
         if (iteration + 1) % self._print_every == 0:
             self._print_line(iteration, now)
         self._bar.update(iteration + 1 - self._bar.n)
+
+    def losses_since_line(self):
+        """name -> losses of the iterations since the last printed line, for a run that goes on from here."""
+        return self._losses
 
     def skip_step(self, iteration):
         """Tells that the optimiser has skipped a step, as mixed precision does where the gradients overflow."""
@@ -94,12 +99,12 @@ class MetricLog:
         self._events.write_scalars(train_step, scalars)
 
     def _print_line(self, iteration, now):
-        count = len(next(iter(self._sums.values())))
-        seconds = (now - self._line_start) / count
-        losses = ", ".join(f"{name}: {sum(values) / count:.3f}" for name, values in self._sums.items())
+        seconds = (now - self._line_start) / self._line_iterations
+        losses = ", ".join(f"{name}: {sum(values) / len(values):.3f}" for name, values in self._losses.items())
         speed = f"{seconds:.3f}(sec/batch), {self._batch_size / seconds:.3f}(sentences/sec)"
         print_line(f"iter {iteration}, {losses}, speed: {speed}")
-        self._sums = {}
+        self._losses = {}
+        self._line_iterations = 0
         self._line_start = now
 
     def print_average_speed(self):

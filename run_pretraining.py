@@ -24,7 +24,7 @@ def pretrain(args):
     placement = run_setup.start_engine(args)
 
     # These build on OneFlow, which is loaded only now that nothing is wrong with flags and data.
-    import job_state
+    import resume
     import training
     from bert_util import Initializer
     from data_loader import OFRecordLoader
@@ -33,8 +33,8 @@ def pretrain(args):
     model = BertForPretraining(config.bert_config(args), Initializer(placement, args.seed))
     loader = OFRecordLoader(data_set, config.global_batch_size(args), placement, shuffle=True, seed=args.seed)
     job = PretrainJob(model, loader, args)
-    first_step = job_state.initialise(job, args.model_load_dir, args.skip_checksums)
-    training.train(job, args, first_step)
+    start = resume.start(job, args, data_set)
+    training.train(job, args, start)
 
 
 if __name__ == "__main__":

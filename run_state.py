@@ -12,12 +12,13 @@ from pathlib import Path
 from util import UserError
 
 FILE = "run_state"
+_TYPES = {"run_number": int, "iteration": int, "run": dict, "losses": dict, "positions": list}
 _STEP_FOLDERS = "System-Train-TrainStep-*"
 
 
 def encode(state):
     """The contents of the file for `state`, a dict of what JSON can carry."""
-    text = json.dumps(state, sort_keys=True)
+    text = json.dumps(state)
     return f"{text}\n{hashlib.sha256(text.encode()).hexdigest()}\n".encode()
 
 
@@ -39,11 +40,17 @@ def read(folder):
         raise UserError(f"{paths[0]}: is damaged; resume from another snapshot, or remove the file") from None
 
 
-def save_number(folder):
-    """The number with which the snapshot `folder` was saved, 0 if it does not tell."""
+def is_complete(state):
+    """Whether this is a state that this version has saved."""
+    if not isinstance(state, dict) or set(state) != _TYPES.keys():
+        return False
+    return all(isinstance(state[name], kind) for name, kind in _TYPES.items()) and bool(state["positions"])
+
+
+def number_and_iteration(folder):
+    """The number of the run that saved the snapshot `folder` and its iteration; (0, 0) if it does not tell."""
     try:
         state = read(folder)
     except UserError:
-        return 0
-    number = state.get("save_number") if isinstance(state, dict) else None
-    return number if isinstance(number, int) else 0
+        return 0, 0
+    return (state["run_number"], state["iteration"]) if is_complete(state) else (0, 0)

@@ -5,8 +5,10 @@ import signal
 import sys
 
 import job_state
+import resume
+import run_state
 import snapshot_series
-from launch import from_first_rank, rank
+from launch import rank
 from progress import print_line
 from stopping import StoppedTogether
 from util import RunError, describe_os_error
@@ -18,12 +20,14 @@ class SavePoints:
     Iterations are counted as in the snapshots' names: so many have run.
     """
 
-    def __init__(self, job, args):
+    def __init__(self, job, args, start, log):
+        """`start` is the resume.Start at which the run begins, `log` its MetricLog."""
         self._job = job
         self._args = args
-        self._next_number = from_first_rank(lambda: snapshot_series.next_save_number(args.model_save_dir))
-        self._newest = None  # what this run has saved last, or started from
-        self._saved = 0  # the iteration after which that was
+        self._start = start
+        self._log = log
+        self._newest = start.folder
+        self._saved = start.iteration  # after so many iterations
         self._final_failures = []
 
     def is_due(self, iteration):
@@ -69,7 +73,8 @@ class SavePoints:
     def _save(self, name, iteration):
         """Saves a snapshot and removes what is too old; returns None, or in words why it was not saved."""
         folder = os.path.join(self._args.model_save_dir, name)
-        state = {"save_number": self._next_number, "iteration": iteration}
+        batches = iteration - self._start.iteration
+        state = resume.state_to_save(self._start, batches, iteration, self._log.losses_since_line())
         try:
             reason = job_state.save(self._job, folder, state)
         except RunError as error:
@@ -77,13 +82,22 @@ class SavePoints:
         if reason is not None:
             return f"{folder} could not be saved ({reason})"
         self._newest, self._saved = folder, iteration
-        self._next_number += 1
         if self._args.model_save_keep and rank() == 0:
             try:
                 snapshot_series.remove_oldest(self._args.model_save_dir, self._args.model_save_keep)
             except OSError as error:
                 _warn(f"an old snapshot could not be removed ({describe_os_error(error)})")
         return None
+
+
+def complete(start, args):
+    """Sees to last_snapshot where all iterations of a run had run when it was resumed."""
+    print(f"All {args.iter_num} iterations have run; nothing is left to do.", flush=True)
+    if args.save_last_snapshot and rank() == 0:
+        last = os.path.join(args.model_save_dir, "last_snapshot")
+        if run_state.number_and_iteration(last) != (start.run_number, start.iteration):
+            print(f"Copying {start.folder} to {last}.", flush=True)
+            snapshot_series.copy(start.folder, last)
 
 
 def _warn(text):

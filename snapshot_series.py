@@ -1,7 +1,7 @@
 """The snapshots of a run in --model_save_dir: which was saved last, and which go to make room.
 
-Each is saved with a number of its own, one more than the last, in the file `run_state` of its train step's folder
-(run_state.py). Older snapshots have none: they come before those that do, in the order of their iterations.
+Runs that save into one folder are numbered. The number and the iteration stand in the file `run_state` of the train
+step's folder (run_state.py). Older snapshots have none: they come first, in the order of their names.
 """
 
 import os
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import run_state
 import snapshot
+from util import atomic_folder, sync_folder
 
 _DOOMED = "removed.tmp"
 _NAME = re.compile(r"snapshot_([1-9][0-9]*)")
@@ -23,13 +24,14 @@ def complete_snapshots(folder):
         for entry in os.scandir(folder):
             name = _NAME.fullmatch(entry.name)
             if (name or entry.name == "last_snapshot") and (Path(entry) / snapshot.DONE_FILE).is_file():
-                found.append((run_state.save_number(entry.path), int(name[1]) if name else 0, Path(entry)))
+                number, iteration = run_state.number_and_iteration(entry.path)
+                found.append((number, iteration or (int(name[1]) if name else 0), Path(entry)))
     return [path for _, _, path in sorted(found)]
 
 
-def next_save_number(folder):
-    """The number of the next snapshot to be saved in `folder`."""
-    return max(map(run_state.save_number, complete_snapshots(folder)), default=0) + 1
+def next_run_number(folder):
+    """The number of the next run that saves in `folder`."""
+    return max((run_state.number_and_iteration(path)[0] for path in complete_snapshots(folder)), default=0) + 1
 
 
 def remove_oldest(folder, keep):
@@ -40,3 +42,11 @@ def remove_oldest(folder, keep):
         os.rename(path, path.with_name(f".{path.name}.{_DOOMED}"))
     for path in Path(folder).glob(f".snapshot_*.{_DOOMED}"):
         shutil.rmtree(path)
+
+
+def copy(folder, target):
+    """Makes the snapshot `target` a copy of the snapshot `folder`, in one step."""
+    with atomic_folder(target) as temporary:
+        shutil.copytree(folder, temporary, dirs_exist_ok=True)
+        for path in temporary.rglob("*"):
+            sync_folder(path)

@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 
 import engine
 import fused_operators
+import save_points
 import stopping
 from launch import has_launcher
 from metrics import MetricLog
-from save_points import SavePoints
 from util import RunError
 
 flow: Any = engine.load()
@@ -110,6 +110,10 @@ class TrainJob(nn.Graph):
                 builder = state.lazy_origin_builder()
                 builder.method = functools.partial(_copy_of_built, builder.method)
 
+    def parameters_of_model(self):
+        """The model's parameters, as they are outside of the graph."""
+        return self._parameters
+
     def build(self):
         """Scalars by name: the model's losses and the gradient norm before clipping; with several ranks, their signals.
 
@@ -181,31 +185,34 @@ class _Iteration(NamedTuple):
     outputs: dict  # of the graph
 
 
-def train(job, args, first_step):
-    """Runs args.iter_num iterations of `job`, printing losses and saving snapshots as the flags say.
+def train(job, args, start):
+    """Runs `job` up to args.iter_num iterations, printing losses and saving snapshots as the flags say.
 
-    `first_step` is the train step at which the job begins. The result of an iteration is fetched while the next one
-    runs, so that the engine never waits for Python. At a signal it saves a snapshot and raises StoppedTogether on all
-    ranks. Raises RunError where a loss or the gradients are not finite, or the last snapshot cannot be saved.
+    It begins where `start`, a resume.Start, says. The result of an iteration is fetched while the next one runs, so
+    that the engine never waits for Python. At a signal it saves a snapshot and raises StoppedTogether on all ranks.
+    Raises RunError where a loss or the gradients are not finite, or the last snapshot cannot be saved.
     """
-    saves = SavePoints(job, args)
+    if start.iteration >= args.iter_num:
+        save_points.complete(start, args)
+        return
     with (
-        MetricLog(args, type(job).__name__, first_step) as log,
+        MetricLog(args, type(job).__name__, start.train_step, start.losses) as log,
         stopping.noted(second_kills=not has_launcher()) as signals,
     ):
-        done = 0
+        saves = save_points.SavePoints(job, args, start, log)
+        done = start.iteration
         running = None
         stop = 0
-        while done < args.iter_num and not (stop and done > 0):
+        while done < args.iter_num and not (stop and done > start.iteration):
             if signals and job.signals is not None:
                 job.signals.to(nn.Module).note(signals[0])
             outputs = job()
-            if done == 0:
+            if done == start.iteration:
                 # The first call has compiled the graph, which is no part of a batch's time.
                 log.start()
             if running is not None:
                 stop = _finish(job, running, log, saves)
-            step = first_step + done
+            step = start.train_step + done - start.iteration
             running = _Iteration(done, step, learning_rate_at(step, args), outputs)
             done += 1
             if saves.is_due(done):

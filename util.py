@@ -144,7 +144,7 @@ def temporary_folder(path):
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(path)
+    remove_abandoned(path.parent, glob.escape(path.name))
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
     lock = os.open(temporary, os.O_RDONLY)
     try:
@@ -168,9 +168,9 @@ def _full_disk_at(path):
         raise
 
 
-def _remove_abandoned(path):
-    """Removes the temporary folders that killed processes have left beside `path`."""
-    for temporary in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+def remove_abandoned(folder, pattern):
+    """Removes the temporary folders that killed processes have left in `folder`, of names that match the pattern."""
+    for temporary in Path(folder).glob(f".{pattern}.*.tmp"):
         with contextlib.suppress(OSError):
             lock = os.open(temporary, os.O_RDONLY)
             try:

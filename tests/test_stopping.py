@@ -288,27 +288,30 @@ def names(folder):
 
 class TestSeries:
     @staticmethod
-    def make(folder, name, number=None):
+    def make(folder, name, number=None, iteration=0):
         step = folder / name / "System-Train-TrainStep-PretrainJob"
         step.mkdir(parents=True)
         (folder / name / snapshot.DONE_FILE).touch()
         if number is not None:
-            (step / run_state.FILE).write_bytes(run_state.encode({"save_number": number}))
+            state = {"run_number": number, "iteration": iteration, "run": {}, "losses": {}, "positions": [{}]}
+            (step / run_state.FILE).write_bytes(run_state.encode(state))
 
     def test_order(self, tmp_path):
-        self.make(tmp_path, "snapshot_30", 4)
-        self.make(tmp_path, "last_snapshot", 3)
+        self.make(tmp_path, "snapshot_30", 4, 30)
+        self.make(tmp_path, "snapshot_120", 3, 120)  # of an earlier run
+        self.make(tmp_path, "last_snapshot", 4, 25)
         self.make(tmp_path, "snapshot_100")  # of an older version, as the next
         self.make(tmp_path, "snapshot_90")
-        self.make(tmp_path, "snapshot_050", 9)
+        self.make(tmp_path, "snapshot_050", 9, 50)
         (tmp_path / "snapshot_40").mkdir()
-        assert names(tmp_path) == ["snapshot_90", "snapshot_100", "last_snapshot", "snapshot_30"]
-        assert snapshot_series.next_save_number(tmp_path) == 5
-        assert snapshot_series.next_save_number(tmp_path / "nothing") == 1
+        expected = ["snapshot_90", "snapshot_100", "snapshot_120", "last_snapshot", "snapshot_30"]
+        assert names(tmp_path) == expected
+        assert snapshot_series.next_run_number(tmp_path) == 5
+        assert snapshot_series.next_run_number(tmp_path / "nothing") == 1
 
     def test_removing(self, tmp_path):
-        for number, name in enumerate(("snapshot_10", "last_snapshot", "snapshot_20", "snapshot_30")):
-            self.make(tmp_path, name, number)
+        for iteration, name in ((10, "snapshot_10"), (15, "last_snapshot"), (20, "snapshot_20"), (30, "snapshot_30")):
+            self.make(tmp_path, name, 1, iteration)
         (tmp_path / "snapshot_5").mkdir()  # no snapshot
         (tmp_path / ".snapshot_1.removed.tmp").mkdir()  # left when one was killed
         snapshot_series.remove_oldest(tmp_path, 2)

@@ -1,0 +1,172 @@
+"""--resume: goes on from the newest complete snapshot of --model_save_dir as if the run had never been stopped.
+
+What a snapshot keeps of its run (run_state.py) tells where the run was, and whether this one can be the same.
+"""
+
+import base64
+import dataclasses
+import hashlib
+import os
+from typing import Any
+
+import config
+import engine
+import job_state
+import native
+import run_state
+import snapshot_series
+from launch import from_every_rank, from_first_rank, rank
+from util import UserError, remove_abandoned
+
+flow: Any = engine.load()
+nn: Any = flow.nn
+
+# What another number of makes it another run, beside the job, the data and the size of a batch.
+_FLAGS_OF_A_RUN = (
+    "seq_length",
+    "max_predictions_per_seq",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "hidden_size_per_head",
+    "intermediate_size",
+    "max_position_embeddings",
+    "type_vocab_size",
+    "vocab_size",
+    "seed",
+)
+# What people change on the way, knowing that the numbers then change too.
+_FLAGS_THAT_MAY_CHANGE = (
+    "iter_num",
+    "learning_rate",
+    "weight_decay_rate",
+    "warmup_batches",
+    "attention_probs_dropout_prob",
+    "hidden_dropout_prob",
+    "use_fp16",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """Where a run begins."""
+
+    iteration: int  # so many have run
+    train_step: int
+    run_number: int  # among those that have saved in --model_save_dir
+    run: dict  # what the run is, for those who resume it
+    losses: dict  # name -> those of the iterations since the last printed line
+    folder: str | None = None  # the snapshot that it resumes from
+
+
+def start(job, args, data_set):
+    """Readies `job` for its first call: from a snapshot to resume, else from --model_load_dir or anew; returns a Start.
+
+    Raises UserError if the newest snapshot cannot be one of this run.
+    """
+    run = from_first_rank(lambda: _describe_run(job, args, data_set))
+    folder = from_first_rank(lambda: _newest(args)) if args.resume else None
+    if folder is None:
+        if args.resume:
+            print(
+                f"Notice: {args.model_save_dir} has no snapshot to resume from, so the run starts afresh.", flush=True
+            )
+        number = from_first_rank(lambda: snapshot_series.next_run_number(args.model_save_dir))
+        return Start(0, job_state.initialise(job, args.model_load_dir, args.skip_checksums), number, run, {})
+    state = from_first_rank(lambda: _read_state(folder, run))
+    train_step = job_state.initialise(job, folder, args.skip_checksums)
+    notices = state["notices"] + _restore_position(job, args, state)
+    print(f"Resuming after {state['iteration']} of {args.iter_num} iterations.", flush=True)
+    for notice in notices:
+        print(f"Notice: {notice}.", flush=True)
+    return Start(state["iteration"], train_step, state["run_number"], run, state["losses"], folder)
+
+
+def state_to_save(start, batches, iteration, losses):
+    """What a snapshot is to keep of the run, for run_state.encode; all ranks call it, when no iteration is under way.
+
+    `batches` have been read since the run began at `start`; `losses` are those that the next printed line will count.
+    """
+    position = {"reader": _encode(native.reader_state(batches)), "random": _encode(native.random_state())}
+    return {
+        "run_number": start.run_number,
+        "run": start.run,
+        "iteration": iteration,
+        "losses": losses,
+        "positions": from_every_rank(position),
+    }
+
+
+def _newest(args):
+    """The newest snapshot in --model_save_dir, or None. Removes what killed processes have left there."""
+    remove_abandoned(args.model_save_dir, "*snapshot*")
+    found = snapshot_series.complete_snapshots(args.model_save_dir)
+    return str(found[-1]) if found else None
+
+
+def _describe_run(job, args, data_set):
+    """What must be the same for a run to be the same, and what had better be."""
+    values = vars(args)
+    same = {"job": type(job).__name__, "global batch size": config.global_batch_size(args)}
+    same |= {f"--{name}": values.get(name) for name in _FLAGS_OF_A_RUN}
+    same["data"] = f"{len(data_set.paths)} part(s), checksum {_fingerprint(data_set.paths)}"
+    similar = {f"--{name}": values.get(name) for name in _FLAGS_THAT_MAY_CHANGE}
+    similar["device"] = next(iter(job.parameters_of_model())).placement.type
+    similar["kernels"] = native.describe().split(",")[0]
+    return {"same": same, "similar": similar}
+
+
+def _fingerprint(paths):
+    """A checksum of the sizes of files and of what they begin with: files of any size are told apart at once."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with open(path, "rb") as file:
+            digest.update(f"{os.fstat(file.fileno()).st_size}\n".encode() + file.read(65536))
+    return digest.hexdigest()[:16]
+
+
+def _read_state(folder, run):
+    """The state in the snapshot `folder`, checked, with `notices` in words on what will not be exact."""
+    state = run_state.read(folder)
+    if state is None:
+        raise UserError(
+            f"{folder} does not tell what run it is of (an older version has saved it, or a converter), so --resume "
+            f"cannot go on from it: start a run from it with --model_load_dir={folder}, saving elsewhere"
+        )
+    if not run_state.is_complete(state):
+        raise UserError(f"{folder}: its {run_state.FILE} is not one of this version; resume from another snapshot")
+    for name, value in run["same"].items():
+        if state["run"]["same"].get(name) != value:
+            raise UserError(
+                f"--resume: {folder} is of a run with {name} = {state['run']['same'].get(name)}, not {value}; give the "
+                "flags of that run, or start another one from it with --model_load_dir, saving elsewhere"
+            )
+    saved = state["run"]["similar"]
+    changed = [name for name, value in run["similar"].items() if saved.get(name) != value]
+    details = ", ".join(f"{name} was {saved.get(name)}, is {run['similar'][name]}" for name in changed)
+    return {**state, "notices": [f"not quite the run that was stopped: {details}"] if changed else []}
+
+
+def _restore_position(job, args, state):
+    """Sets this rank's reader and random state to where they were; returns in words what could not be, as a list."""
+    positions = state["positions"]
+    ranks = config.rank_count(args)
+    if len(positions) != ranks:
+        reason = f"it was saved by {len(positions)} rank(s), not {ranks}"
+    elif positions[0]["reader"] is None:
+        reason = "it was saved without the native kernels"
+    elif native.random_state() is None:
+        reason = "the native kernels are not in use"
+    else:
+        own = positions[rank()]
+        if own["reader"] is not None:
+            native.restore_reader(base64.b64decode(own["reader"]))
+        native.restore_random_state(base64.b64decode(own["random"]))
+        on_gpu = state["run"]["similar"]["device"] == "cuda"
+        return ["dropout draws other masks, as its state on GPUs is not saved"] if on_gpu else []
+    # The same order again would show the model the same records again.
+    job.loader.to(nn.Module).reader.seed += state["iteration"]
+    return [f"model, moments and step are exact, but data and dropout begin anew in another order, as {reason}"]
+
+
+def _encode(data):
+    return None if data is None else base64.b64encode(data).decode()

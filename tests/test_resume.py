@@ -1,0 +1,236 @@
+"""--resume: the run that was stopped and goes on is the run that was never stopped, byte for byte."""
+
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+
+import native
+import run_state
+import snapshot
+import snapshot_series
+from conftest import ROOT, assert_fails_with_one_line, run, write_pretraining_part
+from launched import PRETRAINING, Launched
+
+needs_kernels = pytest.mark.skipif(not native.is_built(), reason="no native kernels")
+
+STEP = "System-Train-TrainStep-PretrainJob"
+# Shuffled, with dropout, and a line of losses that a save falls into.
+FLAGS = {
+    **PRETRAINING,
+    "iter_num": 24,
+    "batch_size_per_device": 4,
+    "loss_print_every_n_iter": 7,
+    "model_save_every_n_iter": 5,
+    "save_last_snapshot": True,
+    "hidden_dropout_prob": 0.1,
+    "attention_probs_dropout_prob": 0.1,
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A folder with two parts of 22 pre-training records in all, which do not divide by a batch."""
+    folder = tmp_path_factory.mktemp("data")
+    for part, count in enumerate((9, 13)):
+        write_pretraining_part(folder / f"part-{part}", count, seed=part)
+    return folder
+
+
+def pretrain(data, output, **flags):
+    """A run to its end; returns its stdout."""
+    flags = {**FLAGS, "data_part_num": 2, "log_dir": output, "model_save_dir": output, **flags}
+    result = run("run_pretraining.py", data_dir=data, **flags)
+    assert (result.returncode, result.stderr) == (0, ""), (result.stdout, result.stderr)
+    return result.stdout
+
+
+def start(data, output, name="first", **flags):
+    flags = {**FLAGS, "data_part_num": 2, "log_dir": output, "model_save_dir": output, **flags}
+    return Launched("run_pretraining.py", output / name, data_dir=data, **flags)
+
+
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory):
+    """The output folder of the run that was never stopped, with its stdout in stdout.txt."""
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "stdout.txt").write_text(pretrain(data, folder))
+    return folder
+
+
+def loss_lines(text):
+    return [line.split(", speed")[0] for line in text.splitlines() if re.match(r"iter \d", line)]
+
+
+def logged(folder):
+    """iteration -> its numbers, but for times, of all the runs that have logged there."""
+    found = {}
+    for path in sorted(folder.glob("metrics-*.jsonl")):
+        for line in path.read_text().splitlines():
+            entry = json.loads(line)
+            found[entry["iter"]] = {name: entry[name] for name in entry if "sec" not in name}
+    return found
+
+
+def read_all(folder):
+    """path -> bytes of every file."""
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def assert_same_run(output, whole, *texts):
+    assert sum(map(loss_lines, texts), []) == loss_lines((whole / "stdout.txt").read_text())
+    assert logged(output) == logged(whole)
+    assert read_all(output / "last_snapshot") == read_all(whole / "last_snapshot")
+    assert read_all(output / "snapshot_20") == read_all(whole / "snapshot_20")
+
+
+@needs_kernels
+class TestExactly:
+    def test_stopped_by_a_signal(self, data, whole, tmp_path):
+        with start(data, tmp_path, resume=True) as training:
+            training.wait_for("iter 6,")
+            training.process.send_signal(signal.SIGTERM)
+            assert training.wait() == 143
+            assert f"Notice: {tmp_path} has no snapshot to resume from, so the run starts afresh." in training.stdout
+            first = training.stdout
+        done = int(re.search(r"after (\d+) of 24", training.stderr)[1])
+        assert 6 < done < 24
+        stdout = pretrain(data, tmp_path, resume=True)
+        assert f"Restoring model from {tmp_path}/snapshot_{done}.\nResuming after {done} of 24 iterations.\n" in stdout
+        assert "Notice" not in stdout
+        assert_same_run(tmp_path, whole, first, stdout)
+
+    def test_killed(self, data, whole, tmp_path):
+        """What was trained after the last save is trained again."""
+        with start(data, tmp_path, resume=True) as training:
+            training.wait_for("snapshot_15.")
+            training.process.kill()
+            training.wait()
+        stdout = pretrain(data, tmp_path, resume=True)
+        found = re.search(r"Resuming after (\d+) of 24", stdout)
+        assert int(found[1]) in (10, 15)
+        assert logged(tmp_path) == logged(whole)
+        assert read_all(tmp_path / "last_snapshot") == read_all(whole / "last_snapshot")
+        assert not list(tmp_path.glob(".*.tmp"))
+
+    def test_nothing_is_left_to_do(self, data, whole, tmp_path):
+        """Also where it was stopped after the last iteration and before last_snapshot."""
+        for path in whole.glob("*snapshot*"):
+            shutil.copytree(path, tmp_path / path.name)
+        stdout = pretrain(data, tmp_path, resume=True)
+        assert stdout.endswith("All 24 iterations have run; nothing is left to do.\n")
+        shutil.rmtree(tmp_path / "last_snapshot")
+        shutil.copytree(tmp_path / "snapshot_20", tmp_path / "snapshot_24")
+        state = run_state.read(whole / "last_snapshot")
+        (tmp_path / "snapshot_24" / STEP / run_state.FILE).write_bytes(run_state.encode(state))
+        assert "Copying" in pretrain(data, tmp_path, resume=True)
+        assert read_all(tmp_path / "last_snapshot") == read_all(tmp_path / "snapshot_24")
+
+    def test_on_two_ranks(self, data, tmp_path):
+        """Each reads a part of its own; equal to the byte here, as two ranks add up in one order only."""
+        for name in ("whole", "resumed"):
+            (tmp_path / name).mkdir()
+        whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+        flags = {"gpu_num_per_node": 2, "resume": True}
+        (whole / "stdout.txt").write_text(pretrain(data, whole, **flags))
+        with start(data, resumed, **flags) as training:
+            training.wait_for("iter 6,")
+            training.process.send_signal(signal.SIGINT)
+            assert training.wait() == 130, training.stderr
+            first = training.stdout
+        assert_same_run(resumed, whole, first, pretrain(data, resumed, **flags))
+
+
+@pytest.fixture
+def stopped(data, whole, tmp_path):
+    """A folder with the snapshots of the run after 20 iterations."""
+    for iteration in (10, 20):
+        shutil.copytree(whole / f"snapshot_{iteration}", tmp_path / f"snapshot_{iteration}")
+    return tmp_path
+
+
+class TestNotExactly:
+    """It says so."""
+
+    def check(self, data, stopped, *fragments, **flags):
+        stdout = pretrain(data, stopped, resume=True, **flags)
+        assert "Resuming after 20 of" in stdout
+        notices = " ".join(line for line in stdout.splitlines() if line.startswith("Notice: "))
+        for fragment in fragments:
+            assert fragment in notices, stdout
+        assert [entry["train_step"] for entry in logged(stopped).values()][0] == 20
+
+    @needs_kernels
+    def test_more_iterations_at_another_rate(self, data, stopped):
+        flags = {"iter_num": 26, "learning_rate": 1e-4}
+        self.check(data, stopped, "--iter_num was 24, is 26, --learning_rate was 0.001, is 0.0001", **flags)
+
+    def test_without_the_kernels(self, data, stopped, monkeypatch):
+        monkeypatch.setenv("BERT_KERNELS", "none")
+        self.check(data, stopped, "data and dropout begin anew in another order")
+
+    @needs_kernels
+    def test_another_number_of_ranks(self, data, stopped):
+        reason = (
+            "model, moments and step are exact, but data and dropout begin anew in another order, as it was saved by "
+        )
+        self.check(data, stopped, f"{reason}1 rank(s), not 2", gpu_num_per_node=2, batch_size_per_device=2)
+
+
+class TestRefused:
+    def check(self, data, stopped, *fragments, **flags):
+        flags = {**FLAGS, "data_part_num": 2, "log_dir": stopped, "model_save_dir": stopped, "resume": True, **flags}
+        before = {path.name for path in stopped.glob("*snapshot*")}
+        result = run("run_pretraining.py", data_dir=data, **flags)
+        assert_fails_with_one_line(result, *fragments)
+        assert {path.name for path in stopped.glob("*snapshot*")} == before
+
+    @pytest.mark.parametrize(
+        ("flags", "message"),
+        [
+            ({"seed": 5}, "--seed = 12345, not 5"),
+            ({"batch_size_per_device": 2}, "global batch size = 4, not 2"),
+            ({"num_hidden_layers": 3}, "--num_hidden_layers = 2, not 3"),
+        ],
+    )
+    def test_another_run(self, data, stopped, flags, message):
+        self.check(data, stopped, f"{stopped}/snapshot_20 is of a run with {message}", **flags)
+
+    def test_other_data(self, data, stopped, tmp_path):
+        other = tmp_path / "other"
+        shutil.copytree(data, other)
+        write_pretraining_part(other / "part-1", 14, seed=1)
+        self.check(other, stopped, "data = 2 part(s), checksum ")
+
+    @pytest.mark.parametrize("damage", [b"x", b""])
+    def test_a_damaged_state(self, data, stopped, damage):
+        path = stopped / "snapshot_20" / STEP / run_state.FILE
+        path.write_bytes(damage + path.read_bytes()[1:])
+        # It does not even tell any more when it was saved, so it does not count as the newest.
+        assert snapshot_series.complete_snapshots(stopped)[-1] == stopped / "snapshot_10"
+
+    def test_a_snapshot_of_an_older_version(self, data, whole, tmp_path):
+        shutil.copytree(whole / "snapshot_20", tmp_path / "snapshot_20")
+        (tmp_path / "snapshot_20" / STEP / run_state.FILE).unlink()
+        self.check(data, tmp_path, "does not tell what run it is of", "--model_load_dir=")
+
+    def test_no_folder(self, data):
+        assert_fails_with_one_line(
+            run("run_pretraining.py", data_dir=data, resume=True), "--resume needs --model_save_dir"
+        )
+
+
+def test_older_readers_pass_over_the_state(whole):
+    """OneFlow's, without a warning, and ours."""
+    folder = whole / "last_snapshot"
+    program = (
+        "import warnings, sys, engine; flow = engine.load(); warnings.simplefilter('error');"
+        "print(len(flow.load(sys.argv[1])))"
+    )
+    command = [sys.executable, "-c", program, folder]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert int(result.stdout) == len(snapshot.variable_names(folder))
