@@ -6,9 +6,12 @@ Every run is a curve over the train step. A run that was resumed is one curve: f
 values count.
 """
 
+import suite  # noqa: F401
+
+# isort: split
+
 import json
 import os
-import sys
 import warnings
 from pathlib import Path
 from typing import NamedTuple
@@ -18,10 +21,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import run_folder  # noqa: E402
-from command_line import ArgumentParser  # noqa: E402
-from util import UserError, atomic_file, run_script  # noqa: E402
+import run_folder
+from command_line import ArgumentParser
+from util import UserError, atomic_file, run_script
 
 FORMATS = ("png", "svg", "pdf")
 

@@ -5,6 +5,10 @@
 The page holds all it needs and asks no network for anything. SQuAD v1.1 and v2.0.
 """
 
+import suite  # noqa: F401
+
+# isort: split
+
 import base64
 import hashlib
 import json
@@ -13,12 +17,11 @@ import re
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import squad_file  # noqa: E402
-import squad_metric  # noqa: E402
-from command_line import ArgumentParser  # noqa: E402
-from squad_file import field  # noqa: E402
-from util import UserError, atomic_file, run_script  # noqa: E402
+import squad_file
+import squad_metric
+from command_line import ArgumentParser
+from squad_file import field
+from util import UserError, atomic_file, run_script
 
 PAGE_FOLDER = Path(__file__).resolve().parent
 
