@@ -46,5 +46,5 @@ lint: setup ## Check style (ruff) and types (mypy)
 	$(PYTHON) -m mypy *.py tools tests
 	MYPYPATH=.:tools $(PYTHON) -m mypy benchmarks
 
-include dataset.mk kernels.mk real_weights.mk
+include dataset.mk kernels.mk real_weights.mk quality.mk
 -include benchmarks.mk

@@ -8,6 +8,7 @@ import json
 import re
 from pathlib import Path
 
+from input_files import open_input
 from util import UserError
 
 WORD_EMBEDDINGS = "bert-embeddings-word_embeddings"
@@ -168,7 +169,7 @@ def read_config(path):
     """
     path = Path(path)
     try:
-        with open(path, "rb") as file:
+        with open_input(path, "rb") as file:
             config = json.loads(file.read(_LARGEST_CONFIG))
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None

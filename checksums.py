@@ -13,9 +13,9 @@ import contextlib
 import hashlib
 import os
 import re
-import stat
 from pathlib import Path
 
+from input_files import open_input
 from util import UserError
 
 CHECKSUM_FILE = "sha256"
@@ -44,7 +44,7 @@ def recorded(folder, names, list_file, data_file):
     checksums may be those of what they were copied over. Raises UserError naming a variable whose checksum is damaged.
     """
     folder = Path(folder)
-    with _read_errors(folder / list_file), open(folder / list_file, encoding="utf-8") as file:
+    with _read_errors(folder / list_file), open_input(folder / list_file, encoding="utf-8") as file:
         listed = [_LINE.fullmatch(text) for text in file.read(_LARGEST_LIST).splitlines()]
     of_path = {match[2]: match[1] for match in listed if match}
     if not of_path:
@@ -65,10 +65,7 @@ def _read_own(variable, data_file):
     with _read_errors(path):
         if not os.path.lexists(path):
             return None
-        # A pipe would keep a reader waiting.
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise UserError(f"{path}: not a file")
-        with open(path, "rb") as file:
+        with open_input(path, "rb") as file:
             text = file.read(_LARGEST_FILE)
     match = _LINE.fullmatch(text.decode("utf-8", "replace").rstrip("\n"))
     if match is None or match[2] != data_file:
@@ -76,9 +73,9 @@ def _read_own(variable, data_file):
     return match[1]
 
 
-def check(data, digests, variable):
-    """Raises UserError unless `data`, the bytes of the folder `variable`, has one of `digests`."""
-    if hashlib.sha256(data).hexdigest() not in digests:
+def check(digest, digests, variable):
+    """Raises UserError unless `digest`, that of the values of the folder `variable`, is one of `digests`."""
+    if digest not in digests:
         raise UserError(
             f"{variable}: the values are not those that were saved: they do not have the checksum in {CHECKSUM_FILE}; "
             "copy the snapshot anew or go back to an older one, or give --skip_checksums to load it all the same"
@@ -88,7 +85,7 @@ def check(data, digests, variable):
 def of_file(path):
     """The digest of the content of the file `path`, in hexadecimal digits."""
     digest = hashlib.sha256()
-    with _read_errors(path), open(path, "rb") as file:
+    with _read_errors(path), open_input(path, "rb") as file:
         while block := file.read(_BLOCK):
             digest.update(block)
     return digest.hexdigest()

@@ -4,7 +4,7 @@ import argparse
 import shutil
 import sys
 
-from util import STATUS_BAD_INPUT
+from util import STATUS_BAD_INPUT, one_line
 
 
 class _HelpFormatter(argparse.HelpFormatter):
@@ -28,7 +28,7 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def error(self, text):
         """Says in one line what is wrong with the usage, and exits with status 2."""
-        print(f"{self.prog}: error: {text}; see {self.prog} --help", file=sys.stderr)
+        print(one_line(f"{self.prog}: error: {text}; see {self.prog} --help"), file=sys.stderr)
         sys.exit(STATUS_BAD_INPUT)
 
 

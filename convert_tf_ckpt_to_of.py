@@ -23,8 +23,9 @@ from google.protobuf import text_encoding
 import bert_variables
 import snapshot
 from command_line import ArgumentParser, add_bool
+from input_files import open_input
 from progress import progress_bar
-from util import UserError, check_replaceable, run_script
+from util import UserError, check_replaceable, one_line, run_script
 
 CONFIG_FILE = "bert_config.json"
 
@@ -73,7 +74,7 @@ def _find_in_folder(folder):
     state_file = folder / "checkpoint"
     if state_file.exists():
         try:
-            with open(state_file) as file:
+            with open_input(state_file) as file:
                 text = file.read(_LARGEST_STATE_FILE)
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(
@@ -97,7 +98,7 @@ def _find_in_folder(folder):
 
 
 def _is_checkpoint(prefix):
-    return Path(f"{prefix}.index").is_file()
+    return os.path.isfile(f"{prefix}.index")
 
 
 def open_checkpoint(prefix):
@@ -218,7 +219,7 @@ def summarise(names, skipped, shapes, dtypes, folder):
         names_by_reason[reason].append(name)
     for reason, names in names_by_reason.items():
         more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-        lines.append(f"skipped {', '.join(names[:4])}{more}: {reason}")
+        lines.append(one_line(f"skipped {', '.join(names[:4])}{more}: {reason}"))
     return lines
 
 

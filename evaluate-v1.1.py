@@ -6,7 +6,7 @@ import sys
 import squad_file
 import squad_metric
 from command_line import ArgumentParser
-from util import UserError, run_script
+from util import UserError, one_line, run_script
 
 VERSION = "1.1"
 
@@ -53,7 +53,7 @@ def report_differences(references, predictions, arguments):
     if unanswered:
         print(f"{len(unanswered)} of {len(references)} questions are unanswered and score 0:", file=sys.stderr)
         for question_id in unanswered:
-            print(f"Unanswered question {question_id}", file=sys.stderr)
+            print(one_line(f"Unanswered question {question_id}"), file=sys.stderr)
     unknown = [question_id for question_id in predictions if question_id not in references]
     if unknown:
         print(

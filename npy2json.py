@@ -22,6 +22,7 @@ import squad_answers
 import squad_data
 import squad_file
 from command_line import ArgumentParser, add_bool, finite_float, positive_int
+from input_files import open_input
 from progress import progress_bar
 from tokenization import Tokenizer, read_vocab
 from util import UserError, atomic_file, run_script
@@ -146,7 +147,7 @@ def open_results(path, seq_length):
     memory. Raises UserError if the file is not of that form.
     """
     try:
-        with open(path, "rb") as file:
+        with open_input(path, "rb") as file:
             shape, dtype = read_npy_header(file, path)
             offset, size = file.tell(), os.fstat(file.fileno()).st_size
     except OSError as error:

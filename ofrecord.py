@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
 
+from input_files import open_input
 from util import UserError, atomic_file
 
 _LENGTH = struct.Struct("<Q")
@@ -29,7 +30,11 @@ _KINDS = {
 _KIND_OF_DTYPE = {np.dtype(dtype): kind for kind, (_, _, dtype) in _KINDS.items() if dtype is not object}
 
 
-def _make_ofrecord_class():
+def _make_ofrecord_class(is_read):
+    """The message class. The one for reading has a list of entries, whose keys are bytes, in place of the map.
+
+    It is the same on the wire, but protobuf stumbles, in several ways, over a map whose keys are not UTF-8.
+    """
     field = descriptor_pb2.FieldDescriptorProto
     file = descriptor_pb2.FileDescriptorProto(name="ofrecord.proto", package="oneflow", syntax="proto2")
     feature = descriptor_pb2.DescriptorProto(name="Feature")
@@ -52,8 +57,9 @@ def _make_ofrecord_class():
     file.message_type.append(feature)
     record = file.message_type.add(name="OFRecord")
     entry = record.nested_type.add(name="FeatureEntry")
-    entry.options.map_entry = True
-    entry.field.add(name="key", number=1, type=field.TYPE_STRING, label=field.LABEL_OPTIONAL)
+    entry.options.map_entry = not is_read
+    key_type = field.TYPE_BYTES if is_read else field.TYPE_STRING
+    entry.field.add(name="key", number=1, type=key_type, label=field.LABEL_OPTIONAL)
     entry.field.add(
         name="value", number=2, type=field.TYPE_MESSAGE, type_name=".oneflow.Feature", label=field.LABEL_OPTIONAL
     )
@@ -69,7 +75,8 @@ def _make_ofrecord_class():
     return message_factory.MessageFactory(pool).GetPrototype(pool.FindMessageTypeByName("oneflow.OFRecord"))
 
 
-OFRecord = _make_ofrecord_class()
+OFRecord = _make_ofrecord_class(is_read=False)
+_ReadRecord = _make_ofrecord_class(is_read=True)
 
 
 def serialize(features):
@@ -139,14 +146,17 @@ def _length_delimited(field_number, size):
 def parse(serialized, path, offset):
     """The features of one serialized record: name -> 1-D NumPy array (bytes features: a list of bytes).
 
+    What is not UTF-8 in a name is shown as `\\xff`.
+
     `path` and `offset` (bytes) say where the record lies, for the message of the UserError it raises.
     """
     try:
-        record = parse_message(OFRecord, serialized)
+        record = parse_message(_ReadRecord, serialized)
     except message.DecodeError:
         raise UserError(f"{path}: the record at byte {offset} is not an OFRecord; make the part anew") from None
     features = {}
-    for name, feature in record.feature.items():
+    for entry in record.feature:
+        name, feature = entry.key.decode(errors="backslashreplace"), entry.value
         kind = feature.WhichOneof("kind")
         if kind is None:
             raise UserError(f"{path}: field {name} of the record at byte {offset} has no value")
@@ -175,7 +185,7 @@ def read_serialized(path, offset=0):
     """
     path = Path(path)
     try:
-        with open(path, "rb") as file:
+        with open_input(path, "rb") as file:
             file.seek(offset)
             yield from read_open_file(file, path, offset)
     except OSError as error:

@@ -12,6 +12,7 @@ A variable is named after the TensorFlow variable of the published BERT, with `/
 
 import contextlib
 import hashlib
+import math
 import os
 import re
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 import checksums
+from input_files import open_input
 from util import UserError, atomic_folder
 
 DONE_FILE = "snapshot_done"
@@ -27,6 +29,10 @@ DATA_FILE = "out"
 META_FILE = "meta"
 OWNER_FILE = "of"
 MOMENT_SUFFIXES = ("-m", "-v")
+
+_LARGEST_META = 1 << 16  # characters
+_MOST_DIMENSIONS = 32
+_MOST_DIGITS = 12  # of a dimension
 
 _NAME_OF_DTYPE = {
     np.dtype(np.float32): "kFloat",
@@ -89,7 +95,8 @@ def read_meta(variable_folder):
     """(shape, NumPy dtype) from a variable's `meta` file, or None where there is none."""
     path = Path(variable_folder) / META_FILE
     try:
-        text = path.read_text()
+        with open_input(path, encoding="utf-8") as file:
+            text = file.read(_LARGEST_META)
     except FileNotFoundError:
         return None
     except (OSError, UnicodeDecodeError) as error:
@@ -97,7 +104,10 @@ def read_meta(variable_folder):
     data_type = re.search(r"\bdata_type:\s*(\w+)", text)
     if data_type is None or data_type[1] not in _DTYPE_OF_NAME:
         raise UserError(f"{path}: names no data type this suite knows; delete the file to go by the model's shape")
-    return tuple(int(size) for size in re.findall(r"\bdim:\s*(\d+)", text)), _DTYPE_OF_NAME[data_type[1]]
+    sizes = re.findall(r"\bdim:\s*(\d+)", text)
+    if len(sizes) > _MOST_DIMENSIONS or any(len(size) > _MOST_DIGITS for size in sizes):
+        raise UserError(f"{path}: no array has such a shape; delete the file to go by the model's shape")
+    return tuple(int(size) for size in sizes), _DTYPE_OF_NAME[data_type[1]]
 
 
 def check_is_snapshot(folder):
@@ -133,7 +143,8 @@ def stale_moments(folder, names, digests):
         if variable not in of_variable:
             of_variable[variable] = _digest(folder, variable, digests) if variable in names else None
         try:
-            owner = path.read_text(errors="replace").strip()
+            with open_input(path, errors="replace") as file:
+                owner = file.read(_LARGEST_META).strip()
         except OSError as error:
             raise UserError(f"{path}: cannot be read: {error.strerror}") from None
         if owner != of_variable[variable]:
@@ -173,10 +184,10 @@ def read_variable(folder, name, shape=None, dtype=None, digests=None):
             f"{variable}: the snapshot has {meta[1]} {list(meta[0])}, the model needs {dtype} {list(shape)}; "
             "check the flags that give the model's size"
         )
-    size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    size = math.prod(shape) * dtype.itemsize
     try:
         # Read no more than should be there: the file may be anything.
-        with open(path, "rb") as file:
+        with open_input(path, "rb") as file:
             found = os.fstat(file.fileno()).st_size
             data = file.read(size) if found == size else b""
     except OSError as error:
@@ -187,7 +198,7 @@ def read_variable(folder, name, shape=None, dtype=None, digests=None):
             "the file is damaged or of another model"
         )
     if digests and name in digests:
-        checksums.check(data, digests[name], variable)
+        checksums.check(hashlib.sha256(data).hexdigest(), digests[name], variable)
     return np.frombuffer(data, dtype=dtype.newbyteorder("<")).reshape(shape).astype(dtype, copy=False)
 
 
@@ -201,7 +212,7 @@ def verify_variable(folder, name, digests):
     if meta is not None:
         read_variable(folder, name, *meta, digests)
     elif name in digests:
-        checksums.check((variable / DATA_FILE).read_bytes(), digests[name], variable)
+        checksums.check(checksums.of_file(variable / DATA_FILE), digests[name], variable)
 
 
 def _without_leading_ones(shape):

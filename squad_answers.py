@@ -13,6 +13,7 @@ import numpy as np
 
 from squad_data import windows_of_maximum_context
 from tokenization import split_words
+from util import one_line
 
 # What the score of "no answer" is if no window has a lower one.
 _HIGHEST_NULL_SCORE = 1000000
@@ -142,7 +143,7 @@ class TextFinder:
 
     def _report(self, text):
         if self._verbose:
-            print(f"answer not aligned with its context, words taken whole: {text}", file=sys.stderr)
+            print(one_line(f"answer not aligned with its context, words taken whole: {text}"), file=sys.stderr)
 
 
 def softmax(scores):

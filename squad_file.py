@@ -4,6 +4,7 @@ import collections
 import json
 from typing import Any, NamedTuple
 
+from input_files import open_input
 from util import UserError
 
 
@@ -27,7 +28,7 @@ class Paragraph(NamedTuple):
 def read_json(path, **load_arguments):
     """The content of a JSON file; `load_arguments` go to json.load. Raises UserError, whatever is wrong with it."""
     try:
-        with open(path, encoding="utf-8-sig") as file:
+        with open_input(path, encoding="utf-8-sig") as file:
             return json.load(file, **load_arguments)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None

@@ -9,6 +9,7 @@ import unicodedata
 
 from tokenizers.models import WordPiece
 
+from input_files import open_input
 from util import UserError
 
 UNKNOWN = "[UNK]"
@@ -40,7 +41,7 @@ def read_vocab(path, required=(UNKNOWN, CLASSIFIER, SEPARATOR)):
     lacks one of the `required` pieces.
     """
     try:
-        with open(path, encoding="utf-8", newline="\n") as file:
+        with open_input(path, encoding="utf-8", newline="\n") as file:
             vocab = {line.strip(): index for index, line in enumerate(file)}
     except OSError as error:
         raise UserError(f"--vocab_file={path}: cannot be read: {error.strerror}") from None

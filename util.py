@@ -14,6 +14,8 @@ from pathlib import Path
 
 STATUS_FAILURE = 1
 STATUS_BAD_INPUT = 2
+
+_LONGEST_LINE = 2000  # characters
 # What OneFlow says, among other things, where it gets no memory.
 _ENGINE_OUT_OF_MEMORY = "allocate failed"
 
@@ -41,6 +43,9 @@ def run_script(main):
     `main` returns None or an exit status.
     """
     _open_closed_streams()
+    if hasattr(sys.stdout, "reconfigure"):
+        # Names of files, and text of the data, may hold what the terminal's encoding has no characters for.
+        sys.stdout.reconfigure(errors="backslashreplace")
     status, error = outcome_of(main)
     if error is not None:
         print(f"{os.path.basename(sys.argv[0])}: error: {error}", file=sys.stderr, flush=True)
@@ -66,11 +71,11 @@ def outcome_of(function):
         sys.stdout.flush()
         return status, None
     except UserError as error:
-        return STATUS_BAD_INPUT, _one_line(error)
+        return STATUS_BAD_INPUT, one_line(error)
     except RunError as error:
-        return STATUS_FAILURE, _one_line(error)
+        return STATUS_FAILURE, one_line(error)
     except Signalled as signalled:
-        return 128 + signalled.number, _one_line(signalled)
+        return 128 + signalled.number, one_line(signalled)
     except KeyboardInterrupt:
         return 128 + signal.SIGINT, "interrupted"
     except BrokenPipeError:
@@ -78,17 +83,20 @@ def outcome_of(function):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return STATUS_FAILURE, None
     except MemoryError as error:
-        return STATUS_FAILURE, _one_line(f"out of memory {error}")
+        return STATUS_FAILURE, one_line(f"out of memory {error}")
     except OSError as error:
-        return STATUS_FAILURE, _one_line(describe_os_error(error))
+        return STATUS_FAILURE, one_line(describe_os_error(error))
     except RuntimeError as error:
         if _ENGINE_OUT_OF_MEMORY not in str(error):
             raise
         return STATUS_FAILURE, "out of memory: OneFlow cannot allocate what the model and a batch of it take"
 
 
-def _one_line(text):
-    return " ".join(str(text).split())
+def one_line(text):
+    """`text` on one line, without characters that a terminal would not print but obey, and not endless."""
+    text = " ".join(str(text).split())
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return text if len(text) <= _LONGEST_LINE else f"{text[:_LONGEST_LINE]}..."
 
 
 def describe_os_error(error):

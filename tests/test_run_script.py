@@ -1,11 +1,13 @@
 """What all scripts have in common: how they end, and what they start from."""
 
+import os
 import subprocess
 import sys
 
 import pytest
 
 import import_errors
+import util
 from conftest import ROOT
 
 # Opens a file, which must not get the number of a standard stream, and talks to all three.
@@ -71,3 +73,32 @@ def test_interrupted_while_importing(tmp_path):
     program = "import import_errors\nraise KeyboardInterrupt"
     result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert (result.returncode, result.stderr) == (130, "-c: error: interrupted\n")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii", "latin-1"])
+def test_prints_what_the_terminal_has_no_characters_for(encoding):
+    """Half a surrogate pair of a JSON file, a file name that is not UTF-8, any text in an old locale."""
+    program = "import util; util.run_script(lambda: print('\\ud800 \\udcff \\u4e2d end'))"
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+        capture_output=True,
+        timeout=60,
+        check=True,
+    )
+    assert result.stdout.startswith(b"\\ud800 \\udcff ") and result.stdout.endswith(b" end\n")
+
+
+def test_messages_are_one_printable_line_of_bounded_length():
+    assert util.one_line("a\r\nb\t c\u2028d") == "a b c d"
+    assert util.one_line("\x1b[2J\x00\u202e\ud800\xa0é中") == "\\x1b[2J\\x00\\u202e\\ud800 é中"
+    assert len(util.one_line("x" * 10**6)) == 2003
+    result = subprocess.run(
+        [sys.executable, "run_pretraining.py", "--data_dir=x", "--seed=1\r\x1b[2J\n2"],
+        cwd=ROOT,
+        capture_output=True,
+        timeout=60,
+    )
+    assert result.returncode == 2 and result.stderr.count(b"\n") == 1
+    assert b"'1 \\x1b[2J 2' is not a whole number" in result.stderr and b"\x1b" not in result.stderr

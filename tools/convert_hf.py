@@ -32,8 +32,9 @@ from safetensors.numpy import save_file
 import bert_variables
 import snapshot
 from command_line import ArgumentParser, add_bool, positive_int
+from input_files import open_input
 from progress import progress_bar
-from util import RunError, UserError, atomic_file, atomic_folder, check_replaceable, run_script
+from util import RunError, UserError, atomic_file, atomic_folder, check_replaceable, one_line, run_script
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -182,7 +183,7 @@ def import_model(arguments):
         if dtype != "F32":
             print(f"stored as float32: {count} variables of {dtype}")
     for key, reason in skipped.items():
-        print(f"skipped {key}: {reason}")
+        print(one_line(f"skipped {key}: {reason}"))
     print(bert_variables.describe_size(size))
 
 
@@ -231,7 +232,7 @@ def weight_files(folder):
             )
         raise UserError(f"{folder}: has no file {WEIGHTS_FILE}; give a folder with {CONFIG_FILE} and {WEIGHTS_FILE}")
     try:
-        with open(index, "rb") as file:
+        with open_input(index, "rb") as file:
             names = sorted(set(json.loads(file.read(_LARGEST_INDEX))["weight_map"].values()))
     except OSError as error:
         raise UserError(f"{index}: cannot be read: {error.strerror}") from None
@@ -240,7 +241,7 @@ def weight_files(folder):
             f"{index}: not an index of safetensors files: it has no weight_map from names to files"
         ) from None
     for name in names:
-        if not isinstance(name, str) or name != os.path.basename(name) or not (folder / name).is_file():
+        if not isinstance(name, str) or name != os.path.basename(name) or not os.path.isfile(folder / name):
             raise UserError(f"{index}: names the file {name!r:.100}, which is not in {folder}; copy it there")
     return [folder / name for name in names]
 
@@ -300,7 +301,8 @@ def read_vocabulary(folder, size):
 def read_vocab_file(path, size):
     """The lines of the vocabulary `path`; raises UserError if the model has no embeddings for that many."""
     try:
-        tokens = Path(path).read_text(encoding="utf-8").split("\n")
+        with open_input(path, encoding="utf-8") as file:
+            tokens = file.read().split("\n")
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
@@ -454,7 +456,7 @@ def report_left_out(names, architecture):
         print(f"left out {len(state)} variables: state of the training (Adam's moments, the step)")
     others = [name for name in names if name not in state]
     if others:
-        print(f"left out {', '.join(others)}: {architecture} has no place for them")
+        print(one_line(f"left out {', '.join(others)}: {architecture} has no place for them"))
 
 
 def main():

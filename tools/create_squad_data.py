@@ -21,7 +21,7 @@ import squad_file
 from command_line import ArgumentParser, add_bool, parse_bool, positive_int
 from progress import progress_bar
 from tokenization import Tokenizer, read_vocab
-from util import UserError, atomic_folder, run_script
+from util import UserError, atomic_folder, one_line, run_script
 
 # So many of the questions left out are named.
 NAMED_QUESTIONS = 5
@@ -142,7 +142,7 @@ def make_examples(paragraphs, tokenizer, arguments):
     if num_with_several_answers:
         print(f"{num_with_several_answers} questions have several answers: the first of each is used", file=sys.stderr)
     if left_out:
-        names = ", ".join(left_out[:NAMED_QUESTIONS]) + (", ..." if len(left_out) > NAMED_QUESTIONS else "")
+        names = one_line(", ".join(left_out[:NAMED_QUESTIONS])) + (", ..." if len(left_out) > NAMED_QUESTIONS else "")
         print(
             f"{len(left_out)} of {len(examples) + len(left_out)} questions left out, whose answer is not where "
             f"answer_start says: {names}",

@@ -4,7 +4,8 @@ A file, which may be compressed with gzip as a whole, is a sequence of records: 
 little-endian), its checksum (4), the data, their checksum (4). A checksum is a masked CRC-32C.
 
 The messages are defined here from their published schema (tensorflow/core/example/*.proto), in a descriptor pool of
-their own.
+their own. The map of features is a list of entries here, which is the same on the wire: over a map whose keys are not
+UTF-8, protobuf stumbles in several ways.
 """
 
 import functools
@@ -50,8 +51,8 @@ message_type {
 message_type {
   name: "Features"
   nested_type {
-    name: "FeatureEntry" options { map_entry: true }
-    field { name: "key" number: 1 label: LABEL_OPTIONAL type: TYPE_STRING }
+    name: "FeatureEntry"
+    field { name: "key" number: 1 label: LABEL_OPTIONAL type: TYPE_BYTES }
     field { name: "value" number: 2 label: LABEL_OPTIONAL type: TYPE_MESSAGE type_name: ".tensorflow.Feature" }
   }
   field {
@@ -141,6 +142,7 @@ def parse_example(data, path, offset):
     `path` and `offset` (bytes) say where the record lies, for the message of the UserError it raises.
     """
     try:
-        return ofrecord.parse_message(Example, data).features.feature
-    except message.DecodeError:
+        entries = ofrecord.parse_message(Example, data).features.feature
+        return {entry.key.decode(): entry.value for entry in entries}
+    except (message.DecodeError, UnicodeDecodeError):
         raise UserError(f"{path}: the record at byte {offset} is not a tf.train.Example") from None

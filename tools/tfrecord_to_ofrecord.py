@@ -32,7 +32,7 @@ import ofrecord
 import tfrecord
 from command_line import ArgumentParser, add_bool, positive_int
 from progress import progress_bar
-from util import RunError, UserError, run_script, sync_folder, temporary_folder
+from util import RunError, UserError, one_line, run_script, sync_folder, temporary_folder
 from workers import run_tasks
 
 # So many records of a file are a piece of work at most.
@@ -282,7 +282,7 @@ def main():
             "give a smaller --part_num"
         )
     layout = read_layout(next(path for path, scan in zip(paths, scans, strict=True) if scan.records))
-    print(f"fields: {describe_layout(layout)}", flush=True)
+    print(one_line(f"fields: {describe_layout(layout)}"), flush=True)
 
     sizes = [total * (part + 1) // part_num - total * part // part_num for part in range(part_num)]
     pieces = plan_pieces(paths, scans, sizes)

@@ -9,12 +9,14 @@ import suite  # noqa: F401
 
 # isort: split
 
-import sys
 
 import snapshot
 from command_line import ArgumentParser
 from progress import print_line, progress_bar
-from util import STATUS_BAD_INPUT, UserError, run_script
+from util import UserError, run_script
+
+# So many damaged variables are named in the last line; each has one of its own before.
+NAMED = 5
 
 
 def main():
@@ -24,15 +26,17 @@ def main():
 
     names = snapshot.variable_names(folder)
     digests = snapshot.read_checksums(folder, names)
-    damaged = 0
+    damaged = []
     for name in progress_bar(names, unit=" variables"):
         try:
             snapshot.verify_variable(folder, name, digests)
         except UserError as error:
-            damaged += 1
-            print_line(error, sys.stderr)
-    print(f"{folder}: {len(names)} variables, {len(digests)} of them with a checksum, {damaged} damaged")
-    return STATUS_BAD_INPUT if damaged else 0
+            damaged.append(name)
+            print_line(error)
+    if damaged:
+        named = ", ".join(damaged[:NAMED]) + (", ..." if len(damaged) > NAMED else "")
+        raise UserError(f"{folder}: damaged: {len(damaged)} of {len(names)} variables: {named}")
+    print(f"{folder}: {len(names)} variables, of which {len(digests)} have a checksum, and nothing wrong")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,23 @@
+# What makes the suite hard to break, beyond its tests. See docs/reliability.md.
+
+.PHONY: fuzz audit
+
+# Cases for each of the fuzz tests. The seed is printed, and with SEED=N the same cases come again.
+CASES := 2000
+SEED := $(shell od -An -N4 -tu4 /dev/urandom | tr -d ' ')
+
+fuzz: setup ## Damage input files in CASES=2000 ways a test; SEED=N repeats a run
+	@echo "make fuzz: SEED=$(SEED) CASES=$(CASES)"
+	FUZZ_CASES=$(CASES) $(PYTHON) -m pytest tests/test_fuzz.py --hypothesis-seed=$(SEED) -p no:cacheprovider --durations=0
+
+# In an environment of its own. It asks a service on the network for what is known about the pinned versions.
+PIP_AUDIT := .cache/pip-audit-2.10.1
+
+$(PIP_AUDIT): | setup
+	rm -rf $@.incomplete
+	$(PYTHON) -m venv $@.incomplete
+	$@.incomplete/bin/python -m pip install --quiet pip-audit==2.10.1
+	mv $@.incomplete $@
+
+audit: $(PIP_AUDIT) ## Look up known vulnerabilities of what requirements.txt pins (needs network)
+	$(PIP_AUDIT)/bin/python -m pip_audit --requirement requirements.txt --no-deps --disable-pip

@@ -1,0 +1,54 @@
+"""input_files.py: files, pipes, and what is neither."""
+
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+
+import input_files
+from conftest import ROOT
+from input_files import open_input
+
+
+def test_a_file(tmp_path):
+    (tmp_path / "file").write_text("text\n", encoding="utf-8")
+    with open_input(tmp_path / "file", encoding="utf-8") as file:
+        assert file.read() == "text\n"
+    with open_input(tmp_path / "file", "rb") as file:
+        assert file.read() == b"text\n"
+
+
+def test_a_folder(tmp_path):
+    with pytest.raises(IsADirectoryError):
+        open_input(tmp_path)
+
+
+def test_devices_and_sockets(tmp_path):
+    with pytest.raises(OSError, match="neither a file nor a pipe"):
+        open_input("/dev/zero")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "socket"))
+        with pytest.raises(OSError):
+            open_input(tmp_path / "socket")
+
+
+def test_a_pipe_without_a_writer(tmp_path, monkeypatch):
+    monkeypatch.setattr(input_files, "PIPE_SECONDS", 0.1)
+    os.mkfifo(tmp_path / "pipe")
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(OSError, match="nothing has come through this pipe for 0.1 seconds"):
+        open_input(tmp_path / "pipe")
+    assert os.listdir("/proc/self/fd") == before
+
+
+def test_a_pipe_with_a_writer_that_takes_its_time():
+    """As `script <(command)` of a shell makes one, and `command | script /dev/stdin`."""
+    read = "from input_files import open_input; print(len(open_input('/dev/stdin').read()))"
+    write = "import sys, time; time.sleep(1); print('x' * 99999, flush=True); time.sleep(1); print('x' * 99999)"
+    with subprocess.Popen([sys.executable, "-c", write], stdout=subprocess.PIPE) as writer:
+        result = subprocess.run(
+            [sys.executable, "-c", read], cwd=ROOT, stdin=writer.stdout, capture_output=True, text=True
+        )
+    assert (result.stdout, result.stderr) == ("200000\n", "")
