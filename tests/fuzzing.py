@@ -257,7 +257,7 @@ def _limits():
         resource.setrlimit(resource.RLIMIT_AS, limits)
 
 
-_watched = []
+_watched: list[str] = []
 
 
 def _audit(event, arguments):

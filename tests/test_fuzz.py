@@ -6,6 +6,7 @@ a few cases each; `make fuzz` tries as many as one likes (FUZZ_CASES).
 
 import json
 import os
+import runpy
 import shutil
 import struct
 from unittest import mock
@@ -35,7 +36,6 @@ import verify_snapshot
 from conftest import ROOT, write_pretraining_part
 from fuzzing import Victim, changes, replace
 from in_process import run_in_process
-from test_evaluate import evaluate_script
 from tfrecord_files import serialize_example, write_tfrecord
 
 CASES = int(os.environ.get("FUZZ_CASES", 40))
@@ -261,7 +261,7 @@ def squad_victims(squad_folder):
             ["dev.json", "vocab.txt"],
         ),
         Victim(
-            evaluate_script.main,
+            runpy.run_path(str(ROOT / "evaluate-v1.1.py"))["main"],
             "evaluate-v1.1.py",
             squad_folder,
             lambda folder: [folder / name for name in evaluated],
