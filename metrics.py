@@ -6,7 +6,9 @@ The first rank tells it.
 import contextlib
 import html
 import json
+import os
 import re
+import sys
 import time
 from datetime import datetime
 from pathlib import Path
@@ -16,17 +18,21 @@ from event_file import EventFile
 from launch import rank
 from progress import print_line, progress_bar
 from run_folder import open_run_folder
+from util import describe_os_error
 
 
 class MetricLog:
     """Collects the scalars of each iteration; prints means since the last line, writes JSON lines and events.
 
-    Times are wall-clock seconds between the ends of iterations; time spent saving snapshots counts.
+    Times are wall-clock seconds between the ends of iterations; time spent saving snapshots counts. Lines and events
+    that cannot be written, for lack of room say, are lost, of which one warning tells: the run goes on.
     """
 
     def __init__(self, args, job_name, first_step, losses):
         """`first_step` is the train step of the first iteration; for `losses` see losses_since_line()."""
         self._closing = contextlib.ExitStack()
+        self._log_dir = args.log_dir
+        self._has_warned = False
         self._json_file = self._events = None
         if rank() == 0:
             name = f"metrics-{datetime.now():%Y-%m-%d-%H:%M:%S}.jsonl"
@@ -47,7 +53,8 @@ class MetricLog:
         return self
 
     def __exit__(self, *exception):
-        self._closing.close()
+        with self._warning_of_losses():
+            self._closing.close()
 
     def start(self):
         """Starts the clock: what went before counts as no iteration's time."""
@@ -64,7 +71,8 @@ class MetricLog:
         self._iterations += 1
         self._line_iterations += 1
         if self._json_file is not None and (iteration + 1) % self._log_every == 0:
-            self._write(iteration, train_step, learning_rate, values, seconds)
+            with self._warning_of_losses():
+                self._write(iteration, train_step, learning_rate, values, seconds)
         for name, value in values.items():
             if name.endswith("_loss"):
                 self._losses.setdefault(name, []).append(value)
@@ -80,6 +88,17 @@ class MetricLog:
         """Tells that the optimiser has skipped a step, as mixed precision does where the gradients overflow."""
         self._skipped_steps += 1
         print_line(f"Notice: iter {iteration} was skipped, as its gradients overflow ({self._skipped_steps} so far).")
+
+    @contextlib.contextmanager
+    def _warning_of_losses(self):
+        try:
+            yield
+        except OSError as error:
+            if not self._has_warned:
+                script = os.path.basename(sys.argv[0])
+                reason = describe_os_error(error)
+                print_line(f"{script}: warning: {self._log_dir}: numbers are lost ({reason})", sys.stderr)
+            self._has_warned = True
 
     def _write(self, iteration, train_step, learning_rate, values, seconds):
         sentences_per_sec = self._batch_size / seconds

@@ -13,6 +13,7 @@ import numpy as np
 
 import ofrecord
 from launch import rank
+from progress import progress_bar
 from util import UserError
 
 # Up to this many bytes of data, every part is checked for truncation before a run. Beyond, only with --check_data:
@@ -144,20 +145,25 @@ def _count_readers(args, shuffle):
 
 
 def _check_parts(paths, fields, check_all, count_all):
-    scan = check_all or count_all or sum(path.stat().st_size for path in paths) <= _SCAN_LIMIT
+    sizes = [path.stat().st_size for path in paths]
+    scan = check_all or count_all or sum(sizes) <= _SCAN_LIMIT
     count = 0
-    for path in paths:
-        found = 0
-        for offset, serialized in ofrecord.read_serialized(path):
-            _check_not_empty(serialized, path, offset)
-            if found == 0 or check_all:
-                _check_record(ofrecord.parse(serialized, path, offset), fields, f"{path}: record {found}")
-            found += 1
-            if not scan:
-                break
-        if found == 0:
-            raise UserError(f"{path}: the part is empty")
-        count += found
+    read_before = 0  # bytes, of the parts before this one
+    with progress_bar(total=sum(sizes), desc="checking", unit="B", unit_scale=True, leave=False, delay=1) as bar:
+        for path, size in zip(paths, sizes, strict=True):
+            found = 0
+            for offset, serialized in ofrecord.read_serialized(path):
+                bar.update(read_before + offset - bar.n)
+                _check_not_empty(serialized, path, offset)
+                if found == 0 or check_all:
+                    _check_record(ofrecord.parse(serialized, path, offset), fields, f"{path}: record {found}")
+                found += 1
+                if not scan:
+                    break
+            if found == 0:
+                raise UserError(f"{path}: the part is empty")
+            count += found
+            read_before += size
     return count if scan else None
 
 

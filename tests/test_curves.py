@@ -10,11 +10,12 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import metrics
 import plot_log
 import run_folder
 from conftest import ROOT, assert_fails_with_one_line, run, write_pretraining_part
 from event_file import EventFile
-from in_process import run_in_process
+from in_process import full_disk, run_in_process
 from test_run_pretraining import logged, pretrain, pretraining_flags
 
 TAGS = {
@@ -255,3 +256,20 @@ def test_bad_flags_of_plot_log(tmp_path):
     assert_fails_with_one_line(plot(tmp_path, "-o", tmp_path / "none" / "a.png"), "--output", "cannot be written")
     assert_fails_with_one_line(plot(tmp_path), "-o")
     assert_fails_with_one_line(plot("-o", tmp_path / "a.png"), "log_dir")
+
+
+# ---- what cannot be written
+
+
+def test_a_full_disk_costs_numbers_but_not_the_run(tmp_path, capsys):
+    args = arguments(tmp_path, iter_num=100, loss_print_every_n_iter=50, log_every_n_iter=1)
+    args.node_num = args.gpu_num_per_node = args.batch_size_per_device = 1
+    with full_disk(4000), metrics.MetricLog(args, "PretrainJob", 0) as log:
+        for iteration in range(100):
+            log.add(iteration, iteration, 1e-4, {"total_loss": 1.0})
+    captured = capsys.readouterr()
+    assert [line.split(",")[0] for line in captured.out.splitlines()] == ["iter 49", "iter 99"]
+    (warning,) = captured.err.splitlines()
+    assert f"warning: {tmp_path}: numbers are lost (File too large" in warning
+    (run,) = plot_log.read_log_dir(str(tmp_path), False)
+    assert run.steps.tolist() == list(range(len(run.steps))) and 10 < len(run.steps) < 100
