@@ -217,7 +217,10 @@ def output_shown_for(block):
 
 
 def assert_looks_like(output, expected):
-    """Every line that is shown comes in the output, in order, but for what differs from machine to machine."""
+    """Every line that is shown comes in the output, in order, but for what differs from machine to machine.
+
+    Losses are those shown where the same kernels compute them: another reader takes the records in another order.
+    """
     lines = iter(output.splitlines())
     for shown in expected.splitlines():
         pattern = re.compile(
@@ -226,5 +229,7 @@ def assert_looks_like(output, expected):
         )  # fmt: skip
         match = next((match for line in lines if (match := pattern.fullmatch(line))), None)
         assert match, f"'{shown}' is not in this, or not in its place:\n{output}"
+        if "native kernels" not in output:
+            continue
         losses = [float(loss) for loss in re.findall(r"loss: ([\d.]+)", shown)]
         np.testing.assert_allclose([float(loss) for loss in match.groups()], losses, atol=0.02)
