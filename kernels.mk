@@ -19,7 +19,7 @@ PLUGIN_FLAGS := -std=c++17 -O2 -fPIC -w -D_GLIBCXX_USE_CXX11_ABI=0 -DHALF_ENABLE
 WHEEL = $(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("platlib"))')
 ONEDNN = $(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("data"))')
 
-.PHONY: kernels kernels-if-possible kernels-sanitize bench clean-kernels
+.PHONY: kernels kernels-if-possible kernels-sanitize bench soak clean-kernels
 
 kernels: setup ## Build the library of CPU kernels (needs g++)
 	@command -v $(CXX) >/dev/null || { echo "make kernels: error: no C++ compiler ($(CXX)): install g++" >&2; exit 2; }
@@ -49,6 +49,13 @@ kernels-sanitize: kernels ## Run the kernels' own tests under the address, undef
 
 bench: kernels ## Time a training step here, in Transformers, PyTorch and TensorFlow, side by side
 	$(PYTHON) benchmarks/bench.py
+
+SOAK_MINUTES := 60
+SOAK_SAVES := 1000
+SOAK_KILLS := 200
+
+soak: kernels ## Train for SOAK_MINUTES, save and load SOAK_SAVES snapshots, kill and resume a run SOAK_KILLS times
+	$(PYTHON) benchmarks/soak.py --minutes=$(SOAK_MINUTES) --saves=$(SOAK_SAVES) --kills=$(SOAK_KILLS)
 
 clean-kernels:
 	rm -rf $(KERNELS)
