@@ -19,5 +19,6 @@ $(PIP_AUDIT): | setup
 	$@.incomplete/bin/python -m pip install --quiet pip-audit==2.10.1
 	mv $@.incomplete $@
 
-audit: $(PIP_AUDIT) ## Look up known vulnerabilities of what requirements.txt pins (needs network)
-	$(PIP_AUDIT)/bin/python -m pip_audit --requirement requirements.txt --no-deps --disable-pip
+# Of all packages in .venv, those that requirements.txt brings along included. What cannot be looked up is an error.
+audit: $(PIP_AUDIT) ## Look up known vulnerabilities of all packages in .venv (needs network)
+	$(PIP_AUDIT)/bin/python -m pip_audit --strict --path "$(WHEEL)"

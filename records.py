@@ -192,6 +192,8 @@ def _check_record(features, fields, place):
             flag = _FLAG_OF_LENGTH.get(name)
             expected = f"--{flag} is {field.length}" if flag else f"{field.length} expected"
             raise UserError(f"{place}: field {name} holds {len(values)} numbers, but {expected}")
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            raise UserError(f"{place}: field {name} holds NaN or infinity; make the part anew")
         if field.bound is None:
             continue
         wrong = values[(values < 0) | (values >= field.bound)]
