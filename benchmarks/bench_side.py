@@ -63,7 +63,14 @@ def this_project(size, bfloat16=False):
         use_fp16=False, learning_rate=1e-4, weight_decay_rate=0.01, iter_num=1000, warmup_batches=0, zero_stage=0
     )
     job = pretrain.PretrainJob(model, lambda: batch, args)
-    return lambda: job()["total_loss"].numpy().item()
+
+    def step():
+        loss = job()["total_loss"].numpy().item()
+        # The loss comes out of the graph long before the update is done.
+        flow._oneflow_internal.eager.Sync()
+        return loss
+
+    return step
 
 
 def transformers(size, bfloat16=False):
