@@ -66,6 +66,12 @@ def parse_squad_predict_args(arguments=None):
     groups["data"].add_argument(
         "--all_results_file", default="all_results.npy", metavar="NPY", help="where the results go"
     )
+    add_bool(
+        groups["data"],
+        "--skip_padding",
+        default=True,
+        help="batch windows of similar length and do not compute the padding behind them, whose logits are -10000",
+    )
     args = parser.parse_args(arguments)
     if args.model_load_dir is None:
         parser.error("--model_load_dir is missing: give the snapshot of a fine-tuned model")

@@ -167,6 +167,16 @@ def _check_parts(paths, fields, check_all, count_all):
     return count if scan else None
 
 
+def read_records(data_set):
+    """Yields the features (name -> array) of all records; raises UserError, saying where, at one that is not right."""
+    for path in data_set.paths:
+        for offset, serialized in ofrecord.read_serialized(path):
+            _check_not_empty(serialized, path, offset)
+            features = ofrecord.parse(serialized, path, offset)
+            _check_record(features, data_set.fields, f"{path}: the record at byte {offset}")
+            yield features
+
+
 def check_record_at(path, offset, fields):
     """Raises UserError, saying what is wrong, unless the record at byte `offset` of the part `path` holds `fields`."""
     _, serialized = next(ofrecord.read_serialized(path, offset))

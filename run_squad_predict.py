@@ -29,13 +29,18 @@ def predict_answers(args):
     import job_state
     from bert_util import Initializer
     from data_loader import OFRecordLoader
-    from squad import BertForQuestionAnswering, SquadPredictJob, predict
+    from squad import BertForQuestionAnswering, ShortPrediction, SquadPredictJob, predict
 
     model = BertForQuestionAnswering(config.bert_config(args), Initializer(placement, args.seed))
-    loader = OFRecordLoader(data_set, config.global_batch_size(args), placement, shuffle=False, seed=args.seed)
-    job = SquadPredictJob(model, loader)
-    job_state.restore_for_prediction(job, args.model_load_dir, args.skip_checksums)
-    results = predict(job, args.iter_num, args.seq_length)
+    if args.skip_padding:
+        prediction = ShortPrediction(model, placement)
+        job_state.restore_for_prediction(prediction.model_job, args.model_load_dir, args.skip_checksums)
+        results = prediction.predict(data_set, args)
+    else:
+        loader = OFRecordLoader(data_set, config.global_batch_size(args), placement, shuffle=False, seed=args.seed)
+        job = SquadPredictJob(model, loader)
+        job_state.restore_for_prediction(job, args.model_load_dir, args.skip_checksums)
+        results = predict(job, args.iter_num, args.seq_length)
     if rank() == 0:
         prediction_file.write(args.all_results_file, results)
 

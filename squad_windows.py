@@ -1,0 +1,73 @@
+"""The windows of a SQuAD data set in batches that hold little padding, for prediction.
+
+Windows of similar length go into one batch, which is cut behind its longest. Each length that batches are cut to takes
+a graph of its own, and so time to compile: there are as many as pay.
+"""
+
+import collections
+import itertools
+
+import numpy as np
+
+import records
+
+# Batches are made of so many windows at a time.
+WINDOWS_AT_A_TIME = 4096
+# Lengths are multiples of this, or the whole length.
+_LENGTH_STEP = 32
+# What compiling a graph takes, in tokens of BERT-base.
+_TOKENS_OF_A_GRAPH = 4096
+
+
+def read_windows(data_set, count):
+    """Yields the first `count` windows of different unique id, at most WINDOWS_AT_A_TIME at once.
+
+    As dicts of int32 arrays [N, length] by field name. Raises UserError, saying file and place, at a record that does
+    not hold what it should.
+    """
+    features = itertools.islice(records.read_records(data_set), count)
+    seen = set()
+    unseen = (
+        window for window in features if not (window["unique_ids"][0] in seen or seen.add(window["unique_ids"][0]))
+    )
+    while windows := list(itertools.islice(unseen, WINDOWS_AT_A_TIME)):
+        yield {name: np.stack([window[name] for window in windows]).astype(np.int32) for name in data_set.fields}
+
+
+def make_batches(input_mask, batch_size, compiled):
+    """(length, indexes of `batch_size` windows) of each batch, so that all windows [N, S] are in some batch.
+
+    The last batch is filled up with windows that it has already. A window of no token is as long as any. `compiled` are
+    lengths that cost nothing to compile.
+    """
+    whole = input_mask.shape[1]
+    is_token = input_mask != 0
+    used = np.where(is_token.any(axis=1), whole - is_token[:, ::-1].argmax(axis=1), whole)
+    order = np.argsort(used, kind="stable")
+    batches = [order[first : first + batch_size] for first in range(0, len(order), batch_size)]
+    needed = [min(whole, -(-int(used[batch].max()) // _LENGTH_STEP) * _LENGTH_STEP) for batch in batches]
+    length_for = _choose_lengths(needed, batch_size, compiled)
+    return [(length_for[length], np.resize(batch, batch_size)) for length, batch in zip(needed, batches, strict=True)]
+
+
+def _choose_lengths(needed, batch_size, compiled):
+    """Needed length -> length to compute, at the least cost of batches and graphs together."""
+    counts = sorted(collections.Counter(needed).items())
+    # (cost, where the last group begins) of the shortest lengths up to each, by dynamic programming.
+    best = [(0, 0)]
+    for end in range(1, len(counts) + 1):
+        length = counts[end - 1][0]
+        graph = 0 if length in compiled else _TOKENS_OF_A_GRAPH
+        best.append(
+            min(
+                (best[begin][0] + graph + length * batch_size * sum(count for _, count in counts[begin:end]), begin)
+                for begin in range(end)
+            )
+        )
+    chosen = {}
+    end = len(counts)
+    while end > 0:
+        begin = best[end][1]
+        chosen.update((length, counts[end - 1][0]) for length, _ in counts[begin:end])
+        end = begin
+    return chosen
