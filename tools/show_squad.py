@@ -45,7 +45,9 @@ def parse_arguments():
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data_file", required=True, metavar="JSON", help="SQuAD questions with their true answers")
     parser.add_argument("--prediction_file", required=True, metavar="JSON", help="predictions.json of npy2json.py")
-    parser.add_argument("--nbest_file", metavar="JSON", help="nbest_predictions.json of npy2json.py")
+    parser.add_argument(
+        "--nbest_file", metavar="JSON", help="nbest_predictions.json of npy2json.py (default: not shown)"
+    )
     parser.add_argument("-o", "--output", required=True, metavar="HTML", help="the page to write")
     arguments = parser.parse_args()
     folder = Path(arguments.output).parent
