@@ -1,14 +1,15 @@
 """Runs a script on all ranks: one process a device, on one node or many.
 
-`run_on_all_ranks` is called by every script of the suite. With one device in all it simply runs. With more, the
-process becomes its node's launcher: it starts a process for each device of the node, with the same command line and
-the variables by which OneFlow's ranks find each other (MASTER_ADDR, MASTER_PORT, WORLD_SIZE, RANK, LOCAL_RANK), and
-watches over them. Where these variables are set already (python -m oneflow.distributed.launch, Slurm), the process is
-a rank that somebody else has started.
+`run_on_all_ranks` is called by every script of the suite. With one device in all it runs in a child of this process
+(supervision.py). With more, the process becomes its node's launcher: it starts a process for each device of the node,
+with the same command line and the variables by which OneFlow's ranks find each other (MASTER_ADDR, MASTER_PORT,
+WORLD_SIZE, RANK, LOCAL_RANK), and watches over them. Where these variables are set already (python -m
+oneflow.distributed.launch, Slurm), the process is a rank that somebody else has started.
 """
 
 import contextlib
 import ctypes
+import functools
 import json
 import os
 import select
@@ -24,6 +25,7 @@ import device
 import engine
 import nodes
 import stopping
+import supervision
 from util import STATUS_BAD_INPUT, STATUS_FAILURE, RunError, Signalled, UserError, outcome_of
 
 DEFAULT_MASTER_PORT = 29500
@@ -56,7 +58,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 def run_on_all_ranks(function, args):
-    """Calls function(args) in this process, or in a process for each device of this node; returns an exit status.
+    """Calls function(args) in a process for each device of this node; returns an exit status.
 
     Raises UserError before anything starts if the flags that name nodes and devices do not fit this machine.
     """
@@ -66,8 +68,7 @@ def run_on_all_ranks(function, args):
     if args.node_num == 1 and args.node_list:
         print("Notice: --node_list has no effect, as --node_num is 1.", flush=True)
     if world_size == 1:
-        with stopping.raised():
-            return function(args)
+        return supervision.run_supervised(functools.partial(_run_lone, function), args)
     device_type, _ = device.choose_device(args.device, args.gpu_num_per_node)
     if args.node_num == 1:
         port = args.master_port or _free_port()
@@ -81,9 +82,14 @@ def run_on_all_ranks(function, args):
     return _launch(args, line, addresses[0], port + 1, node_rank, f" on node {addresses[node_rank]}")
 
 
+def _run_lone(function, args):
+    with stopping.raised():
+        return function(args)
+
+
 def has_launcher():
-    """Whether this process is a rank that a launcher of this suite has started, and ends if need be."""
-    return _ERROR_PIPE_VARIABLE in os.environ
+    """Whether this process is a rank that a process of this suite has started, and ends if need be."""
+    return _ERROR_PIPE_VARIABLE in os.environ or supervision.is_supervised()
 
 
 def rank():
@@ -401,10 +407,8 @@ class _Ranks:
         if self._errors[local_rank]:
             return self._errors[local_rank].strip()
         log_file = _log_file(self._log_dir, self._first + local_rank)
-        if status == -signal.SIGKILL:
-            return "was killed by SIGKILL, for lack of memory perhaps"
         if status < 0:
-            return f"was killed by {signal.Signals(-status).name}; its last words are in {log_file}"
+            return supervision.describe_death(-status, log_file)
         return f"ended with status {status}; its last words are in {log_file}"
 
     def kill(self):

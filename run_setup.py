@@ -9,6 +9,7 @@ import device
 import engine
 import native
 import snapshot
+import supervision
 from launch import from_first_rank, rank, wait_for_first_rank
 from util import UserError
 
@@ -78,6 +79,7 @@ def start_engine(args):
     elif args.cpu_threads is not None:
         print(f"Notice: --cpu_threads={args.cpu_threads} has no effect on a GPU.", flush=True)
     wait_for_first_rank(args.rendezvous_timeout)
+    supervision.start_engine_log(args.log_dir)
     flow = engine.load(Path(args.log_dir) / f"oneflow{rank() or ''}.log")
     args.iter_num = from_first_rank(lambda: args.iter_num)
     flow.manual_seed(args.seed)

@@ -27,7 +27,7 @@ PRETRAINING = {
 SQUAD = {name: value for name, value in PRETRAINING.items() if name != "max_predictions_per_seq"}
 
 
-def _heed_signals():
+def heed_signals():
     """Also where the tests run in the background of a shell, or under nohup."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
@@ -56,7 +56,7 @@ class Launched:
                 stderr=err,
                 stdin=subprocess.DEVNULL,
                 env={**os.environ, **(environment or {})},
-                preexec_fn=_heed_signals,
+                preexec_fn=heed_signals,
             )
 
     def __enter__(self):

@@ -1,0 +1,172 @@
+"""The parent of a run on one device: what it makes of the end of its child, and of signals."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import ofrecord
+from conftest import ROOT, random_pretraining_features
+from launched import PRETRAINING, Launched, heed_signals
+
+PROGRAM = """
+import argparse, os, signal, sys, time
+import launch
+from util import UserError, RunError, run_script
+
+def run(args):
+    print("child", os.getpid(), flush=True)
+    {body}
+
+args = argparse.Namespace(node_num=1, gpu_num_per_node=1, node_list=None, log_dir=".")
+run_script(lambda: launch.run_on_all_ranks(run, args))
+"""
+
+
+def start(body, folder, environment=None, **settings):
+    """A program that runs `body` supervised; it heeds signals."""
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM.format(body=body)],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **(environment or {})},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=heed_signals,
+        **settings,
+    )
+
+
+def child_of(process):
+    return int(process.stdout.readline().split()[1])
+
+
+def state_of(process_id):
+    """The state of a process as a letter, Z if there is none."""
+    try:
+        return Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return "Z"
+
+
+def wait_for_state(process_id, states):
+    deadline = time.monotonic() + 10
+    while state_of(process_id) not in states:
+        assert time.monotonic() < deadline, state_of(process_id)
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "line"),
+    [
+        ("return", 0, ""),
+        ("return 7", 7, ""),
+        ("sys.exit(3)", 3, ""),
+        ("raise UserError('not this')", 2, "-c: error: not this\n"),
+        ("raise RunError('no more')", 1, "-c: error: no more\n"),
+        ("os.abort()", 1, "-c: error: the engine was killed by SIGABRT\n"),
+        ("os.kill(os.getpid(), signal.SIGSEGV)", 1, "-c: error: the engine was killed by SIGSEGV\n"),
+        (
+            "os.kill(os.getpid(), signal.SIGKILL)",
+            1,
+            "-c: error: the engine was killed by SIGKILL, for lack of memory perhaps\n",
+        ),
+        (
+            "import supervision; supervision.start_engine_log('.'); os.write(2, b'why'); print('I', file=sys.stderr);"
+            " os.abort()",
+            1,
+            "I\n-c: error: the engine was killed by SIGABRT; its last words are in ./oneflow.log\n",
+        ),
+    ],
+)
+def test_the_end_of_the_child(tmp_path, body, status, line):
+    process = start(body, tmp_path)
+    stdout, stderr = process.communicate(timeout=30)
+    assert (process.returncode, stderr) == (status, line)
+    assert int(stdout.split()[1]) != process.pid
+    if "why" in body:
+        assert (tmp_path / "oneflow.log").read_text() == "why"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_the_first_signal_goes_to_the_child(tmp_path, number):
+    process = start("time.sleep(60)", tmp_path)
+    child_of(process)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=10)
+    assert (process.returncode, stderr) == (128 + number, f"-c: error: ended by {number.name}\n")
+
+
+def test_the_second_signal_ends_both(tmp_path):
+    process = start("signal.signal(signal.SIGTERM, lambda *_: None); print(1, flush=True); time.sleep(60)", tmp_path)
+    child = child_of(process)
+    process.stdout.readline()
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.3)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    assert process.wait(10) == -signal.SIGINT
+    assert state_of(child) == "Z"
+
+
+def test_what_nohup_has_it_ignore(tmp_path):
+    body = "print(signal.getsignal(signal.SIGHUP) == signal.SIG_IGN, flush=True); time.sleep(1)"
+    process = subprocess.Popen(
+        ["nohup", sys.executable, "-c", PROGRAM.format(body=body)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    child_of(process)
+    assert process.stdout.readline() == "True\n"
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(10) == 0
+
+
+def test_ctrl_z_stops_both_and_fg_goes_on(tmp_path):
+    process = start("time.sleep(1)", tmp_path)
+    child = child_of(process)
+    process.send_signal(signal.SIGTSTP)
+    wait_for_state(process.pid, "T")
+    wait_for_state(child, "T")
+    process.send_signal(signal.SIGCONT)
+    wait_for_state(child, "SRZ")
+    assert process.wait(10) == 0
+
+
+def test_the_child_ends_with_its_parent(tmp_path):
+    process = start("time.sleep(60)", tmp_path)
+    child = child_of(process)
+    process.kill()
+    wait_for_state(child, "Z")
+
+
+def test_it_can_be_done_without(tmp_path):
+    process = start("return 5", tmp_path, {"BERT_SUPERVISE": "0"})
+    assert child_of(process) == process.pid
+    assert process.wait(10) == 5
+
+
+def test_an_abort_of_the_engine(tmp_path):
+    """OneFlow's own reader, which the native kernels replace, aborts at a record that lacks a field."""
+    generator = np.random.default_rng(0)
+    (tmp_path / "data").mkdir()
+    with ofrecord.open_writer(tmp_path / "data" / "part-0") as write:
+        for index in range(40):
+            features = random_pretraining_features(generator, 32, 5, 200)
+            if index == 30:
+                del features["segment_ids"]
+            write(ofrecord.serialize(features))
+    flags = {**PRETRAINING, "data_dir": tmp_path / "data", "batch_size_per_device": 4, "iter_num": 100000}
+    environment = {"BERT_KERNELS": "none"}
+    with Launched("run_pretraining.py", tmp_path / "output", environment=environment, **flags) as training:
+        log = training.output / "oneflow.log"
+        training.assert_failed(f"the engine was killed by SIGABRT; its last words are in {log}", within=60)
+        assert "segment_ids" in log.read_text()
