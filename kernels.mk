@@ -44,7 +44,7 @@ kernels-sanitize: kernels ## Run the kernels' own tests under the address, undef
 	  echo "$$sanitizer sanitizer:" && \
 	  case $$sanitizer in address) runtime=libasan.so;; undefined) runtime=libubsan.so;; thread) runtime=libtsan.so;; esac && \
 	  env $(SANITIZER_OPTIONS) LD_PRELOAD="$$($(CXX) -print-file-name=$$runtime) $$($(CXX) -print-file-name=libstdc++.so.6)" \
-	    BERT_SANITIZED_KERNELS=$(SANITIZED)/$$sanitizer/libbert_kernels.so $(PYTHON) -m pytest -q -p no:cacheprovider tests/test_kernels.py || exit 1; \
+	    BERT_SANITIZED_KERNELS=$(SANITIZED)/$$sanitizer/libbert_kernels.so $(PYTHON) -m pytest -q -p no:cacheprovider tests/test_kernels.py tests/test_record_reader.py || exit 1; \
 	done
 
 bench: kernels ## Time a training step here, in Transformers, PyTorch and TensorFlow, side by side
