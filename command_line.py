@@ -26,6 +26,14 @@ class ArgumentParser(argparse.ArgumentParser):
     def __init__(self, **arguments):
         super().__init__(formatter_class=_HelpFormatter, allow_abbrev=False, **arguments)
 
+    def parse_known_args(self, args=None, namespace=None):
+        """As argparse's, but `--flag=--`, of which that makes an empty list, is an error."""
+        args = sys.argv[1:] if args is None else list(args)
+        for argument in args:
+            if argument.startswith("--") and argument.endswith("=--"):
+                self.error(f"argument {argument[:-3]}: '--' is no value")
+        return super().parse_known_args(args, namespace)
+
     def error(self, text):
         """Says in one line what is wrong with the usage, and exits with status 2."""
         print(one_line(f"{self.prog}: error: {text}; see {self.prog} --help"), file=sys.stderr)

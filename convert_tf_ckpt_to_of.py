@@ -196,7 +196,8 @@ def check_data_size(shapes, dtypes, prefix):
         for name, shape in shapes.items()
         if dtypes[name].is_floating or dtypes[name].is_integer
     )
-    available = sum(file.stat().st_size for file in prefix.parent.glob(f"{glob.escape(prefix.name)}.data-*-of-*"))
+    files = prefix.parent.glob(f"{glob.escape(prefix.name)}.data-*-of-*")
+    available = sum(os.path.getsize(file) for file in files if os.path.isfile(file))
     if needed > available:
         raise UserError(
             f"{prefix}: truncated: its variables take {needed} bytes, but the data files ({prefix.name}.data-*) have "

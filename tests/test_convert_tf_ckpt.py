@@ -344,6 +344,14 @@ def test_config_that_does_not_fit(small_values, tmp_path, change, message):
     assert_fails_with_one_line(result, "bert_config.json", message)
 
 
+def test_data_file_that_is_a_link_to_itself(checkpoint, tmp_path):
+    model = shutil.copytree(checkpoint[0], tmp_path / "model")
+    (data,) = model.glob("*.data-*")
+    data.unlink()
+    data.symlink_to(data.name)
+    assert_fails_with_one_line(convert(model, tmp_path / "out"), "bert_model.ckpt", "truncated")
+
+
 def test_full_disk_is_one_line_and_leaves_nothing(checkpoint, tmp_path):
     with full_disk(1000):
         result = convert(checkpoint[0], tmp_path / "out")

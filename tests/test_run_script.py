@@ -90,6 +90,13 @@ def test_prints_what_the_terminal_has_no_characters_for(encoding):
     assert result.stdout.startswith(b"\\ud800 \\udcff ") and result.stdout.endswith(b" end\n")
 
 
+def test_two_dashes_are_no_value():
+    command = [sys.executable, "run_pretraining.py", "--data_dir=x", "--seq_length=--"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    assert "argument --seq_length: '--' is no value" in result.stderr
+
+
 def test_messages_are_one_printable_line_of_bounded_length():
     assert util.one_line("a\r\nb\t c\u2028d") == "a b c d"
     assert util.one_line("\x1b[2J\x00\u202e\ud800\xa0é中") == "\\x1b[2J\\x00\\u202e\\ud800 é中"
