@@ -47,8 +47,8 @@ kernels-sanitize: kernels ## Run the kernels' own tests under the address, undef
 	    BERT_SANITIZED_KERNELS=$(SANITIZED)/$$sanitizer/libbert_kernels.so $(PYTHON) -m pytest -q -p no:cacheprovider tests/test_kernels.py tests/test_record_reader.py || exit 1; \
 	done
 
-bench: kernels ## Time a training step here, in Transformers, PyTorch and TensorFlow, side by side
-	$(PYTHON) benchmarks/bench.py
+bench: kernels ## Time training and prediction here, in Transformers, PyTorch and TensorFlow (TABLE=step: a few minutes; all: an hour or two)
+	$(PYTHON) benchmarks/bench.py --table=$(or $(TABLE),all)
 
 SOAK_MINUTES := 60
 SOAK_SAVES := 1000

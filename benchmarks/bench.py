@@ -1,6 +1,7 @@
-"""Times a training step of BERT here and elsewhere, side by side: medians, and ratios to this project's float32 step.
+"""Times training and prediction of BERT here and elsewhere, side by side: medians, and ratios to ours in float32.
 
-The sides run in turn, each in a process of its own, as often as --rounds says.
+The sides run in turn, each in a process of its own, as often as --rounds says. A process takes 15 to 60 seconds on two
+cores; TABLES says how many there are in a round.
 """
 
 import json
@@ -26,6 +27,17 @@ SIDES = (
     "matrix products alone",
 )  # fmt: skip
 
+TRAINING = ("this project", "this project, bfloat16", "Transformers", "PyTorch", "matrix products alone")
+PREDICTION = ("this project", "this project, bfloat16", "Transformers", "Transformers, bfloat16")
+# name -> (what differs from the flags, sides) of each row of runs.
+TABLES = {
+    "step": [({}, SIDES)],
+    "no_dropout": [({"dropout": 0.0}, SIDES)],
+    "batch": [({"batch": batch}, TRAINING) for batch in (1, 2, 4, 8, 16, 32)],
+    "length": [({"length": length}, TRAINING) for length in (128, 256, 384, 512)],
+    "prediction": [({"length": 384, "windows": 64}, PREDICTION)],
+}
+
 
 def main():
     parser = ArgumentParser(description=__doc__.splitlines()[0])
@@ -36,27 +48,31 @@ def main():
     parser.add_argument("--dropout", type=probability, default=0.1, metavar="P", help="dropout everywhere")
     parser.add_argument("--steps", type=positive_int, default=5, metavar="N", help="timed steps of a process")
     parser.add_argument("--rounds", type=positive_int, default=3, metavar="N", help="processes of each side")
-    parser.add_argument("--sides", default=";".join(SIDES), metavar="A;B;...", help="which sides to run")
+    parser.add_argument("--table", choices=(*TABLES, "all"), default="all", help="which comparison to run")
+    parser.add_argument("--sides", metavar="A;B;...", help="which sides to run (default: those of the table)")
     parser.add_argument(
         "--torch_python", metavar="FILE", help="a Python with PyTorch and Transformers; else one is made"
     )
     args = parser.parse_args()
-    sides = args.sides.split(";")
-    for side in sides:
+    chosen = args.sides.split(";") if args.sides else None
+    for side in chosen or ():
         if side not in SIDES:
             raise UserError(f"--sides: '{side}' is none of {'; '.join(SIDES)}")
-    needs_torch = any("Torch" in side or "Transformers" in side for side in sides)
+    needs_torch = any("Torch" in side or "Transformers" in side for side in chosen or SIDES)
     torch_python = args.torch_python or (make_environment(ROOT / ".cache/bench-torch") if needs_torch else None)
     size = {
         "layers": args.num_hidden_layers, "batch": args.batch_size, "length": args.seq_length,
         "predictions": args.max_predictions_per_seq, "dropout": args.dropout, "steps": args.steps,
     }  # fmt: skip
-    results = {side: [] for side in sides}
-    for round_ in range(args.rounds):
-        for side in sides:
-            print(f"round {round_ + 1}: {side}", file=sys.stderr, flush=True)
-            results[side].append(run_side(side, size, torch_python))
-    print_table(results)
+    for table in TABLES if args.table == "all" else [args.table]:
+        for changes, sides in TABLES[table]:
+            print(f"\n{table}: {json.dumps({**size, **changes})}", flush=True)
+            results = {side: [] for side in chosen or sides}
+            for round_ in range(args.rounds):
+                for side, runs in results.items():
+                    print(f"round {round_ + 1}: {side}", file=sys.stderr, flush=True)
+                    runs.append(run_side(side, {**size, **changes}, torch_python))
+            print_table(results)
 
 
 def make_environment(folder):

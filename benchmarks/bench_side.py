@@ -1,4 +1,4 @@
-"""One side of bench.py: trains BERT on made-up batches and prints the seconds of each step as JSON.
+"""One side of bench.py: trains BERT on made-up batches, or predicts, and prints the seconds of each step as JSON.
 
 usage: bench_side.py SIDE '{"layers": 12, "batch": 8, "length": 128, "predictions": 20, "dropout": 0.1, "steps": 5}'
 
@@ -71,6 +71,74 @@ def this_project(size, bfloat16=False):
         return loss
 
     return step
+
+
+# The deciles of the lengths in tokens of the windows (384 at most, stride 128) of 96 questions of SQuAD v1.1's
+# development set, as create_squad_data.py makes them with BERT's vocabulary.
+WINDOW_LENGTHS = (62, 75, 88, 116, 125, 140, 154, 172, 210, 263, 384)
+
+
+def made_up_windows(size):
+    """The features of size["windows"] windows by name, int64, with lengths as WINDOW_LENGTHS says, in any order."""
+    generator = np.random.default_rng(0)
+    count, length = size["windows"], size["length"]
+    lengths = np.interp(np.linspace(0, 10, count), np.arange(11), WINDOW_LENGTHS).astype(int)
+    input_mask = (np.arange(length) < generator.permutation(lengths)[:, None]).astype(np.int64)
+    input_ids = generator.integers(1000, VOCABULARY, (count, length)) * input_mask
+    return {"input_ids": input_ids, "input_mask": input_mask, "segment_ids": input_mask * (np.arange(length) > 15)}
+
+
+def this_project_predicts(size, bfloat16=False):
+    """A function that predicts all windows, as run_squad_predict.py does, and returns a logit."""
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    import argparse
+    import tempfile
+
+    import engine
+    import native
+    import ofrecord
+    import records
+
+    flow = engine.load()
+    import bert_util
+    import squad
+
+    if bfloat16 and (obstacle := native.use_bfloat16(True)):
+        raise SystemExit(f"no bfloat16: {obstacle}")
+    placement = flow.placement("cpu", [0])
+    config = bert_util.BertConfig(VOCABULARY, HIDDEN, size["layers"], HEADS, 4 * HIDDEN, POSITIONS, 2, 0.1, 0.1)
+    model = squad.BertForQuestionAnswering(config, bert_util.Initializer(placement, 0))
+    windows = {name: array.astype(np.int32) for name, array in made_up_windows(size).items()}
+    windows["unique_ids"] = np.arange(size["windows"], dtype=np.int32)[:, None]
+    folder = tempfile.mkdtemp()
+    with ofrecord.open_writer(Path(folder) / "part-0") as write:
+        for record in ofrecord.serialize_batch(windows):
+            write(record)
+    args = argparse.Namespace(
+        seq_length=size["length"], vocab_size=VOCABULARY, type_vocab_size=2, node_num=1, gpu_num_per_node=1,
+        batch_size_per_device=size["batch"], iter_num=-(-size["windows"] // size["batch"]),
+    )  # fmt: skip
+    data_set = records.DataSet([Path(folder) / "part-0"], records.squad_predict_fields(args), size["windows"])
+    prediction = squad.ShortPrediction(model, placement)
+    return lambda: prediction.predict(data_set, args)["start_logits"][0, 0].item()
+
+
+def transformers_predicts(size, bfloat16=False):
+    """Hugging Face's BertForQuestionAnswering on windows padded to their full length, as its run_qa.py does."""
+    import torch
+    from transformers import BertConfig, BertForQuestionAnswering
+
+    model = BertForQuestionAnswering(BertConfig(num_hidden_layers=size["layers"])).eval()
+    windows = {name: torch.from_numpy(array) for name, array in made_up_windows(size).items()}
+
+    def predict():
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            for first in range(0, size["windows"], size["batch"]):
+                ids, mask, segments = (values[first : first + size["batch"]] for values in windows.values())
+                logits = model(input_ids=ids, attention_mask=mask, token_type_ids=segments).start_logits
+        return logits[0, 0].item()
+
+    return predict
 
 
 def transformers(size, bfloat16=False):
@@ -305,11 +373,18 @@ SIDES = {
     "matrix products alone": products_alone,
 }
 
+PREDICTION_SIDES = {
+    "this project": this_project_predicts,
+    "this project, bfloat16": lambda size: this_project_predicts(size, bfloat16=True),
+    "Transformers": transformers_predicts,
+    "Transformers, bfloat16": lambda size: transformers_predicts(size, bfloat16=True),
+}
+
 
 def main():
     start = time.perf_counter()
     size = json.loads(sys.argv[2])
-    step = SIDES[sys.argv[1]](size)
+    step = (PREDICTION_SIDES if "windows" in size else SIDES)[sys.argv[1]](size)
     losses, seconds = [step()], []
     first = time.perf_counter() - start
     for _ in range(size["steps"]):
