@@ -52,7 +52,7 @@ def parse_arguments():
     arguments = parser.parse_args()
     folder = Path(arguments.output).parent
     if not os.access(folder, os.W_OK | os.X_OK) or Path(arguments.output).is_dir():
-        raise UserError(f"--output: {arguments.output} cannot be written")
+        raise UserError(f"--output={arguments.output}: cannot be written; give a file in a folder of your own")
     return arguments
 
 
