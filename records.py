@@ -192,7 +192,7 @@ def _check_not_empty(serialized, path, offset):
 def _check_record(features, fields, place):
     for name, field in fields.items():
         if name not in features:
-            raise UserError(f"{place}: has no field {name}; it has {', '.join(sorted(features)) or 'no field at all'}")
+            raise UserError(f"{place} has no field {name}; it has {', '.join(sorted(features)) or 'no field at all'}")
         values = features[name]
         if not isinstance(values, np.ndarray):
             raise UserError(f"{place}: field {name} holds bytes, not numbers")

@@ -407,7 +407,7 @@ class TestBadInput:
 
     def test_missing_field(self, tiny_data, tmp_path):
         _rewrite(tiny_data / "part-0", lambda index, features: features.pop("segment_ids"))
-        self.check(tiny_data, tmp_path, "record 0: has no field segment_ids")
+        self.check(tiny_data, tmp_path, "record 0 has no field segment_ids")
 
     def test_other_seq_length(self, tiny_data, tmp_path):
         self.check(tiny_data, tmp_path, "holds 32 numbers, but --seq_length is 30", seq_length=30)
