@@ -108,8 +108,10 @@ def start(folder, output, **flags):
     output.mkdir(exist_ok=True)
     flags = {**FLAGS, "data_dir": folder / "data", "log_dir": output, "model_save_dir": output, **flags}
     command = [sys.executable, ROOT / "run_pretraining.py", *(f"--{name}={value}" for name, value in flags.items())]
+    # No process between this one and the one that trains: it is to be measured, and to be killed (supervision.py).
+    environment = {**os.environ, "BERT_SUPERVISE": "0"}
     with open(output / "stdout.txt", "ab") as out, open(output / "stderr.txt", "ab") as err:
-        return subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=out, stderr=err)
+        return subprocess.Popen(command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=err)
 
 
 def run_to_the_end(folder, output, **flags):
