@@ -48,6 +48,7 @@ CHANGES = (
     Change("Prediction", r"--iter_num=2709", "--iter_num=12", "the project's questions are fewer"),
     Change("Many devices, many nodes", r"--num_hidden_layers=12", "--num_hidden_layers=2", _TWO_LAYERS),
     Change("Many devices, many nodes", r"--iter_num=2709", "--iter_num=6", "the project's questions are fewer"),
+    Change("A training step on a CPU", r"make bench", "make -n bench", "it measures for minutes, beside PyTorch"),
     Change("Making data, and answers", r"(benchmarks/\w+\.py).*", r"\1 --help", "they measure for minutes"),
     Change("Several ranks", r"(benchmarks/\w+\.py).*", r"\1 --help", "it measures for minutes"),
 )  # fmt: skip
