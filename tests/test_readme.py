@@ -63,6 +63,10 @@ def test_pretraining_command_is_that_of_make_pretrain():
     assert ["./run_pretraining.py", *shlex.split(recipe)] in lines
 
 
+def test_nothing_is_left_to_fill_in():
+    assert not re.search(r"<!--|TODO|TBD|XXX", README)
+
+
 def test_model_code_is_that_of_squad():
     (code,) = blocks("python")
     assert code in (ROOT / "squad.py").read_text()
