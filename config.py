@@ -69,8 +69,7 @@ def parse_squad_predict_args(arguments=None):
     add_bool(
         groups["data"],
         "--skip_padding",
-        default=True,
-        help="batch windows of similar length and do not compute the padding behind them, whose logits are -10000",
+        help="compute little of the padding: tokens then differ in rounding, and logits of padding may be -10000",
     )
     args = parser.parse_args(arguments)
     if args.model_load_dir is None:

@@ -88,7 +88,7 @@ def made_up_windows(size):
     return {"input_ids": input_ids, "input_mask": input_mask, "segment_ids": input_mask * (np.arange(length) > 15)}
 
 
-def this_project_predicts(size, bfloat16=False):
+def this_project_predicts(size, bfloat16=False, skips_padding=False):
     """A function that predicts all windows, as run_squad_predict.py does, and returns a logit."""
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     import argparse
@@ -101,6 +101,7 @@ def this_project_predicts(size, bfloat16=False):
 
     flow = engine.load()
     import bert_util
+    import data_loader
     import squad
 
     if bfloat16 and (obstacle := native.use_bfloat16(True)):
@@ -119,8 +120,12 @@ def this_project_predicts(size, bfloat16=False):
         batch_size_per_device=size["batch"], iter_num=-(-size["windows"] // size["batch"]),
     )  # fmt: skip
     data_set = records.DataSet([Path(folder) / "part-0"], records.squad_predict_fields(args), size["windows"])
-    prediction = squad.ShortPrediction(model, placement)
-    return lambda: prediction.predict(data_set, args)["start_logits"][0, 0].item()
+    if skips_padding:
+        prediction = squad.ShortPrediction(model, placement)
+        return lambda: prediction.predict(data_set, args)["start_logits"][0, 0].item()
+    loader = data_loader.OFRecordLoader(data_set, size["batch"], placement, shuffle=False, seed=0)
+    job = squad.SquadPredictJob(model, loader)
+    return lambda: squad.predict(job, args.iter_num, size["length"])["start_logits"][0, 0].item()
 
 
 def transformers_predicts(size, bfloat16=False):
@@ -376,6 +381,7 @@ SIDES = {
 PREDICTION_SIDES = {
     "this project": this_project_predicts,
     "this project, bfloat16": lambda size: this_project_predicts(size, bfloat16=True),
+    "this project, --skip_padding": lambda size: this_project_predicts(size, skips_padding=True),
     "Transformers": transformers_predicts,
     "Transformers, bfloat16": lambda size: transformers_predicts(size, bfloat16=True),
 }

@@ -156,6 +156,28 @@ def test_prediction_over_several_parts(work, tmp_path):
     np.testing.assert_array_equal(results, predict(work / "dev", model, work / "one.npy"))
 
 
+def test_without_padding(tmp_path):
+    """Windows of up to 78 tokens, not computed beyond 96: at the tokens, what is computed with all padding."""
+    size = {"seq_length": 128, "max_position_embeddings": 128}
+    write_squad_parts(tmp_path / "train", 4, seq_length=128)
+    windows = write_squad_parts(tmp_path / "made", 11, seq_length=128, is_training=False)
+    for index, window in enumerate(windows):
+        window["input_mask"][:] = np.arange(128) < 8 + 7 * index
+    (tmp_path / "dev").mkdir()
+    with ofrecord.open_writer(tmp_path / "dev" / "part-0") as write:
+        for window in windows:
+            write(ofrecord.serialize(window))
+    result = train(tmp_path / "train", tmp_path, iter_num=1, **size)
+    assert result.returncode == 0, result.stderr
+    whole = predict(tmp_path / "dev", tmp_path / "last_snapshot", tmp_path / "whole.npy", **size)
+    short = predict(tmp_path / "dev", tmp_path / "last_snapshot", tmp_path / "short.npy", skip_padding=True, **size)
+    np.testing.assert_array_equal(short["unique_id"], whole["unique_id"])
+    is_token = np.stack([window["input_mask"] for window in windows]) == 1
+    for name in ("start_logits", "end_logits"):
+        np.testing.assert_allclose(short[name][is_token], whole[name][is_token], rtol=1e-4, atol=1e-5)
+        assert (whole[name] != -10000).all() and (short[name] == -10000).any()
+
+
 def test_num_epochs(work, tmp_path):
     result = train(work / "train", tmp_path, iter_num="", num_epochs=3)
     assert result.returncode == 2  # an empty iter_num is no number
