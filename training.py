@@ -21,7 +21,7 @@ MAX_GRADIENT_NORM = 1.0
 
 # Names of what a train job gives beside its losses.
 _SIGNALS = "signals"
-_SCALED_NORM = "scaled_gradient_norm"
+_OVERFLOW = "overflow"
 
 
 class _AdamWithDecayExcludes(flow.optim.AdamW):
@@ -117,16 +117,17 @@ class TrainJob(nn.Graph):
     def build(self):
         """Scalars by name: the model's losses and the gradient norm before clipping; with several ranks, their signals.
 
-        In mixed precision the norm is that of gradients which are scaled, in order to tell those steps that the
-        optimiser skips because they are not finite.
+        In mixed precision gradients are scaled, and there is no norm, but a number that tells of steps which the
+        optimiser skips because their gradients are not finite: 0, or else nan.
         """
         outputs = self.model(self.loader())
         outputs["total_loss"].backward()
         if self._clips_itself:
             outputs["gradient_norm"] = clip_by_global_norm(self._parameters, MAX_GRADIENT_NORM)
         else:
-            gradients = [over_all_ranks(parameter.grad) for parameter in self._parameters]
-            outputs[_SCALED_NORM] = fused_operators.global_norm(gradients)
+            # Not a number as soon as one of them is not finite.
+            zeros = [(over_all_ranks(parameter.grad) * 0.0).sum() for parameter in self._parameters]
+            outputs[_OVERFLOW] = flow._C.stack(zeros, dim=0).sum()
         if self.signals is not None:
             outputs[_SIGNALS] = self.signals()
         return outputs
@@ -238,12 +239,13 @@ def _finish(job, iteration, log, saves):
     signals = outputs.pop(_SIGNALS).numpy() if _SIGNALS in outputs else [0]
     values = {name: output.item() for name, output in outputs.items()}
     job.loader.to(nn.Module).check_batch()
+    overflow = not math.isfinite(values.pop(_OVERFLOW, 0.0))
     bad = [name for name, value in values.items() if not math.isfinite(value)]
-    if bad == [_SCALED_NORM]:
-        log.skip_step(iteration.number)
-    elif bad:
+    if bad:
         place = f"iter {iteration.number} (learning rate {iteration.learning_rate:g})"
         numbers = ", ".join(f"{name} is {values[name]}" for name in bad)
         raise RunError(f"{place}: {numbers}; training stops, {saves.tell_newest()}")
+    if overflow:
+        log.skip_step(iteration.number)
     log.add(iteration.number, iteration.train_step, iteration.learning_rate, values)
     return int(max(signals))

@@ -1,0 +1,55 @@
+"""Steps that mixed precision skips because a scaled gradient overflows, which a CPU can show as well."""
+
+import engine
+from config import parse_pretraining_args
+
+flow = engine.load()
+
+import training  # noqa: E402
+
+PLACEMENT = flow.placement("cpu", [0])
+
+
+class Nothing(flow.nn.Module):
+    """A loader of no data."""
+
+    def forward(self):
+        return None
+
+
+class Model(flow.nn.Module):
+    """A loss whose gradient is `x` for each of 16 weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = flow.nn.Parameter(flow.ones(4, 4, placement=PLACEMENT, sbp=flow.sbp.broadcast))
+        self.register_buffer("x", flow.ones(4, placement=PLACEMENT, sbp=flow.sbp.broadcast))
+
+    def forward(self, batch):
+        return {"total_loss": (self.weight * self.x).sum()}
+
+
+class ScaledJob(training.TrainJob):
+    """A train job with loss scaling, as it is on a GPU with --use_fp16."""
+
+    def __init__(self, model, args):
+        super().__init__(model, Nothing(), args)
+        self._clips_itself = False
+        self.set_grad_scaler(flow.amp.GradScaler(init_scale=2.0**16))
+
+
+def test_the_step_that_is_skipped_is_the_one_that_is_told():
+    model = Model()
+    job = ScaledJob(model, parse_pretraining_args(["--data_dir=x", "--warmup_batches=0"]))
+    moved, told = [], []
+    for iteration in range(6):
+        # 1e36 times the scale is more than float32 holds; the loss is not.
+        x = flow.full((4,), 1e36 if iteration in (2, 3) else 1.0, placement=PLACEMENT, sbp=flow.sbp.broadcast)
+        model.x.copy_(x)
+        before = model.weight.numpy().copy()
+        outputs = {name: output.to_local().item() for name, output in job().items()}
+        moved.append(bool((model.weight.numpy() != before).all()))
+        told.append(outputs["overflow"])
+        assert abs(outputs["total_loss"]) < 1e38
+    assert moved == [True, True, False, False, True, True]
+    assert [number == 0 for number in told] == moved
