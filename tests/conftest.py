@@ -1,5 +1,6 @@
 """What the tests share: running the scripts as a user does, and small data sets."""
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -106,3 +107,10 @@ def no_rank_in_the_environment(monkeypatch):
     """OneFlow, once a test has loaded it, leaves these variables behind, and scripts that are run would heed them."""
     for name in ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def signals_are_heeded():
+    """Also where the tests run in the background of a shell, or under nohup: scripts would inherit deafness to them."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)

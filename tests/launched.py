@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -25,12 +24,6 @@ PRETRAINING = {
     "device": "cpu",
 }
 SQUAD = {name: value for name, value in PRETRAINING.items() if name != "max_predictions_per_seq"}
-
-
-def heed_signals():
-    """Also where the tests run in the background of a shell, or under nohup."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 class Launched:
@@ -56,7 +49,6 @@ class Launched:
                 stderr=err,
                 stdin=subprocess.DEVNULL,
                 env={**os.environ, **(environment or {})},
-                preexec_fn=heed_signals,
             )
 
     def __enter__(self):

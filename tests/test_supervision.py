@@ -12,7 +12,7 @@ import pytest
 
 import ofrecord
 from conftest import ROOT, random_pretraining_features
-from launched import PRETRAINING, Launched, heed_signals
+from launched import PRETRAINING, Launched
 
 PROGRAM = """
 import argparse, os, signal, sys, time
@@ -29,7 +29,7 @@ run_script(lambda: launch.run_on_all_ranks(run, args))
 
 
 def start(body, folder, environment=None, **settings):
-    """A program that runs `body` supervised; it heeds signals."""
+    """A program that runs `body` supervised."""
     return subprocess.Popen(
         [sys.executable, "-c", PROGRAM.format(body=body)],
         cwd=folder,
@@ -37,7 +37,6 @@ def start(body, folder, environment=None, **settings):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=heed_signals,
         **settings,
     )
 
