@@ -130,7 +130,8 @@ def test_what_nohup_has_it_ignore(tmp_path):
 
 
 def test_ctrl_z_stops_both_and_fg_goes_on(tmp_path):
-    process = start("time.sleep(1)", tmp_path)
+    # In a process group of its own, as a shell's job: one whose parents are all of other sessions does not stop.
+    process = start("time.sleep(1)", tmp_path, preexec_fn=os.setpgrp)
     child = child_of(process)
     process.send_signal(signal.SIGTSTP)
     wait_for_state(process.pid, "T")
