@@ -131,8 +131,9 @@ def test_three_train_steps_with_loss_scaling(batch):
         def __init__(self):
             flow.nn.Graph.__init__(self)
             self.model, self.loader = model, make_loader(path)
-            self._clips_itself = False
-            optimizer, schedule = training.make_optimizer(list(model.parameters()), ARGS, clips=True)
+            self._clips_itself, self.signals = False, None
+            self._parameters = list(model.parameters())
+            optimizer, schedule = training.make_optimizer(self._parameters, ARGS, clips=True)
             self.set_grad_scaler(flow.amp.GradScaler(init_scale=2.0**10))
             self.add_optimizer(optimizer, lr_sch=schedule)
 
