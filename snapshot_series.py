@@ -25,8 +25,9 @@ def complete_snapshots(folder):
             name = _NAME.fullmatch(entry.name)
             if (name or entry.name == "last_snapshot") and (Path(entry) / snapshot.DONE_FILE).is_file():
                 number, iteration = run_state.number_and_iteration(entry.path)
-                found.append((number, iteration or (int(name[1]) if name else 0), Path(entry)))
-    return [path for _, _, path in sorted(found)]
+                # At the same iteration last_snapshot is saved after the other.
+                found.append((number, iteration or (int(name[1]) if name else 0), name is None, Path(entry)))
+    return [path for *_, path in sorted(found)]
 
 
 def next_run_number(folder):

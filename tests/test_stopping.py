@@ -243,7 +243,7 @@ class TestSaving:
             for warning in warnings:
                 assert re.fullmatch(
                     rf"run_pretraining.py: warning: {disk}/snapshot_(\d+) could not be saved "
-                    rf"\(No space left on device: {disk}/snapshot_\1\S*\); "
+                    rf"\({disk}/snapshot_\1\S*: No space left on device\); "
                     rf"training goes on, the newest snapshot is {disk}/snapshot_\d+",
                     warning,
                 )
