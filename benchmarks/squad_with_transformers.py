@@ -92,7 +92,7 @@ def parse_arguments():
         "--seeds", type=parse_seeds, default="1,2,3", metavar="A,B,...", help="each side runs once with each"
     )
     parser.add_argument("--num_epochs", type=positive_int, default=3, metavar="N", help="passes over the training data")
-    parser.add_argument("--batch_size", type=positive_int, default=8, metavar="N", help="windows in a batch")
+    parser.add_argument("--batch_size", type=positive_int, default=4, metavar="N", help="windows in a batch")
     parser.add_argument(
         "--learning_rate", type=non_negative_float, default=1e-4, metavar="X", help="peak learning rate"
     )
