@@ -34,7 +34,7 @@ def raised():
 @contextlib.contextmanager
 def noted(second_kills=True):
     """A list that gets the number of the first signal within the block; a second one kills, if `second_kills`."""
-    numbers: list = []
+    numbers = []
     terminals = [number for number in {1, 2, sys.stdout.fileno(), sys.stderr.fileno()} if os.isatty(number)]
 
     def note(number, frame):

@@ -94,7 +94,7 @@ def die_with(parent):
 
 def _pass_on_signals(child):
     """Makes this process heed signals as run_supervised says; returns a list that gets their numbers."""
-    numbers: list = []
+    numbers = []
 
     def pass_on(number, frame):
         numbers.append(number)

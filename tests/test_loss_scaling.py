@@ -1,9 +1,11 @@
 """Steps that mixed precision skips because a scaled gradient overflows, which a CPU can show as well."""
 
+from typing import Any
+
 import engine
 from config import parse_pretraining_args
 
-flow = engine.load()
+flow: Any = engine.load()
 
 import training  # noqa: E402
 
