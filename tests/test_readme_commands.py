@@ -181,9 +181,10 @@ failed_before: list[Block] = []
 
 @pytest.mark.parametrize("block", SHELL_BLOCKS, ids=lambda block: f"{block.heading}, line {block.line}")
 def test_commands_run(repository, block):
-    if failed_before:
+    # The block itself, where it is run once more.
+    if failed_before and failed_before != [block]:
         pytest.skip(f"needs the commands under '{failed_before[0].heading}', which have failed")
-    failed_before.append(block)
+    failed_before[:] = [block]
     text = changed(block)
     if "--node_list=" in text:
         run_on_two_nodes(repository, text)
