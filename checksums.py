@@ -38,10 +38,12 @@ def line(digest, path):
 
 
 def recorded(folder, names, list_file, data_file):
-    """name -> set of digests, of which the file `data_file` of that variable of the snapshot `folder` must have one.
+    """name -> the set of digests that the snapshot `folder` records for the values of that variable, its `data_file`.
 
-    For those of the variables `names` that have a checksum; for none if the snapshot's `list_file` lists none, as their
-    checksums may be those of what they were copied over. Raises UserError naming a variable whose checksum is damaged.
+    The values must have one of them: after a copy over another snapshot, a variable's own checksum and the one in the
+    snapshot's `list_file` may differ. Only those of the variables `names` are given that have a checksum, and none if
+    `list_file` lists none: then the checksums beside the variables may be those of what they were copied over.
+    Raises UserError naming a variable whose checksum is damaged.
     """
     folder = Path(folder)
     with _read_errors(folder / list_file), open_input(folder / list_file, encoding="utf-8") as file:

@@ -27,12 +27,22 @@ class ArgumentParser(argparse.ArgumentParser):
         super().__init__(formatter_class=_HelpFormatter, allow_abbrev=False, **arguments)
 
     def parse_known_args(self, args=None, namespace=None):
-        """As argparse's, but `--flag=--`, of which that makes an empty list, is an error."""
+        """As argparse's, but an empty value and `--flag=--` are errors.
+
+        An unset variable of a shell gives an empty value, which as a path would be the folder one is in. Of `--flag=--`
+        argparse makes an empty list.
+        """
         args = sys.argv[1:] if args is None else list(args)
-        for argument in args:
-            if argument.startswith("--") and argument.endswith("=--"):
-                self.error(f"argument {argument[:-3]}: '--' is no value")
+        for before, argument in zip(["", *args], args, strict=False):
+            flag, equals, value = argument.partition("=") if argument.startswith("--") else (before, "", argument)
+            if (equals and value in ("", "--")) or argument == "":
+                self.error(f"argument {flag}: '{value}' is no value")
         return super().parse_known_args(args, namespace)
+
+    def exit(self, status=0, message=None):
+        """As argparse's, but --help that cannot be written is an error, not lost."""
+        sys.stdout.flush()
+        super().exit(status, message)
 
     def error(self, text):
         """Says in one line what is wrong with the usage, and exits with status 2."""

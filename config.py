@@ -17,6 +17,7 @@ from launch import rank
 from util import UserError
 
 _DEFAULT_ITER_NUM = 1144000
+MOST_CPU_THREADS = 4096  # some tens of thousands end in an abort of the engine
 
 
 def parse_pretraining_args(arguments=None):
@@ -286,6 +287,8 @@ def _complete(args):
         )
     if args.seed >= 2**31:
         raise UserError(f"--seed={args.seed} is too large; use a number below {2**31}")
+    if args.cpu_threads is not None and args.cpu_threads > MOST_CPU_THREADS:
+        raise UserError(f"--cpu_threads={args.cpu_threads}: too many threads; {MOST_CPU_THREADS} are the most")
     if args.cpu_threads is not None and args.cpu_threads < args.gpu_num_per_node:
         raise UserError(
             f"--cpu_threads={args.cpu_threads} is too few for --gpu_num_per_node={args.gpu_num_per_node}: each rank "

@@ -24,8 +24,9 @@ import bert_variables
 import snapshot
 from command_line import ArgumentParser, add_bool
 from input_files import open_input
+from output_files import check_replaceable
 from progress import progress_bar
-from util import UserError, check_replaceable, one_line, run_script
+from util import UserError, one_line, run_script
 
 CONFIG_FILE = "bert_config.json"
 
@@ -59,6 +60,7 @@ def find_checkpoint(path):
     """The prefix of the checkpoint at `path`: a folder or a prefix.
 
     In a folder it is the one that the file `checkpoint` names, or, without that file, the only one there is.
+    Raises UserError where there is none, or more than one and no word which.
     """
     path = Path(path)
     if path.is_dir():
@@ -80,11 +82,9 @@ def _find_in_folder(folder):
             raise UserError(
                 f"{state_file}: cannot be read: {getattr(error, 'strerror', None) or 'not UTF-8'}"
             ) from None
-        match = re.search(r'^\s*model_checkpoint_path\s*:\s*"([^"]+)"', text, re.MULTILINE)
-        if match is None:
+        named = _named_checkpoint(text)
+        if named is None:
             raise UserError(f'{state_file}: has no line model_checkpoint_path: "..."; correct it or remove it')
-        # A text protobuf, so what is not ASCII is escaped.
-        named = Path(os.fsdecode(text_encoding.CUnescape(match[1])))
         # Of an absolute path the folder may have been moved or copied since: its own files come first.
         for prefix in (folder / named.name, named) if named.is_absolute() else (folder / named,):
             if _is_checkpoint(prefix):
@@ -97,12 +97,25 @@ def _find_in_folder(folder):
     return found[0].with_suffix("")
 
 
+def _named_checkpoint(text):
+    """The path that the `text` of a file `checkpoint` names; None if it names none, or has it in broken escapes."""
+    match = re.search(r'^\s*model_checkpoint_path\s*:\s*"([^"]+)"', text, re.MULTILINE)
+    try:
+        # A text protobuf, so what is not ASCII is escaped.
+        return Path(os.fsdecode(text_encoding.CUnescape(match[1]))) if match else None
+    except ValueError:
+        return None
+
+
 def _is_checkpoint(prefix):
     return os.path.isfile(f"{prefix}.index")
 
 
 def open_checkpoint(prefix):
-    """TensorFlow's reader of the name-based checkpoint at `prefix`."""
+    """TensorFlow's reader of the name-based checkpoint at `prefix`.
+
+    Raises UserError if it is damaged or TensorFlow 2's object-based kind, or if TensorFlow cannot be imported.
+    """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # its remarks on the processor it runs on
     try:
         import tensorflow as tf
@@ -123,7 +136,10 @@ def open_checkpoint(prefix):
 
 
 def read_variable(reader, name, prefix):
-    """The array of the variable `name`, in the type the checkpoint at `prefix` has it in."""
+    """The array of the variable `name`, in the type the checkpoint at `prefix` has it in.
+
+    Raises UserError if it cannot be read.
+    """
     import tensorflow as tf
 
     try:
@@ -153,11 +169,9 @@ def skip_reason(name, shape, dtype, names):
 def snapshot_name(name):
     """The name in a snapshot of the TensorFlow variable `name`."""
     parent, _, last = name.rpartition("/")
-    if last in _MOMENTS:
-        return f"{snapshot_name(parent)}-{_MOMENTS[last]}"
-    if name in _SQUAD_HEAD:
-        return _SQUAD_HEAD[name]
-    return re.sub(r"/kernel$", "/weight", name).replace("/", "-")
+    weight = parent if last in _MOMENTS else name
+    suffix = f"-{_MOMENTS[last]}" if last in _MOMENTS else ""
+    return _SQUAD_HEAD.get(weight, re.sub(r"/kernel$", "/weight", weight).replace("/", "-")) + suffix
 
 
 def plan_conversion(shapes, dtypes, prefix):
@@ -218,9 +232,9 @@ def summarise(names, skipped, shapes, dtypes, folder):
     names_by_reason = collections.defaultdict(list)
     for name, reason in skipped.items():
         names_by_reason[reason].append(name)
-    for reason, names in names_by_reason.items():
-        more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-        lines.append(one_line(f"skipped {', '.join(names[:4])}{more}: {reason}"))
+    for reason, left_out in names_by_reason.items():
+        more = f" and {len(left_out) - 4} more" if len(left_out) > 4 else ""
+        lines.append(one_line(f"skipped {', '.join(left_out[:4])}{more}: {reason}"))
     return lines
 
 

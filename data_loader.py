@@ -56,10 +56,10 @@ class OFRecordLoader(nn.Module):
 
     def forward(self):
         """The next batch: name -> [B, length] tensor."""
-        records = self.reader()
+        batch = self.reader()
         decoders = {name: getattr(self, f"decode_{name}") for name in self._fields}
         return {
-            name: decoder(records).to_global(placement=self._placement, sbp=self._sbp)
+            name: decoder(batch).to_global(placement=self._placement, sbp=self._sbp)
             for name, decoder in decoders.items()
         }
 

@@ -9,13 +9,15 @@ import ctypes
 import os
 import re
 import signal
+import stat
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import native
-from util import Signalled, UserError
+from stopping import Signalled
+from util import UserError
 
 # In the order of their dependencies.
 _CUDA_LIBRARIES = (
@@ -32,6 +34,9 @@ _CPU_SETTINGS = {
     "ONEFLOW_ENABLE_ONEDNN_OPTS": "0",
 }
 
+# What the dynamic linker says where a limit (ulimit -v) leaves no room for a library.
+_NO_ADDRESS_SPACE = "failed to map segment"
+
 # What the engine says on stderr at every start, whether or not anything is wrong.
 _NOISE = re.compile(rb"libibverbs not available|CUDA driver version is insufficient")
 
@@ -39,8 +44,9 @@ _NOISE = re.compile(rb"libibverbs not available|CUDA driver version is insuffici
 def load(log_file=None) -> Any:
     """Imports OneFlow and returns it; a later call returns the same module.
 
-    Settings that make it usable on a CPU are put into the environment unless the user has set them. What it says on
-    stderr at every start goes to `log_file` (or nowhere); anything else it says is passed on to stderr.
+    Settings that make it usable on a CPU are put into the environment unless the user has set them. Where stderr is no
+    file, what OneFlow says there at every start goes to `log_file` (or nowhere); anything else it says is passed on.
+    Of several ranks each returns when all can receive messages.
     Raises UserError, naming what to install, if this Python or a library is not the right one.
     """
     if "oneflow" in sys.modules:
@@ -59,10 +65,16 @@ def load(log_file=None) -> Any:
             if signalled:
                 # Raised while OneFlow's own library was initialised, which makes an ImportError of it.
                 raise Signalled(signal.Signals[signalled[1]]) from None
+            if _NO_ADDRESS_SPACE in str(error):
+                raise MemoryError(f"for OneFlow: {error}") from None
             raise UserError(f"OneFlow cannot be imported ({error}): pip install -r requirements.txt") from None
         # Starts what the first graph would start, and says the rest of its noise.
         oneflow.framework.session_context.GetDefaultSession().TryInit()
         native.load(oneflow)
+    if oneflow.env.get_world_size() > 1:
+        # A rank connects to the others before it has made what takes their messages, and dies of one that comes in
+        # between. The barrier goes another way, by gRPC.
+        oneflow.comm.barrier()
     return oneflow
 
 
@@ -84,24 +96,38 @@ def _load_library(package, library):
     try:
         ctypes.CDLL(str(candidates[0]) if candidates else Path(library).name)
     except OSError as error:
+        if _NO_ADDRESS_SPACE in str(error):
+            raise MemoryError(f"for {Path(library).name}: {error}") from None
         raise UserError(f"OneFlow needs {Path(library).name} ({error}): pip install {package}") from None
 
 
 @contextlib.contextmanager
 def _interrupts_as_before():
-    """Takes back what OneFlow makes of SIGINT when it is imported: it ends the process, at times in a crash."""
+    """Takes back what OneFlow makes of SIGINT when it is imported: it ends the process, at times in a crash.
+
+    One that comes within the block, which takes less than a second, is heeded at its end.
+    """
     libc = ctypes.CDLL(None)
     action = ctypes.create_string_buffer(512)  # more than a struct sigaction
     libc.sigaction(signal.SIGINT, None, action)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         yield
     finally:
         libc.sigaction(signal.SIGINT, action, None)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 @contextlib.contextmanager
 def _noise_to(log_file):
-    """Sorts what the block writes to file descriptor 2: the known noise to `log_file`, the rest to stderr."""
+    """Sorts what the block writes to file descriptor 2: the known noise to `log_file`, the rest to stderr.
+
+    Where that descriptor is a file already, a log of the run as a rule, all stays in it: the engine may end the process
+    within the block, and what it says then must not be lost.
+    """
+    if stat.S_ISREG(os.fstat(2).st_mode):
+        yield
+        return
     sys.stderr.flush()
     terminal = os.dup(2)
     with tempfile.TemporaryFile() as captured:
@@ -118,5 +144,6 @@ def _noise_to(log_file):
             sys.stderr.buffer.writelines(line for line in lines if not _NOISE.search(line))
             sys.stderr.buffer.flush()
             if log_file is not None and noise:
-                with open(log_file, "ab") as log:
+                # Without room for it, it is lost.
+                with contextlib.suppress(OSError), open(log_file, "ab") as log:
                     log.writelines(noise)

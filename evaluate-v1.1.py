@@ -1,12 +1,16 @@
 """Scores SQuAD v1.1 predictions: exact match and F1, in per cent, as the official script of the data set does."""
 
+import import_errors  # noqa: F401
+
+# isort: split
+
 import json
 import sys
 
 import squad_file
 import squad_metric
 from command_line import ArgumentParser
-from util import UserError, one_line, run_script
+from util import UserError, one_line, run_script, warning_line
 
 VERSION = "1.1"
 
@@ -24,7 +28,10 @@ def main():
 
 
 def read_references(path):
-    """The reference answers of every question in a SQuAD v1.1 file: id -> list of texts, at least one."""
+    """The reference answers of every question in a SQuAD v1.1 file: id -> list of texts, at least one.
+
+    Raises UserError if the file is of another version, holds no question or one without an answer.
+    """
     version, paragraphs = squad_file.read_paragraphs(path)
     if version != VERSION:
         raise UserError(
@@ -51,16 +58,17 @@ def report_differences(references, predictions, arguments):
     """Names on stderr the questions without a prediction, and counts predictions without a question."""
     unanswered = [question_id for question_id in references if question_id not in predictions]
     if unanswered:
-        print(f"{len(unanswered)} of {len(references)} questions are unanswered and score 0:", file=sys.stderr)
+        text = f"{len(unanswered)} of {len(references)} questions are unanswered and score 0:"
+        print(warning_line(text), file=sys.stderr)
         for question_id in unanswered:
             print(one_line(f"Unanswered question {question_id}"), file=sys.stderr)
     unknown = [question_id for question_id in predictions if question_id not in references]
     if unknown:
-        print(
+        text = (
             f"{len(unknown)} of {len(predictions)} predictions are for no question of {arguments.dataset_file}; the "
-            f"first is {unknown[0]!r}",
-            file=sys.stderr,
+            f"first is {unknown[0]!r}"
         )
+        print(warning_line(text), file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -40,7 +40,8 @@ class EventFile:
         """`text` is Markdown."""
         tensor = TensorProto(
             dtype=DT_STRING,
-            string_val=[text.encode()],
+            # A flag may name a file whose name is not UTF-8.
+            string_val=[text.encode(errors="backslashreplace")],
             tensor_shape=TensorShapeProto(dim=[TensorShapeProto.Dim(size=1)]),
         )
         value = Summary.Value(tag=name, metadata=create_summary_metadata("", ""), tensor=tensor)

@@ -5,6 +5,7 @@ could do anything about it.
 """
 
 import os
+import signal
 import sys
 
 _REMEDY = "use .venv/bin/python, which make setup makes, or a Python 3.10 after pip install -r requirements.txt"
@@ -24,7 +25,10 @@ def _end(text, status=2):
 def _tell(kind, error, trace):
     """sys.excepthook: one line for a missing package and for Ctrl-C during imports, a traceback for all else."""
     if issubclass(kind, KeyboardInterrupt):
-        _end("interrupted", 130)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        if sys.stderr.isatty():
+            sys.stderr.write("\r\x1b[K")  # The terminal shows ^C.
+        _end("ended by SIGINT", 130)
     if not issubclass(kind, ModuleNotFoundError):
         sys.__excepthook__(kind, error, trace)
         return

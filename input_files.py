@@ -1,9 +1,13 @@
-"""Opening files that users name, or that lie in folders they name: whatever stands there, nobody waits forever."""
+"""Finding and opening files that users name, or that lie in folders they name: nobody waits forever for a pipe."""
 
 import errno
+import glob
+import json
 import os
 import select
 import stat
+
+from util import UserError
 
 # Nothing may come through a pipe for so long at first; then it counts as one that nobody writes into.
 PIPE_SECONDS = 30
@@ -33,3 +37,38 @@ def _open(path, flags):
         os.close(descriptor)
         raise
     return descriptor
+
+
+def find_files(flag, patterns):
+    """The files that `patterns` stand for, a list of paths: in the order given, those of a pattern sorted, none twice.
+
+    Each of `patterns` may be several, separated by commas. Raises UserError, naming the flag, where one stands for no
+    file, a file cannot be read, or there is no pattern.
+    """
+    paths = []
+    for pattern in filter(None, ",".join(patterns).split(",")):
+        found = [pattern] if os.path.isfile(pattern) else sorted(filter(os.path.isfile, glob.glob(pattern)))
+        if not found:
+            raise UserError(f"{flag}={pattern}: there is no such file")
+        paths += found
+        for path in found:
+            if not os.access(path, os.R_OK):
+                raise UserError(f"{flag}={path}: cannot be read: {os.strerror(errno.EACCES)}")
+    if not paths:
+        raise UserError(f"{flag} names no file; give names or patterns, separated by commas")
+    return list(dict.fromkeys(paths))
+
+
+def read_json(path, **load_arguments):
+    """The content of a JSON file; `load_arguments` go to json.load. Raises UserError, whatever is wrong with it."""
+    try:
+        with open_input(path, encoding="utf-8-sig") as file:
+            return json.load(file, **load_arguments)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8: byte {error.start} is {error.object[error.start]:#04x}") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: not JSON: {error.msg} (line {error.lineno}, column {error.colno})") from None
+    except (RecursionError, ValueError) as error:
+        raise UserError(f"{path}: not JSON: {error}") from None

@@ -17,6 +17,7 @@ from util import RunError, UserError, describe_os_error
 flow: Any = engine.load()
 
 _TRAIN_STEP = "System-Train-TrainStep"  # OneFlow's name for it within a graph
+_STEP_LIMIT = 2**53  # far beyond what any run comes to
 _MODEL = "model."  # the prefix of the optimiser's variables: the graph's attribute that holds the model
 
 
@@ -79,7 +80,7 @@ def _tensors(job):
         yield bert_util.variable_name(name), tensor
     for name, tensor in state.items():
         if name == _TRAIN_STEP:
-            yield f"{_TRAIN_STEP}-{type(job).__name__}", tensor
+            yield name_of_step(job), tensor
         elif name.startswith(_MODEL) and name.endswith(("-m", "-v")):
             yield bert_util.variable_name(name[len(_MODEL) :]), tensor
 
@@ -117,8 +118,8 @@ def restore(job, folder, skip_checksums=False):
     was copied into it leaves behind. Raises UserError for what does not fit or, unless `skip_checksums`, is damaged.
     """
     parameters = _parameters(job)
-    step_name = f"{_TRAIN_STEP}-{type(job).__name__}"
     names = from_first_rank(lambda: snapshot.variable_names(folder))
+    step_name = name_of_step(job)
     step = from_first_rank(lambda: _read_step(folder, step_name)) if step_name in names else 0
     digests = _read_checksums(folder, names, skip_checksums)
     stale = from_first_rank(lambda: snapshot.stale_moments(folder, names, digests))
@@ -145,6 +146,11 @@ def restore(job, folder, skip_checksums=False):
     return step
 
 
+def name_of_step(job):
+    """The name that the train step of `job` has in snapshots."""
+    return f"{_TRAIN_STEP}-{type(job).__name__}"
+
+
 def _parameters(job):
     """name in a snapshot -> (name in the model, parameter)."""
     model = job.model.to(flow.nn.Module)
@@ -156,6 +162,7 @@ def _read_checksums(folder, names, skip_checksums):
     if rank() > 0 or skip_checksums:
         return {}
     digests = snapshot.read_checksums(folder, names)
+    snapshot.check_owners(folder, names)
     unchecked = [name for name in names if checksums.has_checksum(name) and name not in digests]
     if unchecked:
         print(f"Not verified, as it has no checksum: {len(unchecked)} variable(s) of the snapshot.", flush=True)
@@ -163,7 +170,11 @@ def _read_checksums(folder, names, skip_checksums):
 
 
 def _read_step(folder, name):
-    return int(snapshot.read_variable(folder, name, (1,), np.int64)[0])
+    """The train step of a snapshot. It has no checksum: raises UserError for what is no number of steps."""
+    step = int(snapshot.read_variable(folder, name, (1,), np.int64)[0])
+    if not 0 <= step < _STEP_LIMIT:
+        raise UserError(f"{folder}: {name} says {step}, which is no number of steps; zero its file out")
+    return step
 
 
 def _read_like(parameter, folder, name, digests):

@@ -60,6 +60,9 @@ soak: kernels ## Train for SOAK_MINUTES, save and load SOAK_SAVES snapshots, kil
 clean-kernels:
 	rm -rf $(KERNELS)
 
+# With the checksum by which native.py knows a library that has been damaged since.
+PUT_IN_PLACE = sha256sum <$@.tmp | cut -c-64 >$@.sha256 && mv $@.tmp $@
+
 define kernel_set
 $$(KERNELS)/$(1)/%.o: kernels/%.cpp $$(wildcard kernels/*.h) kernels.mk
 	@mkdir -p $$(@D)
@@ -67,21 +70,21 @@ $$(KERNELS)/$(1)/%.o: kernels/%.cpp $$(wildcard kernels/*.h) kernels.mk
 
 $$(KERNELS)/$(1)/libbert_kernels.so: $$(KERNEL_OBJECTS:%=$$(KERNELS)/$(1)/%)
 	$$(CXX) -shared -Wl,-soname,libbert_kernels.so $$^ -o $$@.tmp -L$$(ONEDNN)/lib -ldnnl -lgomp -lpthread
-	@mv $$@.tmp $$@
+	@$$(PUT_IN_PLACE)
 endef
 $(foreach set,$(KERNEL_SETS),$(eval $(call kernel_set,$(set))))
 
 # OneFlow's include folder also holds ancient system headers, which must not come before the real ones: -idirafter.
-$(KERNELS)/%.o: kernels/%.cpp $(wildcard kernels/*.h kernels/stand_in/*/*.h) kernels.mk
+$(KERNELS)/%.o: kernels/%.cpp $(wildcard kernels/*.h) $(shell find kernels/stand_in -name '*.h') kernels.mk
 	@mkdir -p $(@D)
 	$(CXX) $(PLUGIN_FLAGS) -Ikernels/stand_in -idirafter $(WHEEL)/oneflow/include -c $< -o $@
 
 $(KERNELS)/plugin.so: $(PLUGIN_OBJECTS) $(KERNELS)/baseline/libbert_kernels.so
 	$(CXX) -shared $(PLUGIN_OBJECTS) -o $@.tmp -L$(KERNELS)/baseline -lbert_kernels \
 	  $(wildcard $(WHEEL)/oneflow.libs/liboneflow-*.so $(WHEEL)/oneflow.libs/libof_protoobj-*.so) -Wl,--allow-shlib-undefined
-	@mv $@.tmp $@
+	@$(PUT_IN_PLACE)
 
 $(KERNELS)/preload.so: kernels/preload.cpp kernels.mk
 	@mkdir -p $(@D)
 	$(CXX) $(KERNEL_FLAGS) -shared $< -o $@.tmp -ldl
-	@mv $@.tmp $@
+	@$(PUT_IN_PLACE)

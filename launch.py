@@ -8,7 +8,6 @@ oneflow.distributed.launch, Slurm), the process is a rank that somebody else has
 """
 
 import contextlib
-import ctypes
 import functools
 import json
 import os
@@ -26,7 +25,8 @@ import engine
 import nodes
 import stopping
 import supervision
-from util import STATUS_BAD_INPUT, STATUS_FAILURE, RunError, Signalled, UserError, outcome_of
+from progress import erase_abandoned_bar
+from util import STATUS_BAD_INPUT, STATUS_FAILURE, RunError, UserError, outcome_of
 
 DEFAULT_MASTER_PORT = 29500
 
@@ -50,11 +50,12 @@ _FLAGS_OF_A_NODE = (
     "log_dir",
     "all_results_file",
 )
-# A rank's exit status at its end, and after a signal at which all ranks have stopped together.
+# The exit statuses of a rank that has done all it should: come to its end, or stopped at a signal with all the others.
 _GOOD_STATUSES = (0, *(128 + number for number in stopping.SIGNALS))
 # How long a launcher waits for another's word, or another rank's end, before it takes an abort for a cause.
 _NEWS_SECONDS = 3
-_PR_SET_PDEATHSIG = 1
+# With which OneFlow ends a process at a SIGINT while it is imported, if a thread of another library gets it.
+_STATUS_OF_ENGINE = 255
 
 
 def run_on_all_ranks(function, args):
@@ -83,13 +84,23 @@ def run_on_all_ranks(function, args):
 
 
 def _run_lone(function, args):
-    with stopping.raised():
-        return function(args)
+    with stopping.raised(second_kills=not has_launcher()):
+        try:
+            return function(args)
+        finally:
+            if has_launcher():
+                stopping.ignore()
 
 
 def has_launcher():
     """Whether this process is a rank that a process of this suite has started, and ends if need be."""
     return _ERROR_PIPE_VARIABLE in os.environ or supervision.is_supervised()
+
+
+def expendable():
+    """A context for work of which nothing is to be kept: a signal ends this rank in the midst of it, and is told."""
+    # Without a launcher nobody would tell.
+    return stopping.killed() if has_launcher() else contextlib.nullcontext()
 
 
 def rank():
@@ -179,9 +190,11 @@ def _check_rank_variables(args, world_size):
     """Raises UserError if the environment that a launcher has set does not fit the flags."""
     numbers = {}
     for name in ("MASTER_PORT", "WORLD_SIZE", "RANK", "LOCAL_RANK"):
-        if not os.environ[name].isdigit():
+        if not os.environ[name].isdecimal():
             raise UserError(f"{name}={os.environ[name]} in the environment is not a number")
         numbers[name] = int(os.environ[name])
+    if not 0 < numbers["MASTER_PORT"] < 65536:
+        raise UserError(f"MASTER_PORT={numbers['MASTER_PORT']} in the environment is no port")
     if numbers["WORLD_SIZE"] != world_size:
         raise UserError(
             f"WORLD_SIZE={numbers['WORLD_SIZE']} in the environment, but the flags make {world_size} rank(s): "
@@ -201,7 +214,7 @@ def _run_rank(function, args, world_size):
 
     Rank 0 prints; what others say goes to a file. What made a rank fail goes to its launcher, or else to stderr.
     """
-    if not os.environ.get("LOCAL_RANK") and os.environ["RANK"].isdigit():
+    if not os.environ.get("LOCAL_RANK") and os.environ["RANK"].isdecimal():
         os.environ["LOCAL_RANK"] = str(int(os.environ["RANK"]) % args.gpu_num_per_node)
     _check_rank_variables(args, world_size)
     for name in _PROXY_VARIABLES:
@@ -210,9 +223,9 @@ def _run_rank(function, args, world_size):
     pipe = os.environ.get(_ERROR_PIPE_VARIABLE)
     if pipe is not None:
         _die_with_launcher(int(pipe))
-        error_file, prefix = os.fdopen(int(pipe), "w"), ""
+        error_file, prefix = os.fdopen(int(pipe), "w", encoding="utf-8", errors="backslashreplace"), ""
     else:
-        error_file, prefix = os.fdopen(os.dup(2), "w"), f"rank {rank()}: "
+        error_file, prefix = os.fdopen(os.dup(2), "w", errors="backslashreplace"), f"rank {rank()}: "
     _redirect_output(args.log_dir)
     raised = []
 
@@ -224,23 +237,24 @@ def _run_rank(function, args, world_size):
             raised.append(error)
             raise
 
-    with stopping.raised():
+    with stopping.raised(second_kills=not has_launcher()):
         try:
             status, error = outcome_of(call)
         except Exception:
             traceback.print_exc()
             status, error = STATUS_FAILURE, f"has failed; its last words are in {_log_file(args.log_dir, rank())}"
+        if has_launcher():
+            stopping.ignore()
     if status == 0:
         return 0
-    if error is not None:
-        print(f"{prefix}{error}", file=error_file, flush=True)
+    print(f"{prefix}{error or 'nobody reads what it prints any more'}", file=error_file, flush=True)
     if raised and isinstance(raised[0], stopping.StoppedTogether):
         return status
     # Not by sys.exit: OneFlow would wait for the other ranks, which wait for this one.
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):
             stream.flush()
-    if raised and isinstance(raised[0], Signalled):
+    if raised and isinstance(raised[0], stopping.Signalled):
         # For the launcher to see that the other ranks have not ended as well.
         signal.signal(raised[0].number, signal.SIG_DFL)
         os.kill(os.getpid(), raised[0].number)
@@ -249,7 +263,7 @@ def _run_rank(function, args, world_size):
 
 def _die_with_launcher(pipe):
     """Has this process killed when its launcher ends: nobody else would end a rank that waits for a lost one."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    supervision.die_with_parent()
     poll = select.poll()
     poll.register(pipe, 0)
     if poll.poll(0):  # nobody holds the other end any more
@@ -271,7 +285,7 @@ def _redirect_output(log_dir):
         if rank() > 0:
             os.dup2(log.fileno(), 1)
         else:
-            sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
+            sys.stderr = os.fdopen(os.dup(2), "w", buffering=1, errors="backslashreplace")
         os.dup2(log.fileno(), 2)
 
 
@@ -289,16 +303,19 @@ def _launch(args, line, master_address, master_port, node_rank, where):
             line.wait_for_all(args.rendezvous_timeout)
         with stopping.noted(second_kills=False) as signals:
             ranks = _Ranks(args, master_address, master_port, node_rank, where)
-            stopped = _watch(ranks, line, signals)
+            try:
+                stopped = _watch(ranks, line, signals)
+            finally:
+                stopping.ignore()
     except (UserError, RunError) as error:
         line.say_stop(str(error), bad_input=isinstance(error, UserError))
         raise
-    except Signalled as signalled:
+    except stopping.Signalled as signalled:
         line.say_stop(f"{signalled}{where}" if signalled.is_own else str(signalled), number=signalled.number)
         raise
     finally:
-        if ranks is not None:
-            ranks.kill()
+        if ranks is not None and ranks.kill():
+            erase_abandoned_bar()
     if stopped is not None:
         raise stopped
     return 0
@@ -317,16 +334,16 @@ def _watch(ranks, line, signals):
     while not (said_done and line.all_done()):
         line.check()
         if len(signals) > 1:
-            raise Signalled(signals[1])
+            raise stopping.Signalled(signals[1])
         if signals and not passed_on:
             ranks.send_signal(signals[0])
             passed_on = True
         failure = ranks.failure()
         if failure is not None:
             reason, status = failure
-            if signals and status in (-signals[0], -signal.SIGABRT):
-                # It had nothing to save yet.
-                raise Signalled(signals[0])
+            if signals and status in (-signals[0], -signal.SIGABRT, _STATUS_OF_ENGINE):
+                # It had nothing to save.
+                raise stopping.Signalled(signals[0])
             aborted = aborted or time.monotonic()
             # OneFlow aborts a rank whose peer is gone. Why that one is, another rank or node may yet tell.
             if status != -signal.SIGABRT or time.monotonic() - aborted > _NEWS_SECONDS:
@@ -386,7 +403,7 @@ class _Ranks:
     def stopped(self):
         """What they say as a Signalled if they have ended at a signal, or None."""
         status = self._processes[0].returncode
-        return Signalled(status - 128, self._reason(0, status)) if status else None
+        return stopping.Signalled(status - 128, self._reason(0, status)) if status else None
 
     def failure(self):
         """(which rank failed and why, its exit status), or None as long as none has failed.
@@ -412,9 +429,8 @@ class _Ranks:
         return f"ended with status {status}; its last words are in {log_file}"
 
     def kill(self):
-        """Kills all that still run: they may be waiting for one that is lost."""
+        """Kills all that still run: they may be waiting for one that is lost. Returns whether any was killed."""
         for process in self._processes:
             if process.poll() is None:
                 process.kill()
-        for process in self._processes:
-            process.wait()
+        return any([process.wait() < 0 for process in self._processes])

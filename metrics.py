@@ -6,9 +6,7 @@ The first rank tells it.
 import contextlib
 import html
 import json
-import os
 import re
-import sys
 import time
 from datetime import datetime
 from pathlib import Path
@@ -16,7 +14,7 @@ from pathlib import Path
 import config
 from event_file import EventFile
 from launch import rank
-from progress import print_line, progress_bar
+from progress import print_line, print_warning, progress_bar
 from run_folder import open_run_folder
 from util import describe_os_error
 
@@ -35,8 +33,8 @@ class MetricLog:
         self._has_warned = False
         self._json_file = self._events = None
         if rank() == 0:
-            name = f"metrics-{datetime.now():%Y-%m-%d-%H:%M:%S}.jsonl"
-            self._json_file = self._closing.enter_context(open(Path(args.log_dir) / name, "a", buffering=1))
+            self._json_file = self._closing.enter_context(_open_json_file(args.log_dir))
+            name = Path(self._json_file.name).name
             folder = open_run_folder(args, job_name, first_step, name)
             self._events = self._closing.enter_context(contextlib.closing(EventFile(folder, first_step)))
             self._events.write_text(first_step, "parameters", _markdown_table(vars(args)))
@@ -95,9 +93,7 @@ class MetricLog:
             yield
         except OSError as error:
             if not self._has_warned:
-                script = os.path.basename(sys.argv[0])
-                reason = describe_os_error(error)
-                print_line(f"{script}: warning: {self._log_dir}: numbers are lost ({reason})", sys.stderr)
+                print_warning(f"{self._log_dir}: numbers are lost ({describe_os_error(error)})")
             self._has_warned = True
 
     def _write(self, iteration, train_step, learning_rate, values, seconds):
@@ -135,6 +131,15 @@ class MetricLog:
             "-" * 66,
         ):
             print_line(line)
+
+
+def _open_json_file(log_dir):
+    """A file of this run alone: another one that has begun in the same second has the name already."""
+    while True:
+        try:
+            return open(Path(log_dir) / f"metrics-{datetime.now():%Y-%m-%d-%H:%M:%S}.jsonl", "x", buffering=1)
+        except FileExistsError:
+            time.sleep(0.1)
 
 
 def _markdown_table(values):

@@ -4,6 +4,7 @@ Without it everything works with OneFlow's own kernels, several times slower.
 """
 
 import ctypes
+import hashlib
 import json
 import os
 import sysconfig
@@ -184,7 +185,7 @@ def reader_failure():
     """The ReaderFailure of the newest job's reader, or None. It fills the batches that it cannot read with zeros."""
     if _plugin is None:
         return None
-    text, path = ctypes.create_string_buffer(8192), ctypes.create_string_buffer(4096)
+    text, path = ctypes.create_string_buffer(8192), ctypes.create_string_buffer(8192)
     offset = ctypes.c_int64()
     batches = _plugin.bert_newest_reader_failure(text, path, ctypes.c_int64(len(path)), ctypes.byref(offset))
     if batches < 0:
@@ -216,11 +217,13 @@ def restore_random_state(state):
         raise UserError("the random state can be restored with the native kernels only (make kernels)")
     try:
         found = json.loads(state)
-        seed, calls = found["seed"], dict(found["dropout_calls"])
+        seed, calls = found["seed"], found["dropout_calls"]
         for count in (seed, *calls.values()):
             if type(count) is not int or not 0 <= count < 2**64:
                 raise ValueError(count)
-    except (ValueError, KeyError, TypeError, RecursionError):
+        if not all(name.isprintable() for name in calls):
+            raise ValueError(calls)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise UserError("the saved random state is damaged") from None
     set_seed(seed)
     for name, count in calls.items():
@@ -243,7 +246,7 @@ def use_bfloat16(on):
 
 def is_built():
     """Whether `make kernels` has built the library."""
-    return all((_BUILD / name).is_file() for name in ("plugin.so", "preload.so"))
+    return all((_BUILD / name).is_file() for name in ("plugin.so", "plugin.so.sha256", "preload.so"))
 
 
 def runnable_sets():
@@ -315,9 +318,11 @@ class _Kernels:
     """The loaded library."""
 
     def __init__(self, instruction_set):
-        if not is_built():
-            raise _NotAvailableError("no library, run make kernels (needs g++)")
         try:
+            if not is_built():
+                raise _NotAvailableError("no library, run make kernels (needs g++)")
+            for name in ("preload.so", "plugin.so", f"{instruction_set}/libbert_kernels.so"):
+                _check_undamaged(_BUILD / name)
             self.library = open_library(instruction_set)
             self.library.bert_list_streams.restype = ctypes.c_int64
             self.library.bert_seed.restype = ctypes.c_uint64
@@ -333,6 +338,13 @@ class _Kernels:
     def description(self):
         count = self.library.bert_thread_count()
         return f"native kernels: {self._instruction_set}, {count} thread{'s' if count > 1 else ''}"
+
+
+def _check_undamaged(path):
+    """Raises _NotAvailableError if a library is not as it was linked: loading a part of one kills the process."""
+    recorded = path.with_name(f"{path.name}.sha256").read_bytes().strip()
+    if hashlib.sha256(path.read_bytes()).hexdigest().encode() != recorded:
+        raise _NotAvailableError(f"the library is damaged ({path}), run make clean-kernels kernels")
 
 
 def _chosen_set():

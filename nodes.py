@@ -7,6 +7,7 @@ seconds; {"done": true} when a node's ranks have finished; {"stop": "why", "bad_
 whoever has failed or was sent a signal, passed on to all.
 """
 
+import contextlib
 import errno
 import json
 import selectors
@@ -14,7 +15,7 @@ import socket
 import time
 
 import stopping
-from util import RunError, Signalled, UserError
+from util import RunError, UserError
 
 HEARTBEAT_SECONDS = 2
 # A node that is not heard of for so long is lost: its machine or the link is down.
@@ -194,7 +195,9 @@ class Line:
             self._send_to_all({"alive": True})
         for key, _ in self._selector.select(wait):
             if key.fileobj is self._listener:
-                self._add_peer(self._listener.accept()[0], None)
+                # Who has knocked may be gone by now, which is no reason to stop a run.
+                with contextlib.suppress(OSError):
+                    self._add_peer(self._listener.accept()[0], None)
             else:
                 self._receive(key.data)
         for peer in self._peers.values():
@@ -217,8 +220,9 @@ class Line:
             peer.started = peer.started or bool(message.get("start"))
             peer.done = peer.done or bool(message.get("done"))
             if message.get("stop"):
-                if message.get("signal") in stopping.SIGNALS:
-                    raise Signalled(message["signal"], str(message["stop"]))
+                number = message.get("signal")
+                if type(number) is int and number in stopping.SIGNALS:  # True and 2.0 equal a number, too
+                    raise stopping.Signalled(number, str(message["stop"]))
                 raise (UserError if message.get("bad_input") else RunError)(str(message["stop"]))
 
     def _admit(self, peer, message):
@@ -276,10 +280,8 @@ class _Peer:
 
     def send(self, message):
         """Sends, or not: a message that cannot be sent goes to a node that is lost, which its silence will show."""
-        try:
+        with contextlib.suppress(OSError):
             self.connection.sendall(json.dumps(message).encode() + b"\n")
-        except OSError:
-            pass
 
     def receive(self):
         """The messages that have come, or None if the other side is gone. Raises ValueError for what is none."""

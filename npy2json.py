@@ -10,7 +10,6 @@ import import_errors  # noqa: F401
 import contextlib
 import json
 import os
-import sys
 import warnings
 from pathlib import Path
 from typing import NamedTuple
@@ -22,10 +21,13 @@ import squad_answers
 import squad_data
 import squad_file
 from command_line import ArgumentParser, add_bool, finite_float, positive_int
-from input_files import open_input
-from progress import progress_bar
-from tokenization import Tokenizer, read_vocab
-from util import UserError, atomic_file, run_script
+from input_files import open_input, read_json
+from output_files import atomic_file, check_is_no_input
+from progress import print_warning, progress_bar
+from tokenization import Tokenizer, check_case, read_vocab
+from util import UserError, run_script
+
+OUTPUT_FILES = ("predictions.json", "nbest_predictions.json", "null_odds.json")
 
 
 class Example(NamedTuple):
@@ -43,7 +45,9 @@ def main():
     squad_data.check_lengths(arguments.max_seq_length, arguments.max_query_length)
     output_dir = Path(arguments.output_dir)
     if output_dir.exists() and not output_dir.is_dir():
-        raise UserError(f"--output_dir={output_dir}: not a folder")
+        raise UserError(f"--output_dir={output_dir}: not a folder; give another one")
+    for name in OUTPUT_FILES:
+        check_is_no_input(output_dir / name, (arguments.predict_file, arguments.vocab_file, arguments.all_results_file))
     vocab = read_vocab(arguments.vocab_file)
     num_spare = check_bert_config(arguments, vocab) if arguments.bert_config_file else 0
     results = open_results(arguments.all_results_file, arguments.max_seq_length)
@@ -52,17 +56,17 @@ def main():
 
     examples = make_examples(paragraphs, Tokenizer(vocab, arguments.do_lower_case), arguments)
     results = fit_results(results, examples, arguments)
+    check_case(arguments.vocab_file, vocab, arguments.do_lower_case)
     if num_spare:
-        print(
-            f"Notice: {arguments.vocab_file} has {num_spare} entries fewer than vocab_size in "
-            f"{arguments.bert_config_file}; if it is not the model's vocabulary, the answers are wrong",
-            file=sys.stderr,
+        print_warning(
+            f"{arguments.vocab_file} has {num_spare} pieces fewer than vocab_size in {arguments.bert_config_file}; "
+            "if it is not the model's vocabulary, the answers are wrong"
         )
     predictions, n_best, null_odds = answer_questions(examples, results, arguments)
 
-    contents = {"predictions.json": predictions, "nbest_predictions.json": n_best}
-    if arguments.version_2_with_negative:
-        contents["null_odds.json"] = null_odds
+    contents = dict(zip(OUTPUT_FILES, (predictions, n_best, null_odds), strict=True))
+    if not arguments.version_2_with_negative:
+        del contents["null_odds.json"]
     write_files(output_dir, contents)
     print(f"{len(predictions)} answers in {output_dir / 'predictions.json'}")
 
@@ -122,14 +126,14 @@ def check_bert_config(arguments, vocab):
     Returns how many embeddings the model has beyond those of the vocabulary, none as a rule.
     """
     path = arguments.bert_config_file
-    config = squad_file.read_json(path)
+    config = read_json(path)
     vocab_size = squad_file.field(config, "vocab_size", int, path)
     max_position_embeddings = squad_file.field(config, "max_position_embeddings", int, path)
     # Lines that are empty, at the end as a rule, do no harm.
     num_pieces = max(index for piece, index in vocab.items() if piece) + 1
     if num_pieces > vocab_size:
         raise UserError(
-            f"{arguments.vocab_file}: has {num_pieces} entries, but vocab_size in {path} is {vocab_size}; give the "
+            f"{arguments.vocab_file}: has {num_pieces} pieces, but vocab_size in {path} is {vocab_size}; give the "
             "vocabulary of this model"
         )
     if arguments.max_seq_length > max_position_embeddings:
@@ -172,7 +176,10 @@ def open_results(path, seq_length):
 
 
 def read_npy_header(file, path):
-    """(shape, dtype) of the array in an .npy file, open at its beginning and left open at its data."""
+    """(shape, dtype) of the array in an .npy file, open at its beginning and left open at its data.
+
+    Raises UserError if the file is no such file.
+    """
     try:
         # NumPy evaluates the header as Python, with warnings about old forms; what is odd in it is an error here.
         with warnings.catch_warnings():
@@ -211,13 +218,18 @@ def fit_results(results, examples, arguments):
         f"they were made of another file than {arguments.predict_file}, with another vocabulary, or with other "
         "--max_seq_length, --doc_stride, --max_query_length or --do_lower_case"
     )
+    unique_ids, counts = np.unique(results["unique_id"], return_counts=True)
+    if len(unique_ids) < len(results):
+        raise UserError(
+            f"{path}: has {len(results)} results but {len(unique_ids)} unique_ids (more than once: "
+            f"{unique_ids[counts > 1][0]}); run_squad_predict.py writes each once, so predict anew"
+        )
     if len(results) > num_windows:
         raise UserError(
             f"{path}: {len(results) - num_windows} of {len(results)} results belong to none of the {num_windows} "
             f"windows of {arguments.predict_file}; {cause}"
         )
     wanted = squad_data.FIRST_UNIQUE_ID + np.arange(num_windows)
-    unique_ids = np.array(results["unique_id"])
     is_missing = ~np.isin(wanted, unique_ids)
     if is_missing.any():
         raise UserError(
@@ -225,7 +237,7 @@ def fit_results(results, examples, arguments):
             f"first: unique_id {wanted[is_missing][0]}); run_squad_predict.py has left them out, or {cause}"
         )
     # No fewer results than windows, no more, and one for each: from here on it is a matter of order.
-    results = results[np.argsort(unique_ids)]
+    results = results[np.argsort(results["unique_id"])]
     is_finite = np.isfinite(results["start_logits"]).all(axis=1) & np.isfinite(results["end_logits"]).all(axis=1)
     if not is_finite.all():
         raise UserError(

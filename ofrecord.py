@@ -15,7 +15,8 @@ import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
 
 from input_files import open_input
-from util import UserError, atomic_file
+from output_files import atomic_file
+from util import UserError
 
 _LENGTH = struct.Struct("<Q")
 
@@ -196,6 +197,7 @@ def read_open_file(file, path, offset=0):
     """What `read_serialized` yields, from a part file that is open for reading, from the record at byte `offset` on.
 
     The file must stand there; `path` is for messages only.
+    Raises UserError if a record runs past the end of the file.
     """
     size = os.fstat(file.fileno()).st_size
     while offset < size:

@@ -1,8 +1,14 @@
 """all_results.npy: what run_squad_predict.py hands to npy2json.py."""
 
+import os
+
 import numpy as np
 
-from util import atomic_file
+from input_files import open_input
+from output_files import atomic_file
+from util import UserError
+
+_MAGIC = b"\x93NUMPY"
 
 
 def result_dtype(seq_length):
@@ -14,6 +20,21 @@ def result_dtype(seq_length):
             ("end_logits", np.float32, (seq_length,)),
         ]
     )
+
+
+def check_replaceable(path):
+    """Raises UserError if something else than a NumPy array stands at `path`: data, say, after a slip of the hand."""
+    if not os.path.exists(path):
+        return
+    is_array = False
+    if os.path.isfile(path):
+        try:
+            with open_input(path, "rb") as file:
+                is_array = file.read(len(_MAGIC)) == _MAGIC
+        except OSError as error:
+            raise UserError(f"--all_results_file={path}: cannot be read: {error.strerror}") from None
+    if not is_array:
+        raise UserError(f"--all_results_file={path}: exists and is not a NumPy file, so results will not replace it")
 
 
 def write(path, results):

@@ -1,8 +1,12 @@
 """Progress bars: when they appear, and how lines are printed while they do. The same for all scripts."""
 
+import contextlib
+import os
 import sys
 
 from tqdm import tqdm
+
+from util import end_at_once, warning_line
 
 # Columns left free beside a bar, for the "^C" that the terminal itself shows: it must not begin a line of its own.
 _MARGIN = 4
@@ -10,6 +14,9 @@ _ERASE_TO_END_OF_LINE = "\x1b[K"
 
 
 class _Bar(tqdm):
+    # No thread that looks after bars that stand still, as `miniters` of 1 does: signals might come to it.
+    monitor_interval = 0
+
     @property
     def format_dict(self):
         settings = super().format_dict
@@ -24,6 +31,9 @@ class _Bar(tqdm):
 
     def close(self):
         is_shown = not self.disable
+        if self.total is not None and self.n < self.total:
+            # What it was for has failed, or was interrupted.
+            self.leave = False
         super().close()
         if is_shown and not self.leave:
             self._erase_beside()
@@ -39,11 +49,42 @@ def progress_bar(*arguments, **settings):
     It appears only where stdout and stderr are both a terminal. Through a pipe, `| tee` say, lines come to the terminal
     at moments of their own, and would be mixed with the bar.
     """
-    is_shown = sys.stdout.isatty() and sys.stderr.isatty()
-    return _Bar(*arguments, **{"disable": not is_shown, "dynamic_ncols": True, **settings})
+    return _Bar(*arguments, **{"disable": not bars_are_shown(), "miniters": 1, **_size_of_terminal(), **settings})
+
+
+def _size_of_terminal():
+    """As arguments of tqdm, which shows nothing where a terminal does not know it, as a serial line, and says 0."""
+    with contextlib.suppress(OSError):
+        if os.get_terminal_size(sys.stderr.fileno()).columns == 0:
+            return {"ncols": 80, "nrows": 24}
+    return {"dynamic_ncols": True}
+
+
+def erase_abandoned_bar():
+    """Erases what the bar of a process that was killed has left on the terminal: this one goes on in its line."""
+    if bars_are_shown():
+        with contextlib.suppress(OSError):
+            sys.stderr.write(f"\r{_ERASE_TO_END_OF_LINE}")
+            sys.stderr.flush()
+
+
+def end_in_place_of_bars(number):
+    """Ends this process at the signal `number`, from any thread; another one that draws a bar waits for ever."""
+    tqdm.get_lock().acquire()
+    end_at_once(number)
+
+
+def bars_are_shown():
+    """Whether bars appear."""
+    return sys.stdout.isatty() and sys.stderr.isatty()
 
 
 def print_line(line, file=None):
     """Prints a line on stdout, or on `file`, at once, above the bars that are shown."""
     with tqdm.external_write_mode(file):
         print(line, file=file, flush=True)
+
+
+def print_warning(text):
+    """Says on stderr, in a line above the bars, what is not as it should be, although the script goes on."""
+    print_line(warning_line(text), sys.stderr)

@@ -2,13 +2,13 @@
 
 .PHONY: fuzz audit
 
-# Cases for each of the fuzz tests. The seed is printed, and with SEED=N the same cases come again.
+# Cases for each of the fuzz tests; other tests of properties try as many as ever, but others. The seed is printed, and with SEED=N the same cases come again.
 CASES := 2000
 SEED := $(shell od -An -N4 -tu4 /dev/urandom | tr -d ' ')
 
-fuzz: setup ## Damage input files in CASES=2000 ways a test; SEED=N repeats a run
+fuzz: setup kernels-if-possible ## Damage input files in CASES=2000 ways a test; SEED=N repeats a run, ONLY=NAME is for some tests
 	@echo "make fuzz: SEED=$(SEED) CASES=$(CASES)"
-	FUZZ_CASES=$(CASES) $(PYTHON) -m pytest tests/test_fuzz.py --hypothesis-seed=$(SEED) -p no:cacheprovider --durations=0
+	FUZZ_CASES=$(CASES) $(PYTHON) -m pytest -m hypothesis --hypothesis-seed=$(SEED) -p no:cacheprovider --durations=0 $(if $(ONLY),-k "$(ONLY)")
 
 # In an environment of its own. It asks a service on the network for what is known about the pinned versions.
 PIP_AUDIT := .cache/pip-audit-2.10.1

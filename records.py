@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+import config
 import ofrecord
 from launch import rank
 from progress import progress_bar
@@ -90,21 +91,24 @@ def part_paths(data_dir, part_num):
     Raises UserError if the folder or one of the parts is missing.
     """
     folder = Path(data_dir)
-    if not folder.is_dir():
-        raise UserError(f"--data_dir={data_dir}: there is no such folder")
     try:
         names = os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"--data_dir={data_dir}: there is no such folder") from None
     except OSError as error:
         raise UserError(f"--data_dir={data_dir}: cannot be read: {error.strerror}") from None
+    if any(0xDC80 <= ord(character) <= 0xDCFF for character in str(data_dir)):
+        raise UserError(f"--data_dir={data_dir}: cannot be read: OneFlow takes names of UTF-8 only; give it another")
     first = sorted((name for name in names if _PART_NAME.fullmatch(name)), key=len)
     if not first:
         raise UserError(f"--data_dir={data_dir}: holds no part-0; give a folder of OFRecord parts part-0, part-1, ...")
     digits = len(first[0]) - len("part-")
-    paths = [folder / f"part-{index:0{digits}d}" for index in range(part_num)]
+    # Not more of them than can be there: any number may have been asked for.
+    paths = [folder / f"part-{index:0{digits}d}" for index in range(min(part_num, len(names) + 1))]
     missing = [path.name for path in paths if not path.is_file()]
     if missing:
         raise UserError(
-            f"--data_part_num={part_num}, but {data_dir} has only {part_num - len(missing)} of these parts: "
+            f"--data_part_num={part_num}, but {data_dir} has only {len(paths) - len(missing)} of these parts: "
             f"{missing[0]} is missing"
         )
     return paths
@@ -140,7 +144,7 @@ def _count_readers(args, shuffle):
 
     Otherwise a rank with fewer parts would begin them anew before the others are through with theirs.
     """
-    ranks = args.node_num * args.gpu_num_per_node
+    ranks = config.rank_count(args)
     return ranks if shuffle and args.data_part_num % ranks == 0 else 1
 
 
@@ -192,7 +196,7 @@ def _check_not_empty(serialized, path, offset):
 def _check_record(features, fields, place):
     for name, field in fields.items():
         if name not in features:
-            raise UserError(f"{place} has no field {name}; it has {', '.join(sorted(features)) or 'no field at all'}")
+            raise UserError(f"{place}: has no field {name}; it has {', '.join(sorted(features)) or 'no field at all'}")
         values = features[name]
         if not isinstance(values, np.ndarray):
             raise UserError(f"{place}: field {name} holds bytes, not numbers")

@@ -3,7 +3,6 @@
 What a snapshot keeps of its run (run_state.py) tells where the run was, and whether this one can be the same.
 """
 
-import base64
 import dataclasses
 import hashlib
 import os
@@ -16,12 +15,13 @@ import native
 import run_state
 import snapshot_series
 from launch import from_every_rank, from_first_rank, rank
-from util import UserError, remove_abandoned
+from output_files import remove_abandoned
+from util import UserError, one_line
 
 flow: Any = engine.load()
 nn: Any = flow.nn
 
-# What another number of makes it another run, beside the job, the data and the size of a batch.
+# A run with another value of one of these flags is another run; so is one of another job, data set or batch size.
 _FLAGS_OF_A_RUN = (
     "seq_length",
     "max_predictions_per_seq",
@@ -34,7 +34,7 @@ _FLAGS_OF_A_RUN = (
     "vocab_size",
     "seed",
 )
-# What people change on the way, knowing that the numbers then change too.
+# People change these on the way, knowing that the numbers then change too: a notice tells.
 _FLAGS_THAT_MAY_CHANGE = (
     "iter_num",
     "learning_rate",
@@ -50,12 +50,12 @@ _FLAGS_THAT_MAY_CHANGE = (
 class Start:
     """Where a run begins."""
 
-    iteration: int  # so many have run
+    iteration: int  # how many have run
     train_step: int
-    run_number: int  # among those that have saved in --model_save_dir
-    run: dict  # what the run is, for those who resume it
-    losses: dict  # name -> those of the iterations since the last printed line
-    folder: str | None = None  # the snapshot that it resumes from
+    run_number: int  # of the runs that save in --model_save_dir, from 1
+    run: dict  # as _describe_run gives it, for whoever resumes this run
+    losses: dict  # name -> the losses of the iterations since the last printed line
+    folder: str | None = None  # the snapshot that the run goes on from, with --resume
 
 
 def start(job, args, data_set):
@@ -71,14 +71,27 @@ def start(job, args, data_set):
                 f"Notice: {args.model_save_dir} has no snapshot to resume from, so the run starts afresh.", flush=True
             )
         number = from_first_rank(lambda: snapshot_series.next_run_number(args.model_save_dir))
-        return Start(0, job_state.initialise(job, args.model_load_dir, args.skip_checksums), number, run, {})
+        train_step = job_state.initialise(job, args.model_load_dir, args.skip_checksums)
+        if train_step > 0:
+            _tell_rest_of_schedule(job, args, train_step)
+        return Start(0, train_step, number, run, {})
     state = from_first_rank(lambda: _read_state(folder, run))
     train_step = job_state.initialise(job, folder, args.skip_checksums)
     notices = state["notices"] + _restore_position(job, args, state)
     print(f"Resuming after {state['iteration']} of {args.iter_num} iterations.", flush=True)
     for notice in notices:
-        print(f"Notice: {notice}.", flush=True)
+        print(one_line(f"Notice: {notice}."), flush=True)
     return Start(state["iteration"], train_step, state["run_number"], run, state["losses"], folder)
+
+
+def _tell_rest_of_schedule(job, args, train_step):
+    """Says for how long a run that begins with a later `train_step` than 0 learns."""
+    learning = max(0, args.iter_num - train_step)
+    print(
+        f"Notice: the train step of the snapshot is {train_step}, so the learning rate is 0 after {learning} of "
+        f"{args.iter_num} iterations; zero its {job_state.name_of_step(job)}/out to begin the schedule anew.",
+        flush=True,
+    )
 
 
 def state_to_save(start, batches, iteration, losses):
@@ -86,7 +99,8 @@ def state_to_save(start, batches, iteration, losses):
 
     `batches` have been read since the run began at `start`; `losses` are those that the next printed line will count.
     """
-    position = {"reader": _encode(native.reader_state(batches)), "random": _encode(native.random_state())}
+    position = {"reader": native.reader_state(batches), "random": native.random_state()}
+    position = {name: run_state.encode_bytes(data) for name, data in position.items()}
     return {
         "run_number": start.run_number,
         "run": start.run,
@@ -98,13 +112,13 @@ def state_to_save(start, batches, iteration, losses):
 
 def _newest(args):
     """The newest snapshot in --model_save_dir, or None. Removes what killed processes have left there."""
-    remove_abandoned(args.model_save_dir, "*snapshot*")
+    remove_abandoned(args.model_save_dir, lambda name: "snapshot" in name)
     found = snapshot_series.complete_snapshots(args.model_save_dir)
     return str(found[-1]) if found else None
 
 
 def _describe_run(job, args, data_set):
-    """What must be the same for a run to be the same, and what had better be."""
+    """What makes a run what it is: {"same": what must not differ, "similar": what a notice tells of if it does}."""
     values = vars(args)
     same = {"job": type(job).__name__, "global batch size": config.global_batch_size(args)}
     same |= {f"--{name}": values.get(name) for name in _FLAGS_OF_A_RUN}
@@ -129,7 +143,7 @@ def _read_state(folder, run):
     state = run_state.read(folder)
     if state is None:
         raise UserError(
-            f"{folder} does not tell what run it is of (an older version has saved it, or a converter), so --resume "
+            f"{folder}: does not tell what run it is of (an older version has saved it, or a converter), so --resume "
             f"cannot go on from it: start a run from it with --model_load_dir={folder}, saving elsewhere"
         )
     if not run_state.is_complete(state):
@@ -143,7 +157,7 @@ def _read_state(folder, run):
     saved = state["run"]["similar"]
     changed = [name for name, value in run["similar"].items() if saved.get(name) != value]
     details = ", ".join(f"{name} was {saved.get(name)}, is {run['similar'][name]}" for name in changed)
-    return {**state, "notices": [f"not quite the run that was stopped: {details}"] if changed else []}
+    return {**state, "folder": folder, "notices": [f"not quite the run that was stopped: {details}"] if changed else []}
 
 
 def _restore_position(job, args, state):
@@ -158,15 +172,14 @@ def _restore_position(job, args, state):
         reason = "the native kernels are not in use"
     else:
         own = positions[rank()]
-        if own["reader"] is not None:
-            native.restore_reader(base64.b64decode(own["reader"]))
-        native.restore_random_state(base64.b64decode(own["random"]))
-        on_gpu = state["run"]["similar"]["device"] == "cuda"
+        try:
+            if own["reader"] is not None:
+                native.restore_reader(run_state.decode_bytes(own["reader"]))
+            native.restore_random_state(run_state.decode_bytes(own["random"]))
+        except UserError as error:
+            raise UserError(f"{state['folder']}: {error}; resume from another snapshot") from None
+        on_gpu = state["run"]["similar"].get("device") == "cuda"
         return ["dropout draws other masks, as its state on GPUs is not saved"] if on_gpu else []
     # The same order again would show the model the same records again.
     job.loader.to(nn.Module).reader.seed += state["iteration"]
     return [f"model, moments and step are exact, but data and dropout begin anew in another order, as {reason}"]
-
-
-def _encode(data):
-    return None if data is None else base64.b64encode(data).decode()

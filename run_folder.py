@@ -9,7 +9,9 @@ import json
 import os
 from pathlib import Path
 
-from util import atomic_file
+from input_files import read_json
+from output_files import atomic_file
+from util import UserError
 
 RUN_FILE = "run.json"
 
@@ -19,8 +21,8 @@ def read_runs(log_dir):
     runs = {}
     for path in Path(log_dir).glob(f"*/{RUN_FILE}"):
         # Another program's file, or a damaged one, is no reason not to train.
-        with contextlib.suppress(OSError, ValueError):
-            content = json.loads(path.read_text(encoding="utf-8"))
+        with contextlib.suppress(UserError):
+            content = read_json(path)
             if _is_run(content):
                 runs[path.parent] = content
     return dict(sorted(runs.items(), key=lambda item: item[1]["metrics"][-1]))

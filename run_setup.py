@@ -8,10 +8,16 @@ import config
 import device
 import engine
 import native
+import prediction_file
 import snapshot
 import supervision
+from folder_lock import lock_folder
 from launch import from_first_rank, rank, wait_for_first_rank
+from output_files import check_can_write
 from util import UserError
+
+# Seconds: it is killed with its parent, but may still be giving back its memory when it is started again.
+_LONGEST_END_OF_A_KILLED_RUN = 10
 
 
 def check_training_folders(args):
@@ -22,13 +28,32 @@ def check_training_folders(args):
     """
     _check_model_load_dir(args)
     _check_writable("--log_dir", args.log_dir)
+    if rank() != 0:
+        return
+    for flag, folder in (("--log_dir", args.log_dir), ("--model_save_dir", args.model_save_dir)):
+        if os.path.isfile(os.path.join(folder, snapshot.DONE_FILE)):
+            raise UserError(
+                f"{flag}={folder}: is a snapshot, which the next one of its name replaces; give another folder"
+            )
     if config.saves_snapshots(args):
         _check_writable("--model_save_dir", args.model_save_dir)
-        for folder in Path(args.model_save_dir).iterdir():
-            if config.saves_snapshot_named(args, folder.name) and not (folder / snapshot.DONE_FILE).is_file():
-                raise UserError(
-                    f"--model_save_dir: {folder} is not a snapshot, so a snapshot will not replace it; move it away"
-                )
+        # Until this process ends.
+        lock_folder(args.model_save_dir, _LONGEST_END_OF_A_KILLED_RUN)
+    for folder in _folders_in("--model_save_dir", args.model_save_dir):
+        if config.saves_snapshot_named(args, folder.name) and not (folder / snapshot.DONE_FILE).is_file():
+            raise UserError(
+                f"--model_save_dir: {folder} is not a snapshot, so a snapshot will not replace it; move it away"
+            )
+
+
+def _folders_in(flag, folder):
+    """The paths of what is in the folder, if there is one."""
+    try:
+        return list(Path(folder).iterdir())
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise UserError(f"{flag}={folder}: cannot be read: {error.strerror}") from None
 
 
 def check_prediction_folders(args):
@@ -41,7 +66,9 @@ def check_prediction_folders(args):
     if rank() == 0:
         if not os.path.basename(args.all_results_file) or os.path.isdir(args.all_results_file):
             raise UserError(f"--all_results_file={args.all_results_file}: not the name of a file")
+        prediction_file.check_replaceable(args.all_results_file)
         _check_writable("the folder of --all_results_file", os.path.dirname(args.all_results_file) or ".")
+        check_can_write("--all_results_file", args.all_results_file)
 
 
 def _check_model_load_dir(args):
@@ -80,7 +107,7 @@ def start_engine(args):
         print(f"Notice: --cpu_threads={args.cpu_threads} has no effect on a GPU.", flush=True)
     wait_for_first_rank(args.rendezvous_timeout)
     supervision.start_engine_log(args.log_dir)
-    flow = engine.load(Path(args.log_dir) / f"oneflow{rank() or ''}.log")
+    flow = engine.load(supervision.engine_log(args.log_dir))
     args.iter_num = from_first_rank(lambda: args.iter_num)
     flow.manual_seed(args.seed)
     if device_type == "cpu":
@@ -99,15 +126,17 @@ def start_engine(args):
         # The settings that the published scripts made for it.
         flow.boxing.nccl.set_fusion_threshold_mbytes(8)
         flow.boxing.nccl.enable_use_buffer_to_fuse_all_reduce(False)
-    return flow.placement(device_type, list(range(args.node_num * args.gpu_num_per_node)))
+    return flow.placement(device_type, list(range(config.rank_count(args))))
 
 
 def cpu_threads_of_rank(args):
     """Threads for this rank: its share of --cpu_threads, or what OMP_NUM_THREADS says, or its share of the processors.
 
-    The processors are those that the process may run on.
+    The processors are those that the process may run on. Raises UserError if OMP_NUM_THREADS asks for too many.
     """
     given = os.environ.get("OMP_NUM_THREADS", "")
-    if args.cpu_threads is None and given.isdigit() and int(given) > 0:
+    if args.cpu_threads is None and given.isdecimal() and int(given) > 0:
+        if int(given) > config.MOST_CPU_THREADS:
+            raise UserError(f"OMP_NUM_THREADS={given}: too many threads; {config.MOST_CPU_THREADS} are the most")
         return int(given)
     return max(1, (args.cpu_threads or len(os.sched_getaffinity(0))) // args.gpu_num_per_node)

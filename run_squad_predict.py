@@ -8,7 +8,7 @@ import config
 import prediction_file
 import records
 import run_setup
-from launch import rank, run_on_all_ranks
+from launch import expendable, rank, run_on_all_ranks
 from util import run_script
 
 
@@ -23,6 +23,14 @@ def predict_answers(args):
     config.set_prediction_iter_num(args, data_set.record_count)
     run_setup.check_prediction_folders(args)
     config.print_args(args)
+    with expendable():
+        results = predict_logits(data_set, args)
+    if rank() == 0:
+        prediction_file.write(args.all_results_file, results)
+
+
+def predict_logits(data_set, args):
+    """The results, as prediction_file.write takes them; the first rank has them all."""
     placement = run_setup.start_engine(args)
 
     # These build on OneFlow, which is loaded only now that nothing is wrong with flags and data.
@@ -35,14 +43,11 @@ def predict_answers(args):
     if args.skip_padding:
         prediction = ShortPrediction(model, placement)
         job_state.restore_for_prediction(prediction.model_job, args.model_load_dir, args.skip_checksums)
-        results = prediction.predict(data_set, args)
-    else:
-        loader = OFRecordLoader(data_set, config.global_batch_size(args), placement, shuffle=False, seed=args.seed)
-        job = SquadPredictJob(model, loader)
-        job_state.restore_for_prediction(job, args.model_load_dir, args.skip_checksums)
-        results = predict(job, args.iter_num, args.seq_length)
-    if rank() == 0:
-        prediction_file.write(args.all_results_file, results)
+        return prediction.predict(data_set, args)
+    loader = OFRecordLoader(data_set, config.global_batch_size(args), placement, shuffle=False, seed=args.seed)
+    job = SquadPredictJob(model, loader)
+    job_state.restore_for_prediction(job, args.model_load_dir, args.skip_checksums)
+    return predict(job, args.iter_num, args.seq_length)
 
 
 if __name__ == "__main__":

@@ -5,15 +5,20 @@
 Readers of snapshots that do not know this file pass over it. It is for --resume alone; --model_load_dir starts a run.
 """
 
+import base64
 import hashlib
 import json
+import math
+import os
 from pathlib import Path
 
-from util import UserError
+from input_files import open_input
+from util import UserError, describe_os_error
 
 FILE = "run_state"
 _TYPES = {"run_number": int, "iteration": int, "run": dict, "losses": dict, "positions": list}
-_STEP_FOLDERS = "System-Train-TrainStep-*"
+_LARGEST = 1 << 28  # characters
+_STEP_FOLDER = "System-Train-TrainStep-"
 
 
 def encode(state):
@@ -24,13 +29,19 @@ def encode(state):
 
 def read(folder):
     """The state in the snapshot `folder`, or None if it has none. Raises UserError if it is damaged."""
-    paths = sorted(Path(folder).glob(f"{_STEP_FOLDERS}/{FILE}"))
+    try:
+        steps = [Path(entry) for entry in os.scandir(folder) if entry.name.startswith(_STEP_FOLDER) and entry.is_dir()]
+        # Not os.path.exists, to which there is nothing in a folder that cannot be read.
+        paths = sorted(step / FILE for step in steps if FILE in os.listdir(step))
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be read: {describe_os_error(error)}") from None
     if not paths:
         return None
     if len(paths) > 1:
         raise UserError(f"{folder}: has the state of more than one run: {paths[0]} and {paths[1]}; remove one of them")
     try:
-        text, digest = paths[0].read_text().splitlines()
+        with open_input(paths[0], encoding="ascii") as file:
+            text, digest = file.read(_LARGEST).splitlines()
         if hashlib.sha256(text.encode()).hexdigest() != digest:
             raise ValueError
         return json.loads(text)
@@ -44,7 +55,40 @@ def is_complete(state):
     """Whether this is a state that this version has saved."""
     if not isinstance(state, dict) or set(state) != _TYPES.keys():
         return False
-    return all(isinstance(state[name], kind) for name, kind in _TYPES.items()) and bool(state["positions"])
+    if not all(type(state[name]) is kind for name, kind in _TYPES.items()):
+        return False
+    run, counts = state["run"], (state["run_number"], state["iteration"])
+    return (
+        all(0 <= count < 2**31 for count in counts)
+        and all(isinstance(run.get(name), dict) for name in ("same", "similar"))
+        and all(name.isidentifier() and _are_losses(values) for name, values in state["losses"].items())
+        and _are_positions(state["positions"])
+    )
+
+
+def _are_losses(values):
+    return isinstance(values, list) and bool(values) and all(type(x) is float and math.isfinite(x) for x in values)
+
+
+def _are_positions(positions):
+    """Whether the first rank has the position of its reader and all ranks that of their random streams, or none has."""
+    if not positions or not all(isinstance(position, dict) for position in positions):
+        return False
+    try:
+        decoded = [(decode_bytes(position["reader"]), decode_bytes(position["random"])) for position in positions]
+    except (KeyError, TypeError, ValueError):
+        return False
+    return len({decoded[0][0] is None, *(random is None for _, random in decoded)}) == 1
+
+
+def encode_bytes(data):
+    """`data`, bytes or None, as JSON can carry it."""
+    return None if data is None else base64.b64encode(data).decode()
+
+
+def decode_bytes(text):
+    """The bytes, or None, that encode_bytes was given. Raises TypeError or ValueError if it cannot have made `text`."""
+    return None if text is None else base64.b64decode(text, validate=True)
 
 
 def number_and_iteration(folder):

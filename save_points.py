@@ -2,14 +2,13 @@
 
 import os
 import signal
-import sys
 
 import job_state
 import resume
 import run_state
 import snapshot_series
 from launch import rank
-from progress import print_line
+from progress import print_warning
 from stopping import StoppedTogether
 from util import RunError, describe_os_error
 
@@ -45,7 +44,10 @@ class SavePoints:
             _warn(f"{reason}; training goes on, {self.tell_newest()}")
 
     def stop(self, iteration, number):
-        """Saves snapshot_<iteration> if it is not there yet, and raises StoppedTogether for the signal `number`."""
+        """Saves snapshot_<iteration> if it is not there yet, and raises StoppedTogether for the signal `number`.
+
+        Raises RunError if that cannot be saved.
+        """
         name = signal.Signals(number).name
         if self._saved < iteration:
             reason = self._save(f"snapshot_{iteration}", iteration)
@@ -102,4 +104,4 @@ def complete(start, args):
 
 def _warn(text):
     if rank() == 0:
-        print_line(f"{os.path.basename(sys.argv[0])}: warning: {text}", sys.stderr)
+        print_warning(text)

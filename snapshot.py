@@ -22,7 +22,8 @@ import numpy as np
 
 import checksums
 from input_files import open_input
-from util import UserError, atomic_folder
+from output_files import atomic_folder
+from util import UserError
 
 DONE_FILE = "snapshot_done"
 DATA_FILE = "out"
@@ -58,31 +59,33 @@ def open_writer(folder):
     with atomic_folder(folder) as temporary, ThreadPoolExecutor(1) as thread:
 
         def write(name, array, files=None):
-            variable = temporary / name
-            variable.mkdir()
+            # No Paths here: pathlib interns the parts of each. The table of interned strings, which Python makes anew
+            # when it has taken in enough of them, tears holes into the memory of a run that saves often.
+            variable = os.path.join(temporary, name)
+            os.mkdir(variable)
             data = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
             running = thread.submit(hashlib.sha256, data)
-            _write_durably(variable / DATA_FILE, data)
-            _write_durably(variable / META_FILE, format_meta(array.shape, array.dtype).encode())
+            _write_file(os.path.join(variable, DATA_FILE), data)
+            _write_file(os.path.join(variable, META_FILE), format_meta(array.shape, array.dtype).encode())
             for file_name, contents in (files or {}).items():
-                _write_durably(variable / file_name, contents)
+                _write_file(os.path.join(variable, file_name), contents)
             digests[name] = running.result().hexdigest()
             if checksums.has_checksum(name):
-                _write_durably(variable / checksums.CHECKSUM_FILE, checksums.line(digests[name], DATA_FILE).encode())
-            if name.endswith(MOMENT_SUFFIXES):
-                _write_durably(variable / OWNER_FILE, f"{digests[name[:-2]]}\n".encode())
+                line = checksums.line(digests[name], DATA_FILE)
+                _write_file(os.path.join(variable, checksums.CHECKSUM_FILE), line.encode())
+            # What ends so may also be a variable of that name, or a moment without its variable.
+            if name.endswith(MOMENT_SUFFIXES) and name[:-2] in digests:
+                _write_file(os.path.join(variable, OWNER_FILE), f"{digests[name[:-2]]}\n".encode())
 
         yield write
         listed = {name: digest for name, digest in digests.items() if checksums.has_checksum(name)}
         lines = [checksums.line(digest, f"{name}/{DATA_FILE}") for name, digest in listed.items()]
-        _write_durably(temporary / DONE_FILE, "".join(lines).encode())
+        _write_file(os.path.join(temporary, DONE_FILE), "".join(lines).encode())
 
 
-def _write_durably(path, data):
+def _write_file(path, data):
     with open(path, "wb") as file:
         file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def format_meta(shape, dtype):
@@ -92,14 +95,19 @@ def format_meta(shape, dtype):
 
 
 def read_meta(variable_folder):
-    """(shape, NumPy dtype) from a variable's `meta` file, or None where there is none."""
+    """(shape, NumPy dtype) from a variable's `meta` file, or None where there is none.
+
+    Raises UserError if it cannot be understood.
+    """
     path = Path(variable_folder) / META_FILE
     try:
         with open_input(path, encoding="utf-8") as file:
             text = file.read(_LARGEST_META)
     except FileNotFoundError:
         return None
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
     data_type = re.search(r"\bdata_type:\s*(\w+)", text)
     if data_type is None or data_type[1] not in _DTYPE_OF_NAME:
@@ -113,9 +121,13 @@ def read_meta(variable_folder):
 def check_is_snapshot(folder):
     """Raises UserError unless `folder` is a complete snapshot."""
     folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError(f"{folder}: there is no such folder; give the folder of a snapshot")
-    if not (folder / DONE_FILE).is_file():
+    try:
+        names = os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{folder}: there is no such folder; give the folder of a snapshot") from None
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be read: {error.strerror}") from None
+    if DONE_FILE not in names or not (folder / DONE_FILE).is_file():
         raise UserError(
             f"{folder}: not a complete snapshot: it has no file {DONE_FILE}; give the folder of a snapshot, which "
             "holds a folder for each variable"
@@ -132,24 +144,42 @@ def stale_moments(folder, names, digests):
 
     So it is after a variable was copied over another one. Moments that do not say what they belong to are not stale.
     `digests` is what `read_checksums` gives, or empty; where it does not tell, the values are read.
+    Raises UserError if a file that tells cannot be read.
     """
-    stale = []
-    of_variable = {}
+    owners = _owners(folder, names)
+    variables = {name[:-2] for name in owners}
+    of_variable = {name: _digest(folder, name, digests) if name in names else None for name in variables}
+    return [name for name, owner in owners.items() if owner != of_variable[name[:-2]]]
+
+
+def check_owners(folder, names):
+    """Raises UserError if a variable's moments say that they belong to different values: one of the files is damaged.
+
+    Both are saved with it, and stay together where another variable is copied over it.
+    """
+    owners = _owners(folder, names)
+    for name, owner in owners.items():
+        first = name[:-2] + MOMENT_SUFFIXES[0]
+        if owner != owners.get(first, owner):
+            raise UserError(
+                f"{Path(folder) / name}: its file {OWNER_FILE} is not that of {first}, so one of them is damaged; copy "
+                "the snapshot anew or go back to an older one, or give --skip_checksums to do without such moments"
+            )
+
+
+def _owners(folder, names):
+    """name -> the digest of the values that it belongs to, of those of the moments among `names` that tell."""
+    owners = {}
     for name in names:
         path = Path(folder) / name / OWNER_FILE
         if not name.endswith(MOMENT_SUFFIXES) or not path.is_file():
             continue
-        variable = name[:-2]
-        if variable not in of_variable:
-            of_variable[variable] = _digest(folder, variable, digests) if variable in names else None
         try:
             with open_input(path, errors="replace") as file:
-                owner = file.read(_LARGEST_META).strip()
+                owners[name] = file.read(_LARGEST_META).strip()
         except OSError as error:
             raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-        if owner != of_variable[variable]:
-            stale.append(name)
-    return stale
+    return owners
 
 
 def _digest(folder, variable, digests):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import run_state
 import snapshot
-from util import atomic_folder, sync_folder
+from output_files import atomic_folder
 
 _DOOMED = "removed.tmp"
 _NAME = re.compile(r"snapshot_([1-9][0-9]*)")
@@ -42,12 +42,13 @@ def remove_oldest(folder, keep):
         # Renamed first, so that a snapshot that is half removed is never taken for a whole one.
         os.rename(path, path.with_name(f".{path.name}.{_DOOMED}"))
     for path in Path(folder).glob(f".snapshot_*.{_DOOMED}"):
-        shutil.rmtree(path)
+        if path.is_symlink():
+            path.unlink()  # What it names stays.
+        else:
+            shutil.rmtree(path)
 
 
 def copy(folder, target):
     """Makes the snapshot `target` a copy of the snapshot `folder`, in one step."""
     with atomic_folder(target) as temporary:
         shutil.copytree(folder, temporary, dirs_exist_ok=True)
-        for path in temporary.rglob("*"):
-            sync_folder(path)

@@ -6,14 +6,13 @@ run_squad.py.
 
 import functools
 import math
-import sys
 from typing import NamedTuple
 
 import numpy as np
 
+from progress import print_warning
 from squad_data import windows_of_maximum_context
 from tokenization import split_words
-from util import one_line
 
 # What the score of "no answer" is if no window has a lower one.
 _HIGHEST_NULL_SCORE = 1000000
@@ -143,7 +142,7 @@ class TextFinder:
 
     def _report(self, text):
         if self._verbose:
-            print(one_line(f"answer not aligned with its context, words taken whole: {text}"), file=sys.stderr)
+            print_warning(f"answer not aligned with its context, words taken whole: {text}")
 
 
 def softmax(scores):

@@ -110,17 +110,18 @@ def windows_of_maximum_context(windows):
 def find_answer(question, document, context, tokenizer, version_2_with_negative):
     """The pieces of `document` that answer a training question: (first, last), or None if it is marked as impossible.
 
-    Of several answers the first counts; an empty answer has its last piece before its first. Raises UserError if the
-    question has no answer and AnswerNotFound if the answer's text does not stand where `answer_start` says.
+    One that is marked so but has an answer all the same is impossible only for `version_2_with_negative`. Of several
+    answers the first counts; an empty answer has its last piece before its first. Raises UserError if the question has
+    neither and AnswerNotFound if the answer's text does not stand where `answer_start` says.
     """
     entry, place = question.entry, question.place
     # The key is absent from v1.1 files.
-    if version_2_with_negative and "is_impossible" in entry and field(entry, "is_impossible", bool, place):
+    is_impossible = "is_impossible" in entry and field(entry, "is_impossible", bool, place)
+    if is_impossible and (version_2_with_negative or not entry.get("answers")):
         return None
     answers = field(entry, "answers", list, place)
     if not answers:
-        hint = "" if version_2_with_negative else "; for SQuAD v2.0 give --version_2_with_negative"
-        raise UserError(f"{place}: has no answer; for training every question needs one{hint}")
+        raise UserError(f"{place}: has no answer, and is not marked is_impossible; for training it needs one of both")
     text = field(answers[0], "text", str, f"{place}.answers[0]")
     offset = field(answers[0], "answer_start", int, f"{place}.answers[0]")
     first_word, last_word = _words_of_answer(text, offset, document, context)

@@ -1,10 +1,9 @@
 """SQuAD v1.1 and v2.0 JSON files, read with the place of whatever is wrong in them."""
 
 import collections
-import json
 from typing import Any, NamedTuple
 
-from input_files import open_input
+from input_files import read_json
 from util import UserError
 
 
@@ -23,21 +22,6 @@ class Paragraph(NamedTuple):
     context: str
     questions: list[Question]
     title: str
-
-
-def read_json(path, **load_arguments):
-    """The content of a JSON file; `load_arguments` go to json.load. Raises UserError, whatever is wrong with it."""
-    try:
-        with open_input(path, encoding="utf-8-sig") as file:
-            return json.load(file, **load_arguments)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8: byte {error.start} is {error.object[error.start]:#04x}") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: not JSON: {error.msg} (line {error.lineno}, column {error.colno})") from None
-    except (RecursionError, ValueError) as error:
-        raise UserError(f"{path}: not JSON: {error}") from None
 
 
 def read_paragraphs(path):
@@ -65,7 +49,10 @@ def read_paragraphs(path):
 
 
 def read_predictions(path):
-    """The predictions in a file such as npy2json.py's predictions.json: id -> text."""
+    """The predictions in a file such as npy2json.py's predictions.json: id -> text.
+
+    Raises UserError if the file is no such object, or has an id twice.
+    """
 
     def refuse_repeated_keys(pairs):
         counts = collections.Counter(key for key, _ in pairs)

@@ -20,25 +20,31 @@ _TOKENS_OF_A_GRAPH = 4096
 
 
 def read_windows(data_set, count):
-    """Yields the first `count` windows of different unique id, at most WINDOWS_AT_A_TIME at once.
+    """Yields the first `count` windows, at most WINDOWS_AT_A_TIME at once; of equal unique ids the first one only.
 
     As dicts of int32 arrays [N, length] by field name. Raises UserError, saying file and place, at a record that does
     not hold what it should.
     """
-    features = itertools.islice(records.read_records(data_set), count)
+    windows = _without_repetitions(itertools.islice(records.read_records(data_set), count))
+    while some := list(itertools.islice(windows, WINDOWS_AT_A_TIME)):
+        yield {name: np.stack([window[name] for window in some]).astype(np.int32) for name in data_set.fields}
+
+
+def _without_repetitions(windows):
+    """Yields those of the windows whose unique id has not come before."""
     seen = set()
-    unseen = (
-        window for window in features if not (window["unique_ids"][0] in seen or seen.add(window["unique_ids"][0]))
-    )
-    while windows := list(itertools.islice(unseen, WINDOWS_AT_A_TIME)):
-        yield {name: np.stack([window[name] for window in windows]).astype(np.int32) for name in data_set.fields}
+    for window in windows:
+        unique_id = int(window["unique_ids"][0])
+        if unique_id not in seen:
+            seen.add(unique_id)
+            yield window
 
 
 def make_batches(input_mask, batch_size, compiled):
     """(length, indexes of `batch_size` windows) of each batch, so that all windows [N, S] are in some batch.
 
-    The last batch is filled up with windows that it has already. A window of no token is as long as any. `compiled` are
-    lengths that cost nothing to compile.
+    The last batch is filled up with windows that it has already. A window without a token counts as one of full length.
+    `compiled` are the lengths that have a graph already.
     """
     whole = input_mask.shape[1]
     is_token = input_mask != 0

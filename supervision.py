@@ -4,12 +4,16 @@ The engine ends its process where it finds something wrong (SIGABRT, with a stac
 or the system, for lack of memory (SIGKILL). What the engine says on stderr goes to a file in --log_dir.
 """
 
+import contextlib
 import ctypes
 import os
+import select
 import signal
 import sys
 
-from stopping import SIGNALS
+import stopping
+from progress import erase_abandoned_bar
+from stopping import SIGNALS, Signalled
 from util import STATUS_FAILURE, RunError
 
 # `0` in the environment: no parent, and no file for what the engine says. For a debugger that does not follow a fork.
@@ -22,9 +26,10 @@ _is_child = False
 def run_supervised(function, args):
     """Calls function(args) in a child of this process, and there returns what it returns, or raises what it raises.
 
-    This process waits: it returns the child's exit status, or raises RunError if the child was killed. The first signal
-    that ends a run is passed on to the child, the second ends both, and Ctrl-Z stops both. Under a debugger, and where
-    OneFlow is loaded already, which does not survive a fork, it simply calls the function.
+    This process waits: it returns the child's exit status, or raises RunError if the child was killed, but Signalled if
+    signals have done it. The first that ends a run is passed on to the child, the second ends both, and Ctrl-Z stops
+    both. Under a debugger, and where OneFlow is loaded already, which does not survive a fork, it simply calls the
+    function.
     """
     global _is_child
     if os.environ.get(_VARIABLE) == "0" or sys.gettrace() is not None or "oneflow" in sys.modules:
@@ -44,15 +49,37 @@ def run_supervised(function, args):
         return function(args)
     signals = _pass_on_signals(child)
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-    _, status = os.waitpid(child, 0)
+    status = _wait_for(child)
+    stopping.ignore()
     if os.WIFEXITED(status):
         # The child has said what there is to say.
         return os.WEXITSTATUS(status)
     number = os.WTERMSIG(status)
+    erase_abandoned_bar()
     if signals and (number in SIGNALS or len(signals) > 1):
-        signal.signal(signals[-1], signal.SIG_DFL)
-        os.kill(parent, signals[-1])
-    raise RunError(f"the engine {describe_death(number, _engine_log(args.log_dir))}")
+        raise Signalled(signals[-1])
+    raise RunError(f"the engine {describe_death(number, engine_log(args.log_dir))}")
+
+
+def _wait_for(child):
+    """The status of the child, when it has ended.
+
+    Not by a plain os.waitpid: a signal that comes just before that begins to wait would find its handler called only
+    when it ends. Python writes to the pipe for every signal, in whichever thread it comes.
+    """
+    read_end, write_end = os.pipe()
+    for end in (read_end, write_end):
+        os.set_blocking(end, False)
+    signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
+    # What Python has no handler for, it does not write of.
+    signal.signal(signal.SIGCHLD, lambda number, frame: None)
+    while True:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return status
+        select.select([read_end], [], [])
+        with contextlib.suppress(BlockingIOError):
+            os.read(read_end, 4096)
 
 
 def is_supervised():
@@ -67,13 +94,14 @@ def start_engine_log(log_dir):
     """
     if not _is_child:
         return
-    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
-    log = os.open(_engine_log(log_dir), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1, errors="backslashreplace")
+    log = os.open(engine_log(log_dir), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
     os.dup2(log, 2)
     os.close(log)
 
 
-def _engine_log(log_dir):
+def engine_log(log_dir):
+    """The path of the file for what the engine says, on one device."""
     return os.path.join(log_dir, "oneflow.log")
 
 
@@ -82,14 +110,20 @@ def describe_death(number, log_file):
     if number == signal.SIGKILL:
         return "was killed by SIGKILL, for lack of memory perhaps"
     last_words = f"; its last words are in {log_file}" if os.path.exists(log_file) else ""
-    return f"was killed by {signal.Signals(number).name}{last_words}"
+    names = {known.value: known.name for known in signal.Signals}  # most real-time signals have numbers only
+    return f"was killed by {names.get(number, f'signal {number}')}{last_words}"
 
 
 def die_with(parent):
     """Has this process killed when its parent, the process `parent`, ends."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent()
     if os.getppid() != parent:
         os._exit(STATUS_FAILURE)
+
+
+def die_with_parent():
+    """Has this process killed when its parent ends; one that has ended before it is for the caller to find out."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _pass_on_signals(child):
@@ -98,7 +132,8 @@ def _pass_on_signals(child):
 
     def pass_on(number, frame):
         numbers.append(number)
-        os.kill(child, number if len(numbers) == 1 else signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, number if len(numbers) == 1 else signal.SIGKILL)
 
     def stop_both(number, frame):
         os.kill(child, signal.SIGSTOP)

@@ -10,6 +10,7 @@ import unicodedata
 from tokenizers.models import WordPiece
 
 from input_files import open_input
+from progress import print_warning
 from util import UserError
 
 UNKNOWN = "[UNK]"
@@ -17,6 +18,8 @@ CLASSIFIER = "[CLS]"
 SEPARATOR = "[SEP]"
 # A longer word becomes [UNK] whole.
 MAX_CHARACTERS_PER_WORD = 200
+# Of the pieces of an uncased vocabulary: those for other scripts may hold some.
+_LARGEST_SHARE_OF_CAPITALS = 0.05
 
 # The blocks whose characters are words of their own. Hangul, Hiragana and Katakana are written with spaces or treated
 # as if they were.
@@ -49,10 +52,24 @@ def read_vocab(path, required=(UNKNOWN, CLASSIFIER, SEPARATOR)):
         raise UserError(f"{path}: not a vocabulary: byte {error.start} is not UTF-8") from None
     missing = [piece for piece in required if piece not in vocab]
     if missing:
-        raise UserError(
-            f"{path}: not a BERT vocabulary: it has {len(vocab)} entries, but no {' and no '.join(missing)}"
-        )
+        raise UserError(f"{path}: not a BERT vocabulary: it has {len(vocab)} pieces, but no {' and no '.join(missing)}")
     return vocab
+
+
+def check_case(path, vocab, do_lower_case):
+    """Warns if the pieces of `vocab`, read from `path`, do not look as if they were made with this `do_lower_case`."""
+    # [UNK] and its like are written in capitals in every vocabulary.
+    words = [piece for piece in vocab if not piece.startswith("[")]
+    share = sum(piece != piece.lower() for piece in words) / max(1, len(words))
+    if do_lower_case and share > _LARGEST_SHARE_OF_CAPITALS:
+        problem = f"{share:.0%} of the pieces have capital letters, which no text has with --do_lower_case=True"
+        remedy = "for a cased model give --do_lower_case=False"
+    elif not do_lower_case and share == 0:
+        problem = "no piece has a capital letter, so with --do_lower_case=False words that have one become [UNK]"
+        remedy = "for an uncased model give --do_lower_case=True"
+    else:
+        return
+    print_warning(f"{path}: {problem}; {remedy}")
 
 
 def split_words(text, do_lower_case):

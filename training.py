@@ -110,6 +110,13 @@ class TrainJob(nn.Graph):
                 builder = state.lazy_origin_builder()
                 builder.method = functools.partial(_copy_of_built, builder.method)
 
+    def _mark_variable_gradients(self):
+        # The last to look at the gradients while the graph is built. A later graph of the same parameters, or an eager
+        # step, would add to them, which belong to this graph.
+        super()._mark_variable_gradients()
+        for parameter in self._parameters:
+            parameter.grad = None
+
     def parameters_of_model(self):
         """The model's parameters, as they are outside of the graph."""
         return self._parameters
@@ -204,7 +211,7 @@ def train(job, args, start):
         done = start.iteration
         running = None
         stop = 0
-        while done < args.iter_num and not (stop and done > start.iteration):
+        while done < args.iter_num and not stop:
             if signals and job.signals is not None:
                 job.signals.to(nn.Module).note(signals[0])
             outputs = job()

@@ -14,11 +14,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+import torch_environment  # noqa: E402
+
 from command_line import ArgumentParser, positive_int, probability  # noqa: E402
 from util import UserError, run_script  # noqa: E402
 
 SIDE = ROOT / "benchmarks/bench_side.py"
-REQUIREMENTS = ROOT / "benchmarks/requirements-torch.txt"
 # OneFlow as installed: its own kernels, BLAS and defaults.
 AS_INSTALLED = {"BERT_KERNELS": "none", "ONEFLOW_ENABLE_ONEDNN_OPTS": "1"}
 SIDES = (
@@ -58,10 +59,10 @@ def main():
     args = parser.parse_args()
     chosen = args.sides.split(";") if args.sides else None
     for side in chosen or ():
-        if side not in SIDES:
-            raise UserError(f"--sides: '{side}' is none of {'; '.join(SIDES)}")
+        if side not in (*SIDES, *PREDICTION):
+            raise UserError(f"--sides: '{side}' is none of {'; '.join(dict.fromkeys((*SIDES, *PREDICTION)))}")
     needs_torch = any("Torch" in side or "Transformers" in side for side in chosen or SIDES)
-    torch_python = args.torch_python or (make_environment(ROOT / ".cache/bench-torch") if needs_torch else None)
+    torch_python = args.torch_python or (torch_environment.find_or_make() if needs_torch else None)
     size = {
         "layers": args.num_hidden_layers, "batch": args.batch_size, "length": args.seq_length,
         "predictions": args.max_predictions_per_seq, "dropout": args.dropout, "steps": args.steps,
@@ -69,22 +70,13 @@ def main():
     for table in TABLES if args.table == "all" else [args.table]:
         for changes, sides in TABLES[table]:
             print(f"\n{table}: {json.dumps({**size, **changes})}", flush=True)
-            results = {side: [] for side in chosen or sides}
+            known = PREDICTION if table == "prediction" else SIDES
+            results = {side: [] for side in chosen or sides if side in known}
             for round_ in range(args.rounds):
                 for side, runs in results.items():
                     print(f"round {round_ + 1}: {side}", file=sys.stderr, flush=True)
                     runs.append(run_side(side, {**size, **changes}, torch_python))
             print_table(results)
-
-
-def make_environment(folder):
-    """Makes an environment with REQUIREMENTS, unless it stands; returns its Python."""
-    python, installed = folder / "bin/python", folder / "installed.txt"
-    if not installed.is_file() or installed.read_bytes() != REQUIREMENTS.read_bytes():
-        subprocess.run(["python3.11", "-m", "venv", "--clear", folder], check=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", "-r", REQUIREMENTS], check=True)
-        installed.write_bytes(REQUIREMENTS.read_bytes())
-    return python
 
 
 def run_side(side, size, torch_python):

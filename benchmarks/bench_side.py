@@ -92,6 +92,8 @@ def this_project_predicts(size, bfloat16=False, skips_padding=False):
     """A function that predicts all windows, as run_squad_predict.py does, and returns a logit."""
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     import argparse
+    import atexit
+    import shutil
     import tempfile
 
     import engine
@@ -112,6 +114,7 @@ def this_project_predicts(size, bfloat16=False, skips_padding=False):
     windows = {name: array.astype(np.int32) for name, array in made_up_windows(size).items()}
     windows["unique_ids"] = np.arange(size["windows"], dtype=np.int32)[:, None]
     folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder)
     with ofrecord.open_writer(Path(folder) / "part-0") as write:
         for record in ofrecord.serialize_batch(windows):
             write(record)

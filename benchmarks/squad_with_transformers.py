@@ -3,18 +3,19 @@
     python benchmarks/squad_with_transformers.py --squad_dir ../shared/data/squad-small --hf_dir ./all-MiniLM-L6-v2
 
 `--squad_dir` holds train-v1.1.json and dev-v1.1.json, `--hf_dir` is the folder of an uncased BERT of Hugging Face.
-Transformers runs in an environment of Python 3.11 of its own, made in `--work_dir` the first time (pip installs
-requirements-transformers.txt).
+Transformers runs in an environment of its own (torch_environment.py), made the first time.
 
 Both sides get the same windows, batch size, number of steps, peak learning rate, warm-up, weight decay, clipping and
 dropout, both run on the CPU, one after the other, and the logits of both go through npy2json.py and evaluate-v1.1.py.
-Both have the Adam of google-research/bert, which leaves the moments' bias towards zero as it is. Each draws the head's
-initial weights, dropout and the order of the windows from the seed in its own way.
+Both have the Adam of google-research/bert, which leaves the moments' bias towards zero as it is; both begin with the
+same weights of the head and take the windows in the same order, by a seed. What is left to differ is rounding and, with
+--dropout, what each side draws.
 """
 
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -27,15 +28,18 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+import torch_environment  # noqa: E402
+
 import bert_variables  # noqa: E402
 import ofrecord  # noqa: E402
-from command_line import ArgumentParser, non_negative_float, non_negative_int, positive_int  # noqa: E402
+import snapshot  # noqa: E402
+from command_line import ArgumentParser, non_negative_float, non_negative_int, positive_int, probability  # noqa: E402
 from util import RunError, UserError, run_script  # noqa: E402
 
-REQUIREMENTS = ROOT / "benchmarks/requirements-transformers.txt"
 WARMUP_SHARE = 0.1
 WEIGHT_DECAY_RATE = 0.01
-DROPOUT_PROB = 0.1
+# Of the head, as of all of BERT.
+INITIALIZER_RANGE = 0.02
 
 
 class Score(NamedTuple):
@@ -50,7 +54,7 @@ def main():
     arguments = parse_arguments()
     check_inputs(arguments)
     arguments.work_dir.mkdir(parents=True, exist_ok=True)
-    python_of_transformers = make_environment(arguments.work_dir / "environment")
+    python_of_transformers = torch_environment.find_or_make()
     record_counts = prepare(arguments)
     recipe = make_recipe(record_counts["train"], arguments)
     print(f"{record_counts['train']} windows to train on, {record_counts['dev']} to predict")
@@ -60,6 +64,7 @@ def main():
     print("| --- | --- | --- | --- | --- | --- | --- |", flush=True)
     ours, theirs = [], []
     for seed in arguments.seeds:
+        prepare_seed(seed, record_counts["train"], arguments)
         folder = arguments.work_dir / f"this_project-{seed}"
         ours.append(score(folder, arguments, run_this_project(folder, seed, recipe, arguments)))
         folder = arguments.work_dir / f"transformers-{seed}"
@@ -86,16 +91,17 @@ def parse_arguments():
         type=absolute_path,
         default=ROOT / ".cache/squad_with_transformers",
         metavar="DIR",
-        help="folder for the environment of Transformers, data, models, results and logs",
+        help="folder for data, models, results and logs",
     )
     parser.add_argument(
         "--seeds", type=parse_seeds, default="1,2,3", metavar="A,B,...", help="each side runs once with each"
     )
     parser.add_argument("--num_epochs", type=positive_int, default=3, metavar="N", help="passes over the training data")
-    parser.add_argument("--batch_size", type=positive_int, default=4, metavar="N", help="windows in a batch")
+    parser.add_argument("--batch_size", type=positive_int, default=1, metavar="N", help="windows in a batch")
     parser.add_argument(
-        "--learning_rate", type=non_negative_float, default=1e-4, metavar="X", help="peak learning rate"
+        "--learning_rate", type=non_negative_float, default=5e-5, metavar="X", help="peak learning rate"
     )
+    parser.add_argument("--dropout", type=probability, default=0.0, metavar="P", help="dropout everywhere")
     parser.add_argument(
         "--max_seq_length", type=positive_int, default=256, metavar="N", help="length of a window, in pieces"
     )
@@ -125,30 +131,6 @@ def check_inputs(arguments):
         raise UserError(f"--hf_dir: there is no folder {arguments.hf_dir}")
 
 
-def make_environment(folder):
-    """Makes the environment of Transformers, unless it stands as REQUIREMENTS say; returns its Python."""
-    python, installed = folder / "bin/python", folder / "installed.txt"
-    if not installed.is_file() or installed.read_bytes() != REQUIREMENTS.read_bytes():
-        print(f"Making the environment of Transformers in {folder}", flush=True)
-        log_file = folder.with_suffix(".log")
-        run([find_python_3_11(), "-m", "venv", "--clear", folder], log_file)
-        run([python, "-m", "pip", "install", "-r", REQUIREMENTS], log_file)
-        installed.write_bytes(REQUIREMENTS.read_bytes())
-    return python
-
-
-def find_python_3_11():
-    """The first python3.11 on PATH, or else of pyenv, that runs. Raises UserError if there is none."""
-    candidates = [Path(folder) / "python3.11" for folder in os.get_exec_path()]
-    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
-    candidates += pyenv.glob("versions/3.11.*/bin/python3.11")
-    for candidate in candidates:
-        # A shim of pyenv is on PATH even where it has been told to use another version, and fails.
-        if os.access(candidate, os.X_OK) and subprocess.run([candidate, "-c", ""], capture_output=True).returncode == 0:
-            return candidate
-    raise UserError("found no Python 3.11, which Transformers is to run in: install it (pyenv install 3.11)")
-
-
 def prepare(arguments):
     """Makes what both sides start from, in work_dir: vocab.txt, the snapshot `initial` and the windows of the files.
 
@@ -175,6 +157,30 @@ def prepare(arguments):
     return counts
 
 
+def prepare_seed(seed, record_count, arguments):
+    """Makes what a seed gives both sides: the head's initial weights and the order of the windows.
+
+    The snapshot initial-<seed> has these weights, and for Transformers they are in head-<seed>.npy, order-<seed>.npy.
+    """
+    work_dir = arguments.work_dir
+    size, _ = bert_variables.read_config(arguments.hf_dir / "config.json")
+    head = np.random.default_rng(seed).normal(0.0, INITIALIZER_RANGE, (size.hidden_size, 2)).astype(np.float32)
+    np.save(work_dir / f"head-{seed}.npy", head)
+    with snapshot.open_writer(work_dir / f"initial-{seed}") as write:
+        write("cls-squad-output-weight", head)
+        write("cls-squad-output-bias", np.zeros(2, np.float32))
+    shutil.copytree(work_dir / "initial", work_dir / f"initial-{seed}", dirs_exist_ok=True)
+    run(
+        [sys.executable, ROOT / "benchmarks/window_order.py", work_dir / "train", work_dir / "train.npz"]
+        + [arguments.batch_size, count_iterations(record_count, arguments), seed, work_dir / f"order-{seed}.npy"],
+        work_dir / f"window_order-{seed}.log",
+    )
+
+
+def count_iterations(record_count, arguments):
+    return max(1, record_count * arguments.num_epochs // arguments.batch_size)
+
+
 def squad_file(name, arguments):
     return arguments.squad_dir / f"{name}-v1.1.json"
 
@@ -190,15 +196,15 @@ def window_flags(arguments):
 
 def make_recipe(record_count, arguments):
     """The flags that run_squad.py and transformers_squad.py have in common."""
-    iter_num = max(1, record_count * arguments.num_epochs // arguments.batch_size)
+    iter_num = count_iterations(record_count, arguments)
     return flags(
         iter_num=iter_num,
         batch_size_per_device=arguments.batch_size,
         learning_rate=arguments.learning_rate,
         warmup_batches=round(iter_num * WARMUP_SHARE),
         weight_decay_rate=WEIGHT_DECAY_RATE,
-        hidden_dropout_prob=DROPOUT_PROB,
-        attention_probs_dropout_prob=DROPOUT_PROB,
+        hidden_dropout_prob=arguments.dropout,
+        attention_probs_dropout_prob=arguments.dropout,
         loss_print_every_n_iter=10,
     )
 
@@ -220,7 +226,7 @@ def run_this_project(folder, seed, recipe, arguments):
     common = model + flags(device="cpu", data_part_num=1, log_dir=folder)
     return run(
         script("run_squad.py", "--save_last_snapshot")
-        + flags(data_dir=arguments.work_dir / "train", model_load_dir=arguments.work_dir / "initial")
+        + flags(data_dir=arguments.work_dir / "train", model_load_dir=arguments.work_dir / f"initial-{seed}")
         + flags(model_save_dir=folder, seed=seed)
         + recipe
         + common,
@@ -243,6 +249,7 @@ def run_transformers(folder, seed, recipe, arguments, python):
         + flags(hf_dir=arguments.hf_dir, doc_stride=arguments.doc_stride)
         + flags(train_file=squad_file("train", arguments), train_windows=arguments.work_dir / "train.npz")
         + flags(dev_file=squad_file("dev", arguments), dev_windows=arguments.work_dir / "dev.npz")
+        + flags(head_file=arguments.work_dir / f"head-{seed}.npy", order_file=arguments.work_dir / f"order-{seed}.npy")
         + flags(all_results_file=folder / "all_results.npy", seed=seed)
         + recipe,
         folder / "transformers_squad.log",
@@ -277,7 +284,7 @@ def run(command, log_file, **environment):
     """The seconds of `command`, whose output goes to `log_file`; raises RunError with its last line if it fails."""
     begin = time.perf_counter()
     with open(log_file, "wb") as log:
-        status = subprocess.run(command, stdout=log, stderr=log, env=os.environ | environment).returncode
+        status = subprocess.run([*map(str, command)], stdout=log, stderr=log, env=os.environ | environment).returncode
     if status:
         raise RunError(f"status {status}: {last_line(log_file)} ({log_file})")
     return time.perf_counter() - begin

@@ -1,6 +1,6 @@
 """Fine-tunes BERT on SQuAD windows with Hugging Face Transformers, then predicts: the other side of a comparison.
 
-squad_with_transformers.py runs it, in an environment made of requirements-transformers.txt; it imports nothing of this
+squad_with_transformers.py runs it, in an environment made of requirements-torch.txt; it imports nothing of this
 project. The recipe is that of Transformers' own question answering examples, but with the Adam of the published BERT.
 Prints the loss as run_squad.py does, and as its last line how many of the windows it was given are those that
 Transformers cuts itself.
@@ -14,6 +14,8 @@ import torch
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 
 MAX_GRADIENT_NORM = 1.0
+BETAS = (0.9, 0.999)
+EPSILON = 1e-6
 
 
 def main():
@@ -32,7 +34,12 @@ def main():
         hidden_dropout_prob=arguments.hidden_dropout_prob,
         attention_probs_dropout_prob=arguments.attention_probs_dropout_prob,
     )
-    fine_tune(model, train_windows, arguments)
+    with torch.no_grad():
+        model.qa_outputs.weight.copy_(torch.from_numpy(np.load(arguments.head_file, allow_pickle=False)).T)
+        model.qa_outputs.bias.zero_()
+    # Transformers leaves the embedding of [PAD] as it is; in the published BERT it learns as that of any other word.
+    model.bert.embeddings.word_embeddings.padding_idx = None
+    fine_tune(model, train_windows, np.load(arguments.order_file, allow_pickle=False), arguments)
     np.save(arguments.all_results_file, predict(model, dev_windows, arguments.batch_size_per_device))
     print("; ".join(comparisons))
 
@@ -54,7 +61,9 @@ def parse_arguments():
     parser.add_argument("--hidden_dropout_prob", type=float, required=True)
     parser.add_argument("--attention_probs_dropout_prob", type=float, required=True)
     parser.add_argument("--loss_print_every_n_iter", type=int, required=True)
-    parser.add_argument("--seed", type=int, required=True, help="of the head's initial weights, dropout and shuffling")
+    parser.add_argument("--head_file", required=True, help=".npy file: initial weights of the head, [hidden, 2]")
+    parser.add_argument("--order_file", required=True, help=".npy file: the rows of --train_windows in each batch")
+    parser.add_argument("--seed", type=int, required=True, help="of dropout")
     return parser.parse_args()
 
 
@@ -91,14 +100,11 @@ def compare_windows(windows, squad_file, tokenizer, doc_stride):
     return f"{squad_file}: {len(ours)} windows, {len(theirs)} if cut by Transformers, {same} of them the same"
 
 
-def fine_tune(model, windows, arguments):
-    optimizer = torch.optim.AdamW(
-        parameter_groups(model, arguments.weight_decay_rate), lr=arguments.learning_rate, eps=1e-6
-    )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, arguments))
+def fine_tune(model, windows, order, arguments):
+    optimizer = torch.optim.AdamW(parameter_groups(model, arguments.weight_decay_rate))
     model.train()
     losses = []
-    for iteration, rows in enumerate(shuffled_batches(len(windows["input_ids"]), arguments)):
+    for iteration, rows in enumerate(order):
         output = model(
             **model_inputs(windows, rows),
             start_positions=windows["start_positions"][rows, 0],
@@ -106,8 +112,8 @@ def fine_tune(model, windows, arguments):
         )
         output.loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRADIENT_NORM)
+        set_step(optimizer, iteration, arguments)
         optimizer.step()
-        schedule.step()
         optimizer.zero_grad()
         losses.append(output.loss.item())
         if len(losses) == arguments.loss_print_every_n_iter:
@@ -115,17 +121,23 @@ def fine_tune(model, windows, arguments):
             losses = []
 
 
-def learning_rate_factor(step, arguments):
-    """Linear warm-up, else linear decay; and the bias correction of PyTorch's Adam undone, which BERT's Adam has not.
+def set_step(optimizer, step, arguments):
+    """Makes PyTorch's Adam take step `step`, counted from 0, as that of google-research/bert's optimization.py.
 
-    In a few hundred steps that makes a step three to six times as long (google-research/bert, optimization.py).
+    Linear warm-up, else linear decay; and the bias correction undone, which BERT's Adam has not. In a few hundred steps
+    that makes a step three to six times as long. It is undone in epsilon, which stands beside the corrected root of the
+    second moment, and in the weight decay, which the learning rate multiplies, too.
     """
     if step < arguments.warmup_batches:
         schedule = step / arguments.warmup_batches
     else:
         schedule = max(0, 1 - step / arguments.iter_num)
-    beta1, beta2 = 0.9, 0.999
-    return schedule * (1 - beta1 ** (step + 1)) / (1 - beta2 ** (step + 1)) ** 0.5
+    beta1, beta2 = BETAS
+    correction1, correction2 = 1 - beta1 ** (step + 1), (1 - beta2 ** (step + 1)) ** 0.5
+    for group in optimizer.param_groups:
+        group["lr"] = schedule * arguments.learning_rate * correction1 / correction2
+        group["eps"] = EPSILON / correction2
+        group["weight_decay"] = group["published_weight_decay"] * correction2 / correction1
 
 
 def parameter_groups(model, weight_decay_rate):
@@ -133,16 +145,10 @@ def parameter_groups(model, weight_decay_rate):
     decaying, others = [], []
     for name, parameter in model.named_parameters():
         (others if name.endswith("bias") or "LayerNorm" in name else decaying).append(parameter)
-    return [{"params": decaying, "weight_decay": weight_decay_rate}, {"params": others, "weight_decay": 0.0}]
-
-
-def shuffled_batches(count, arguments):
-    """Rows of each of `iter_num` batches: one permutation of all `count` rows after the other."""
-    generator = np.random.default_rng(arguments.seed)
-    needed = arguments.iter_num * arguments.batch_size_per_device
-    epochs = -(-needed // count)
-    rows = np.concatenate([generator.permutation(count) for _ in range(epochs)])
-    return rows[:needed].reshape(arguments.iter_num, arguments.batch_size_per_device)
+    return [
+        {"params": decaying, "published_weight_decay": weight_decay_rate, "betas": BETAS},
+        {"params": others, "published_weight_decay": 0.0, "betas": BETAS},
+    ]
 
 
 def model_inputs(windows, rows):

@@ -105,16 +105,3 @@ void bert_apply_mask(int64_t count, float scale, const float* x, const uint8_t* 
     }
   });
 }
-
-void bert_bias_mask_scale(int64_t rows, int64_t columns, float scale, const float* x, const float* bias,
-                          const uint8_t* keep, const float* added, float* y) {
-  bert::parallel_for(rows, bert::rows_per_chunk(columns), [=](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
-      const int64_t at = row * columns;
-      for (int64_t i = 0; i < columns; ++i) {
-        const float kept = keep[at + i] ? (x[at + i] + bias[i]) * scale : 0.0f;
-        y[at + i] = added != nullptr ? kept + added[at + i] : kept;
-      }
-    }
-  });
-}

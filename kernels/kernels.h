@@ -54,7 +54,7 @@ BERT_KERNEL void bert_softmax_grad(int64_t rows, int64_t columns, const float* y
 BERT_KERNEL void bert_log_softmax(int64_t rows, int64_t columns, const float* x, float* y);
 // y is log_softmax's output.
 BERT_KERNEL void bert_log_softmax_grad(int64_t rows, int64_t columns, const float* y, const float* dy, float* dx);
-// dx = dy[row] * (exp(log_probability) - [column == label[row]]).
+// dx = dy[row] * (exp(log_probability) - [column == label[row]]); dx may be log_probability.
 BERT_KERNEL void bert_cross_entropy_grad(int64_t rows, int64_t columns, const float* log_probability,
                                          const int64_t* label, const float* dy, float* dx);
 
@@ -81,9 +81,6 @@ BERT_KERNEL void bert_random_mask(int64_t count, float rate, uint64_t seed, uint
 // y = x * keep * scale (+ added, unless null).
 BERT_KERNEL void bert_apply_mask(int64_t count, float scale, const float* x, const uint8_t* keep, const float* added,
                                  float* y);
-// y = (x + bias) * keep * scale (+ added, unless null); x is [rows, columns].
-BERT_KERNEL void bert_bias_mask_scale(int64_t rows, int64_t columns, float scale, const float* x, const float* bias,
-                                      const uint8_t* keep, const float* added, float* y);
 
 // ---- embedding.cpp
 

@@ -294,21 +294,12 @@ REGISTER_USER_KERNEL("unsorted_segment_sum_like")
 
 // ---- dropout
 
-// The classes in which OneFlow's eager functions bring their generator, as its headers (not in the wheel) define them.
+// The class in which OneFlow's eager function brings its generator, as its header (not in the wheel) defines it.
 }  // namespace
 
 class FusedDropoutKernelState : public user_op::OpKernelState {
  public:
   explicit FusedDropoutKernelState(const std::shared_ptr<one::Generator>& generator) : generator_(generator) {}
-  const std::shared_ptr<one::Generator>& generator() const { return generator_; }
-
- private:
-  std::shared_ptr<one::Generator> generator_;
-};
-
-class RandomMaskLikeKernelState : public user_op::OpKernelState {
- public:
-  explicit RandomMaskLikeKernelState(const std::shared_ptr<one::Generator>& generator) : generator_(generator) {}
   const std::shared_ptr<one::Generator>& generator() const { return generator_; }
 
  private:
@@ -322,41 +313,16 @@ struct RandomSource {
   uint64_t seed, call;
 };
 
-template <typename EagerState>
 RandomSource next_source(user_op::OpKernelState* state) {
   if (auto* stream = dynamic_cast<RandomStream*>(state)) {
     const uint64_t call = stream->next_call();
     return {stream->seed(), call};
   }
-  const auto& generator = CHECK_NOTNULL(dynamic_cast<EagerState*>(state))->generator();
-  auto& engine = CHECK_JUST(generator->template Get<one::CPUGeneratorImpl>())->engine();
+  const auto& generator = CHECK_NOTNULL(dynamic_cast<FusedDropoutKernelState*>(state))->generator();
+  auto& engine = CHECK_JUST(generator->Get<one::CPUGeneratorImpl>())->engine();
   const uint64_t high = engine();
   return {high << 32 | engine(), 0};
 }
-
-// The mask of fused_bias_add_dropout and fused_scale_mask_softmax_dropout.
-class RandomMask final : public user_op::OpKernel {
- public:
-  std::shared_ptr<user_op::OpKernelState> CreateOpKernelState(user_op::KernelInitContext* context) const override {
-    return std::make_shared<RandomStream>(context, context->Attr<int64_t>("seed"));
-  }
-
- private:
-  using user_op::OpKernel::Compute;
-  void Compute(KernelComputeContext* context, user_op::OpKernelState* state,
-               const user_op::OpKernelCache*) const override {
-    const RandomSource source = next_source<RandomMaskLikeKernelState>(state);
-    Tensor* keep = context->Tensor4ArgNameAndIndex("out", 0);
-    bert_random_mask(count_of(*keep), context->Attr<float>("rate"), source.seed, source.call,
-                     reinterpret_cast<uint8_t*>(keep->mut_dptr<bool>()));
-  }
-  bool AlwaysComputeWhenAllOutputsEmpty() const override { return false; }
-};
-
-REGISTER_USER_KERNEL("random_mask_like")
-    .SetCreateFn<RandomMask>()
-    .SetIsMatchedHob(on_cpu())
-    .SetPriority(user_op::kKernelPriorityOptimized);
 
 // Dropout has no seed attribute, and in a graph OneFlow's own kernel gives every dropout of every run the same mask.
 // Here the process's seed and the operator's name make the stream.
@@ -370,7 +336,7 @@ class Dropout final : public user_op::OpKernel {
   using user_op::OpKernel::Compute;
   void Compute(KernelComputeContext* context, user_op::OpKernelState* state,
                const user_op::OpKernelCache*) const override {
-    const RandomSource source = next_source<FusedDropoutKernelState>(state);
+    const RandomSource source = next_source(state);
     const float rate = context->Attr<float>("rate");
     Tensor* mask = context->Tensor4ArgNameAndIndex("mask", 0);
     uint8_t* keep = reinterpret_cast<uint8_t*>(mask->mut_dptr<bool>());
@@ -395,15 +361,6 @@ void dropout_grad(KernelComputeContext* context) {
 REGISTER_BERT_KERNEL("dropout_grad", dropout_grad)
     .SetIsMatchedHob(on_cpu() && is_float("dx"))
     .SetInplaceProposalFn(in_place("dx", "dy"));
-
-void bias_mask_scale(KernelComputeContext* context) {
-  const Tensor& x = tensor(context, "a");
-  bert_bias_mask_scale(rows_of(x), last_dimension(x), context->Attr<float>("scale"), x.dptr<float>(),
-                       input(context, "b"), reinterpret_cast<const uint8_t*>(tensor(context, "mask").dptr<bool>()),
-                       optional_input(context, "_add_to_output"), output(context, "out"));
-}
-REGISTER_BERT_KERNEL("fused_bias_add_mask_scale", bias_mask_scale)
-    .SetIsMatchedHob(on_cpu() && is_float("out") && when("bias on the last axis", bias_on_last_axis));
 
 // ---- sums, biases, permutations
 

@@ -41,7 +41,7 @@ bool is_operator_on_cpu(const TaskProto& task) {
 int64_t shareable_bytes(const RegstDescProto& array) {
   if (!array.enable_reuse_mem() || array.register_num() != 1 || array.mem_block_id() != -1) { return 0; }
   if (array.mem_case().device_type() != DeviceType::kCPU || array.mem_case().has_pinned_device_type()) { return 0; }
-  if (!array.regst_desc_type().has_data_regst_desc() || array.consumer_task_id_size() == 0) { return 0; }
+  if (!array.regst_desc_type().has_data_regst_desc()) { return 0; }
   const auto& data = array.regst_desc_type().data_regst_desc();
   if (data.lbi2blob_desc_size() != 1) { return 0; }
   const BlobDescProto& description = data.lbi2blob_desc(0).blob_desc();
@@ -51,8 +51,9 @@ int64_t shareable_bytes(const RegstDescProto& array) {
   return bytes < kSmallestBytes ? 0 : (bytes + kAlignment - 1) / kAlignment * kAlignment;
 }
 
-// `later` does not begin before `earlier` has ended; if they are the ends of a chain the other way about, the chain does
-// not begin anew before its end.
+// Makes `later` wait until `earlier` has run, by a signal from one to the other, of which there is one only: `earlier`
+// does not run for the next step before `later` has run for this one. Between the first and the last operator of a chain
+// it thus keeps the steps apart.
 void connect(TaskProto* earlier, TaskProto* later, const char* name) {
   for (const auto& produced : earlier->produced_regst_desc()) {
     for (const int64_t consumer : produced.second.consumer_task_id()) {

@@ -105,7 +105,7 @@ class ReadAhead final : public user_op::OpKernelState {
       }
       shared().newest = this;
     }
-    positions_.emplace_back(0, save());
+    positions_.emplace_back(0, save({}));
     thread_ = std::thread([this] { read_ahead(); });
   }
 
@@ -131,6 +131,7 @@ class ReadAhead final : public user_op::OpKernelState {
       changed_.wait(lock, [this] { return !ready_.empty() || !failure_.empty(); });
       ++given_out_;
       while (positions_.size() > 1 && positions_.front().first < given_out_ - kKeptPositions) {
+        used_position_ = std::move(positions_.front().second);
         positions_.pop_front();
       }
       if (!ready_.empty()) {
@@ -155,7 +156,11 @@ class ReadAhead final : public user_op::OpKernelState {
   std::string position_after(int64_t batches) {
     std::lock_guard<std::mutex> lock(mutex_);
     for (const auto& [count, position] : positions_) {
-      if (count == batches) { return position; }
+      if (count == batches) {
+        std::string sealed = position;
+        bert_reader_seal(&sealed[0], sealed.size());
+        return sealed;
+      }
     }
     return "";
   }
@@ -171,19 +176,24 @@ class ReadAhead final : public user_op::OpKernelState {
   }
 
  private:
-  std::string save() const {
-    std::string position(bert_reader_save(reader_, nullptr, 0), 0);
-    bert_reader_save(reader_, &position[0], position.size());
+  // The position, in the memory of one that is not needed any more.
+  std::string save(std::string position) const {
+    const int64_t size = bert_reader_save(reader_, &position[0], position.size());
+    if (size != static_cast<int64_t>(position.size())) {
+      position.resize(size);
+      bert_reader_save(reader_, &position[0], size);
+    }
     return position;
   }
 
   void read_ahead() {
     while (true) {
-      std::vector<OFRecord> batch = used_batch();
+      std::string used_position;
+      std::vector<OFRecord> batch = used_batch(&used_position);
       for (OFRecord& record : batch) {
         if (!read(&record)) { return; }
       }
-      std::string position = save();
+      std::string position = save(std::move(used_position));
       std::unique_lock<std::mutex> lock(mutex_);
       ready_.push_back(std::move(batch));
       positions_.emplace_back(++read_, std::move(position));
@@ -193,9 +203,10 @@ class ReadAhead final : public user_op::OpKernelState {
     }
   }
 
-  // One whose memory can be taken again, or else a new one.
-  std::vector<OFRecord> used_batch() {
+  // One whose memory can be taken again, or else a new one; and a position of which the same is true.
+  std::vector<OFRecord> used_batch(std::string* position) {
     std::lock_guard<std::mutex> lock(mutex_);
+    position->swap(used_position_);
     if (used_.empty()) { return std::vector<OFRecord>(batch_size_); }
     std::vector<OFRecord> batch = std::move(used_.back());
     used_.pop_back();
@@ -218,7 +229,7 @@ class ReadAhead final : public user_op::OpKernelState {
     }
     for (const ExpectedField& field : fields_) {
       const auto feature = record->feature().find(field.name);
-      if (feature == record->feature().end()) { return fail_at(" has no field " + field.name); }
+      if (feature == record->feature().end()) { return fail_at(": has no field " + field.name); }
       if (!fits(feature->second, field)) { return fail_at(": field " + field.name + " does not fit this run"); }
     }
     return true;
@@ -245,7 +256,8 @@ class ReadAhead final : public user_op::OpKernelState {
   bool is_closed_ = false;
   int64_t read_ = 0, given_out_ = 0;  // batches
   std::deque<std::vector<OFRecord>> ready_, used_;
-  std::deque<std::pair<int64_t, std::string>> positions_;  // after so many batches
+  std::deque<std::pair<int64_t, std::string>> positions_;  // after so many batches; not sealed
+  std::string used_position_;
   std::string failure_;
   int64_t failed_part_ = -1, failed_offset_ = 0;
   std::thread thread_;

@@ -77,6 +77,14 @@ void dequeue_graph(void* self) {
   reinterpret_cast<void (*)(void*)>(original(DEQUEUE_GRAPH))(self);
 }
 
+#define DELETE_READS "_ZN7oneflow7CommNet17DeleteActorReadIdEPv"
+void delete_reads(void* self, void* reads) STAND_IN_FOR(DELETE_READS);
+
+// CommNet::DeleteActorReadId, which deletes what an actor that ends has read from other ranks with. It leaves it there,
+// some hundred bytes: the thread that has called the actor back may be in the midst of it, and OneFlow either aborts
+// the process, because it does not find it empty, or deletes the mutex that the thread holds.
+void delete_reads(void*, void*) {}
+
 // What is to be done to the plan of a graph, an oneflow::Plan, before its arrays get places in memory.
 static void (*plan_change)(void* plan) = nullptr;
 
@@ -98,17 +106,11 @@ void plan_memory(void* plan, const void* is_reachable) {
 static std::unordered_map<void*, size_t>* const mapped = new std::unordered_map<void*, size_t>;
 static std::mutex mapped_mutex;
 
-// `size` bytes of zeros, a multiple of a huge page, which take up memory where they are touched only; null if there are none.
+// `size` bytes of zeros, which take up memory where they are touched only; null if there are none. Not in huge pages:
+// where memory is in pieces the system puts some together at first touch, which costs the first step up to 3 seconds.
 static void* map_zeros(size_t size) {
-  constexpr size_t kHugePage = size_t{1} << 21;
-  void* whole = mmap(nullptr, size + kHugePage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (whole == MAP_FAILED) return nullptr;
-  char* const begin = static_cast<char*>(whole);
-  char* const aligned = begin + (-reinterpret_cast<uintptr_t>(begin) & (kHugePage - 1));
-  if (aligned != begin) munmap(begin, aligned - begin);
-  if (aligned != begin + kHugePage) munmap(aligned + size, begin + kHugePage - aligned);
-  madvise(aligned, size, MADV_HUGEPAGE);
-  return aligned;
+  void* zeros = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  return zeros == MAP_FAILED ? nullptr : zeros;
 }
 
 #define DEVICE_ALLOC "_ZN7oneflow2ep9CpuDevice5AllocERKNS0_17AllocationOptionsEPPvm"
@@ -121,15 +123,14 @@ void* device_alloc(void* result, void* self, const int* options, void** pointer,
   const auto own = reinterpret_cast<void* (*)(void*, void*, const int*, void**, size_t)>(original(DEVICE_ALLOC));
   const int pinned_device_type = *options;  // the first member of AllocationOptions; 0 is none
   void* zeros = nullptr;
-  const size_t rounded = (size + kSmallest - 1) / kSmallest * kSmallest;
-  if (size >= kSmallest && pinned_device_type == 0) zeros = map_zeros(rounded);
+  if (size >= kSmallest && pinned_device_type == 0) zeros = map_zeros(size);
   if (zeros == nullptr) return own(result, self, options, pointer, size);
   // OneFlow's own makes the result.
   own(result, self, options, pointer, 1);
   std::free(*pointer);
   *pointer = zeros;
   std::lock_guard<std::mutex> lock(mapped_mutex);
-  mapped->emplace(zeros, rounded);
+  mapped->emplace(zeros, size);
   return result;
 }
 

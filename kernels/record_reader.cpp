@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
@@ -63,27 +64,31 @@ class PartFile {
   // Whether `size` bytes at `offset` could be read; *data is where they are until the next call. errno is 0 if the file
   // has no more.
   bool read(int64_t offset, int64_t size, const char** data) {
-    if (offset < begin_ || offset + size > begin_ + static_cast<int64_t>(bytes_.size())) {
-      bytes_.resize(std::max(size, kReadAhead));
+    if (offset < begin_ || offset + size > begin_ + filled_) {
+      const int64_t wanted = std::max(size, kReadAhead);
+      if (wanted > capacity_) {
+        // Not a string, which would fill it with zeros first.
+        bytes_.reset(new char[wanted]);
+        capacity_ = wanted;
+      }
       begin_ = offset;
-      size_t filled = 0;
-      while (filled < bytes_.size()) {
-        const ssize_t got = pread(descriptor_, &bytes_[filled], bytes_.size() - filled, offset + filled);
+      filled_ = 0;
+      while (filled_ < wanted) {
+        const ssize_t got = pread(descriptor_, bytes_.get() + filled_, wanted - filled_, offset + filled_);
         if (got < 0 && errno == EINTR) continue;
         if (got < 0) {
-          bytes_.clear();
+          filled_ = 0;
           return false;
         }
         if (got == 0) break;
-        filled += got;
+        filled_ += got;
       }
-      bytes_.resize(filled);
-      if (static_cast<int64_t>(filled) < size) {
+      if (filled_ < size) {
         errno = 0;
         return false;
       }
     }
-    *data = bytes_.data() + (offset - begin_);
+    *data = bytes_.get() + (offset - begin_);
     return true;
   }
 
@@ -92,16 +97,16 @@ class PartFile {
   void close_file() {
     if (descriptor_ >= 0) ::close(descriptor_);
     descriptor_ = -1;
-    bytes_.clear();
-    begin_ = 0;
+    begin_ = filled_ = 0;
   }
 
   int descriptor() const { return descriptor_; }
 
  private:
   int descriptor_ = -1;
-  int64_t begin_ = 0;
-  std::string bytes_;
+  int64_t begin_ = 0, filled_ = 0;  // what of the file is in bytes_
+  int64_t capacity_ = 0;
+  std::unique_ptr<char[]> bytes_;
 };
 
 }  // namespace
@@ -150,16 +155,22 @@ struct BertReader {
     return error_.c_str();
   }
 
-  std::string save() const {
+  int64_t save(char* state, int64_t capacity) const {
     const StateHead head = {kMagic, seed_,  parts(), readers_, reader_, buffer_size_, reorders_parts_,
                             epoch_, index_, offset_, static_cast<int64_t>(buffer_.size()), draws_};
-    std::string state(reinterpret_cast<const char*>(&head), sizeof(head));
-    const auto append = [&state](const void* data, size_t size) { state.append(static_cast<const char*>(data), size); };
+    const int64_t size = sizeof(head) + sizes_.size() * sizeof(int64_t) + buffer_.size() * sizeof(Position) +
+                         sizeof(uint64_t);
+    if (size > capacity) return size;
+    const auto append = [&state](const void* data, size_t bytes) {
+      std::memcpy(state, data, bytes);
+      state += bytes;
+    };
+    append(&head, sizeof(head));
     append(sizes_.data(), sizes_.size() * sizeof(int64_t));
     for (const Buffered& buffered : buffer_) append(&buffered.position, sizeof(Position));
-    const uint64_t checksum = checksum_of(state.data(), state.size());
-    append(&checksum, sizeof(checksum));
-    return state;
+    const uint64_t no_checksum = 0;
+    append(&no_checksum, sizeof(no_checksum));
+    return size;
   }
 
   void restore(const char* state, int64_t size) {
@@ -190,7 +201,8 @@ struct BertReader {
     }
     seed_ = head.seed;
     begin_epoch(head.epoch);
-    if (head.index < 0 || head.index > static_cast<int64_t>(order_.size()) || head.offset < 0) {
+    if (head.index < 0 || head.index > static_cast<int64_t>(order_.size()) || head.offset < 0 ||
+        head.buffered > buffer_size_) {
       return fail("the saved position of the reader is damaged");
     }
     index_ = head.index;
@@ -245,7 +257,8 @@ struct BertReader {
         file_.close_file();
         continue;
       }
-      Buffered buffered{{part, offset_}, {}};
+      // What was given out before is no longer needed: its memory is.
+      Buffered buffered{{part, offset_}, std::move(given_.bytes)};
       if (!file_.is_open() && !open_file(&file_, part)) return false;
       if (!read_record(&file_, buffered.position, &buffered.bytes)) return false;
       offset_ += sizeof(int64_t) + buffered.bytes.size();
@@ -326,10 +339,13 @@ const char* bert_reader_error(const BertReader* reader, int64_t* part, int64_t* 
 }
 
 int64_t bert_reader_save(const BertReader* reader, void* state, int64_t capacity) {
-  const std::string saved = reader->save();
-  const int64_t size = saved.size();
-  if (size <= capacity) std::memcpy(state, saved.data(), size);
-  return size;
+  return reader->save(static_cast<char*>(state), capacity);
+}
+
+void bert_reader_seal(void* state, int64_t size) {
+  char* end = static_cast<char*>(state) + size - sizeof(uint64_t);
+  const uint64_t checksum = checksum_of(state, size - sizeof(checksum));
+  std::memcpy(end, &checksum, sizeof(checksum));
 }
 
 void bert_reader_restore(BertReader* reader, const void* state, int64_t size) {

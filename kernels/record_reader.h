@@ -35,8 +35,10 @@ BERT_KERNEL bool bert_reader_next(BertReader* reader, BertRecord* record);
 // One line, or an empty string. The record at fault is at `offset` of `part`, which is -1 if it is no record's fault.
 BERT_KERNEL const char* bert_reader_error(const BertReader* reader, int64_t* part, int64_t* offset);
 
-// Where the reader is, for bert_reader_restore: how many bytes that takes, which are written if `capacity` suffices.
+// Where the reader is, for bert_reader_restore: how many bytes that takes, which are written if `capacity` suffices. It
+// is to be asked after every batch, so the checksum at the end is left to bert_reader_seal, for a state that is kept.
 BERT_KERNEL int64_t bert_reader_save(const BertReader* reader, void* state, int64_t capacity);
+BERT_KERNEL void bert_reader_seal(void* state, int64_t size);
 
 // Makes a reader that has just been opened go on from there. If it is no state, or one of other parts or settings,
 // the next record is an error. The seed is the state's.

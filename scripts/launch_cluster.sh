@@ -21,9 +21,15 @@ fail() {
 }
 
 [ $# -ge 2 ] || fail "give a file of hosts and a command: scripts/launch_cluster.sh HOSTS COMMAND [ARGUMENT...]"
-[ -r "$1" ] && [ -f "$1" ] || fail "$1: no such file, or not to be read"
-mapfile -t hosts < <(sed 's/#.*//' "$1" | tr -s '[:space:]' '\n' | grep .)
+[ -r "$1" ] && [ -f "$1" ] || fail "$1: no such file, or it cannot be read"
+# Byte for byte: what is no text is no name either.
+mapfile -t hosts < <(export LC_ALL=C; sed 's/#.*//' <"$1" | tr -s '[:space:]\0' '\n' | grep -a .)
 [ ${#hosts[@]} -gt 0 ] || fail "$1: names no host"
+# A comma would make two nodes of one, and a leading - an option.
+for host in "${hosts[@]}"; do
+    (LC_ALL=C; [[ $host =~ ^([A-Za-z0-9._+\\-]+@)?[A-Za-z0-9][A-Za-z0-9._-]*$ && $host != -* ]]) ||
+        fail "$1: $(printf '%q' "$host") is no host; give an address or host name on each line"
+done
 shift
 node_list=$(IFS=,; echo "${hosts[*]#*@}")
 command=$(printf '%q ' "$@" "--node_num=${#hosts[@]}" "--node_list=$node_list")

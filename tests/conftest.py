@@ -1,16 +1,25 @@
 """What the tests share: running the scripts as a user does, and small data sets."""
 
+import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 
+import native
 import ofrecord
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# For tests of scripts that are to use the library. The others run with and without it: BERT_KERNELS=none make test.
+needs_kernels = pytest.mark.skipif(
+    not native.is_built() or os.environ.get("BERT_KERNELS") == "none",
+    reason="no native kernels: make kernels builds them, and BERT_KERNELS=none leaves them out",
+)
 
 # A model small enough for a step in a fraction of a second.
 TINY_MODEL = {
@@ -20,6 +29,13 @@ TINY_MODEL = {
     "vocab_size": 200,
     "max_position_embeddings": 40,
 }
+
+
+def pytest_configure(config):
+    """Without a seed hypothesis tries the same cases every time: new ones are for `make fuzz`."""
+    if config.getoption("hypothesis_seed") is None:
+        hypothesis.settings.register_profile("same_cases", derandomize=True)
+        hypothesis.settings.load_profile("same_cases")
 
 
 def run(script, *arguments, timeout=300, cwd=ROOT, **flags):

@@ -8,18 +8,27 @@ import signal
 import stat
 import sys
 import tempfile
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
 
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 
+import hard_text
 import input_files
 from in_process import run_in_process
 
 # A script that takes damaged input of some kilobytes may use so much, on top of what the process has, and no longer.
 MOST_MEMORY = 1 << 30  # bytes, of address space
-LONGEST_CASE = 10  # seconds
+LONGEST_CASE = 10  # seconds of computing
+LONGEST_WAIT = 120  # seconds; the machine may have other things to do
+
+CASES = int(os.environ.get("FUZZ_CASES", 40))
+fuzz = settings(max_examples=CASES, deadline=None, suppress_health_check=list(HealthCheck))
+# For cases that take a quarter of a second or more: fewer, and no time for finding the smallest that fails.
+fuzz_slowly = settings(fuzz, max_examples=max(5, CASES // 10), phases=[Phase.generate])
 
 # What stands in files where a length, a count, an offset or an id is expected.
 _ABSURD = [0, 1, 127, 128, 255, 2**15, 2**31 - 1, 2**31, 2**32 - 1, 2**53, 2**62, 2**63 - 1, 2**63, 2**64 - 1]
@@ -134,6 +143,31 @@ def damage(files, change):
     return path
 
 
+# Of SQuAD files, predictions, tokenizers and the lines of runs.
+_KEYS = ["data", "paragraphs", "qas", "id", "question", "context", "answers", "text", "answer_start", "probability"]
+_KEYS += ["model", "vocab", "type", "added_tokens", "train_step", "total_loss", "x_loss", "metrics"]
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | hard_text.texts,
+    lambda children: st.lists(children, max_size=3) | st.dictionaries(st.sampled_from(_KEYS), children, max_size=4),
+    max_leaves=12,
+)
+
+
+@st.composite
+def changed_json(draw, content):
+    """`content` with one of its values, at any depth, replaced by any other."""
+    if draw(st.integers(0, 4)) == 0 or not isinstance(content, (dict, list)) or not content:
+        return draw(json_values)
+    key = draw(st.sampled_from(sorted(content) if isinstance(content, dict) else range(len(content))))
+    changed = dict(content) if isinstance(content, dict) else list(content)
+    if draw(st.integers(0, 9)) == 0:
+        del changed[key]
+    else:
+        changed[key] = draw(changed_json(changed[key]))
+    return changed
+
+
 def replace(path, content):
     """Gives a file of a case, which is the template's own under a second name, another content: text or bytes."""
     content = content if isinstance(content, bytes) else content.encode("utf-8", "surrogatepass")
@@ -188,7 +222,10 @@ class Victim:
         """Runs the script on `folder`, in which the paths `damaged` are; fails unless it behaves."""
         before = _listing(folder.parent)
         with tempfile.TemporaryFile() as stderr:
-            with _limits(), _watching_writes(folder), _stderr_of_libraries(stderr):
+            with _limits(), _watching_writes(folder), _stderr_of_libraries(stderr), warnings.catch_warnings():
+                # Others than these are for developers.
+                for kind in (RuntimeWarning, UserWarning):
+                    warnings.simplefilter("error", kind)
                 result = self.run(folder)
             stderr.seek(0)
             assert stderr.read() == b"", "a library has written to stderr"
@@ -244,16 +281,19 @@ def _limits():
     with open("/proc/self/statm") as file:
         used = int(file.read().split()[0]) * resource.getpagesize()
     limits = resource.getrlimit(resource.RLIMIT_AS)
-    handler = signal.signal(signal.SIGALRM, stop)
+    handlers = {number: signal.signal(number, stop) for number in (signal.SIGALRM, signal.SIGPROF)}
     patience = mock.patch.object(input_files, "PIPE_SECONDS", 0.05)
     resource.setrlimit(resource.RLIMIT_AS, (used + MOST_MEMORY, limits[1]))
-    signal.alarm(LONGEST_CASE)
+    signal.setitimer(signal.ITIMER_PROF, LONGEST_CASE)
+    signal.alarm(LONGEST_WAIT)
     try:
         with patience:
             yield
     finally:
         signal.alarm(0)
-        signal.signal(signal.SIGALRM, handler)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
         resource.setrlimit(resource.RLIMIT_AS, limits)
 
 

@@ -3,12 +3,14 @@
 import contextlib
 import io
 import resource
+import signal
 import subprocess
 import sys
 from unittest import mock
 
 import pytest
 
+from stopping import SIGNALS
 from util import run_script
 
 
@@ -16,6 +18,7 @@ def run_in_process(main, script, *arguments, **flags):
     """What conftest.run gives for the script whose `main` this is: a CompletedProcess, with text."""
     command = [script, *map(str, arguments), *(f"--{name}={value}" for name, value in flags.items())]
     stdout, stderr = io.StringIO(), io.StringIO()
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
     with (
         mock.patch.object(sys, "argv", command),
         contextlib.redirect_stdout(stdout),
@@ -23,6 +26,8 @@ def run_in_process(main, script, *arguments, **flags):
         pytest.raises(SystemExit) as exit_,
     ):
         run_script(main)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
     return subprocess.CompletedProcess(command, exit_.value.code, stdout.getvalue(), stderr.getvalue())
 
 

@@ -32,12 +32,41 @@ def values(*shape, seed=0):
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
-def with_gradients(function, *inputs):
+def with_gradients(function, *inputs, make_tensor=flow.tensor):
     """The output of `function`, and the gradients by the float inputs of its sum weighted at random."""
-    tensors = [flow.tensor(array, requires_grad=array.dtype == np.float32) for array in inputs]
+    tensors = [make_tensor(array) for array in inputs]
+    floats = [tensor for tensor, array in zip(tensors, inputs, strict=True) if array.dtype.kind == "f"]
+    for tensor in floats:
+        tensor.requires_grad = True
     out = function(*tensors)
-    (out * flow.tensor(values(*out.shape, seed=99))).sum().backward()
-    return [out.numpy(), *(tensor.grad.numpy() for tensor in tensors if tensor.requires_grad)]
+    (out * flow.tensor(values(*out.shape, seed=99).astype(floats[0].numpy().dtype))).sum().backward()
+    return [out.numpy(), *(tensor.grad.numpy() for tensor in floats)]
+
+
+def unaligned(array):
+    """A tensor whose elements begin one after where OneFlow, which aligns all memory, would have them begin."""
+    room = flow.tensor(np.concatenate([array.reshape(-1)[:1], array.reshape(-1)]))
+    tensor = room[1:].reshape(*array.shape)
+    assert tensor.storage_offset() == 1 and tensor.is_contiguous()
+    return tensor
+
+
+# What the first input of an operator is multiplied by.
+EXTREMES = {"large": 1e4, "tiny": 1e-30, "denormal": 1e-40, "zero": 0.0}
+
+
+def at_extremes(function, first, *others):
+    """Yields (name, outputs and gradients) for values far from 1, and for memory that is aligned to elements only.
+
+    OneFlow's own kernels compute in float64, too, what is right.
+    """
+    for kind, factor in {"normal": 1.0, **EXTREMES}.items():
+        inputs = [(first * factor).astype(np.float32), *others]
+        yield kind, with_gradients(function, *inputs)
+        if not native.is_used_for(flow.tensor(0.0)):
+            exact = [array.astype(np.float64) if array.dtype.kind == "f" else array for array in inputs]
+            yield f"{kind}-exact", with_gradients(function, *exact)
+    yield "unaligned", with_gradients(function, first, *others, make_tensor=unaligned)
 
 
 class OfParameters(nn.Module):
@@ -107,14 +136,23 @@ def clipped(max_norm):
 
 
 def attention(query, key, value, mask):
-    return fused_operators.attention(query, key, value, mask.to(flow.float32) * -10000.0, heads=3, rate=0.0)
+    return fused_operators.attention(query, key, value, mask.to(query.dtype) * -10000.0, heads=3, rate=0.0)
 
 
 def residual_norm(*tensors):
     return fused_operators.residual_norm(*tensors, rate=0.0)
 
 
+def fused_bias_gelu(x, bias):
+    """OneFlow's own fused operator, which has a CPU kernel in the library only."""
+    if native.is_used_for(x):
+        return flow._C.fused_bias_add_gelu(x, bias, axis=1)
+    return flow._C.gelu(flow._C.bias_add(x, bias, axis=1))
+
+
 IDS = np.random.default_rng(1).integers(0, 40, (5, 9)).astype(np.int32)
+# Nothing, a half and all of a row.
+MASKS = np.array([[0] * 5, [0, 0, 0, 1, 1], [1] * 5, [1] * 5], np.int32) * -10000
 C = flow._C
 CASES = {
     "matmul": (C.matmul, values(33, 65), values(65, 17, seed=1)),
@@ -148,6 +186,24 @@ CASES = {
     "attention": (
         attention, values(20, 12), values(20, 12, seed=1), values(20, 12, seed=2), IDS[:4, :5] % 3 // 2,
     ),
+    "attention_to_nothing": (
+        attention, values(20, 12), values(20, 12, seed=1), values(20, 12, seed=2), np.ones((4, 5), np.int32),
+    ),
+    "fused_bias_gelu": (fused_bias_gelu, values(70, 33), values(33)),
+    "matmul_of_one": (C.matmul, values(1, 1), values(1, 1, seed=1)),
+    "gelu_of_one": (C.gelu, values(1)),
+    "softmax_of_one": (lambda x: C.softmax(x, dim=-1), values(1, 1)),
+    "log_softmax_of_one": (lambda x: C.log_softmax(x, dim=-1), values(1, 1)),
+    "softmax_of_masked": (lambda x, mask: C.softmax(x + mask, dim=-1), values(4, 50), np.repeat(MASKS, 10, axis=1)),
+    "cross_entropy_of_one": (
+        lambda x, label: C.sparse_softmax_cross_entropy(x, label), values(1, 3), np.array([2], np.int64),
+    ),
+    "gather_of_one": (lambda table, ids: C.gather(table, ids, axis=0), values(1, 1), np.zeros((1, 1), np.int64)),
+    "linear_of_one": (fused_operators.linear, values(1, 1), values(1, 1, seed=1), values(1)),
+    "bias_gelu_of_one": (fused_operators.bias_gelu, values(1, 1), values(1)),
+    "attention_of_one": (
+        attention, values(1, 3), values(1, 3, seed=1), values(1, 3, seed=2), np.zeros((1, 1), np.int32),
+    ),
     "residual_norm": (
         residual_norm, values(70, 33), values(33), values(70, 33, seed=1), values(33, seed=2), values(33, seed=3),
     ),
@@ -172,17 +228,42 @@ def dropout_statistics():
     return masks
 
 
+def dropout_gradients():
+    """Of dropout at rate 0.25, eagerly and in a graph: the output, and the gradient of its sum weighted at random."""
+    x = values(13, 77)
+    results = with_gradients(lambda x: C.dropout(x, 0.25), x)
+    module = OfParameters(lambda x: C.dropout(x, 0.25), [x])
+    weights = flow.tensor(values(13, 77, seed=99), **PLACEMENT)
+
+    class Graph(nn.Graph):
+        def __init__(self):
+            super().__init__()
+            self.module = module
+            self.add_optimizer(flow.optim.SGD(module.parameters(), lr=0.0))
+
+        def build(self):
+            out = self.module()
+            (out * weights).sum().backward()
+            return out, module.input_0.grad
+
+    return [*results, *(tensor.numpy() for tensor in Graph()())]
+
+
 def main():
     results = {"description": native.describe()}
     for name, (function, *inputs) in CASES.items():
-        for part, run in (("eager", with_gradients), ("graph", in_a_graph)):
-            for i, array in enumerate(run(function, *inputs)):
-                results[f"{name}-{part}-{i}"] = array
+        for i, array in enumerate(in_a_graph(function, *inputs)):
+            results[f"{name}-graph-{i}"] = array
+        for kind, arrays in at_extremes(function, *inputs):
+            for i, array in enumerate(arrays):
+                results[f"{name}-{kind}-{i}"] = array
     for max_norm in (1.0, 1e6):
         for i, array in enumerate(clipped(max_norm)):
             results[f"clipped-{max_norm}-{i}"] = array
     for i, mask in enumerate(dropout_statistics()):
         results[f"dropout-{i}"] = mask
+    for i, array in enumerate(dropout_gradients()):
+        results[f"dropout-gradient-{i}"] = array
     np.savez(sys.argv[1], **results)
 
 

@@ -79,6 +79,11 @@ class Launched:
         """The exit status, once it has ended."""
         return self.process.wait(timeout)
 
+    def children(self):
+        """The ids of the processes that the script has started."""
+        tasks = Path(f"/proc/{self.process.pid}/task").iterdir()
+        return [int(child) for task in tasks for child in (task / "children").read_text().split()]
+
     def ranks(self):
         """RANK -> process id of the ranks that run with this log_dir."""
         (log_dir,) = (argument for argument in self.command if argument.startswith("--log_dir="))
@@ -103,3 +108,20 @@ class Launched:
         for fragment in fragments:
             assert str(fragment) in lines[0], lines[0]
         assert self.ranks() == {}
+
+
+def slow_disk(folder, name):
+    """Environment variables of a script to which the disk is slow when it saves the snapshot `name`.
+
+    Each of its files then takes a hundredth of a second more. A module for this is written to `folder`.
+    """
+    (folder / "sitecustomize.py").write_text(
+        "import time\n"
+        "import snapshot\n"
+        "own = snapshot._write_file\n"
+        "def write(path, data):\n"
+        f"    time.sleep(0.01 if '.{name}.' in path else 0)\n"
+        "    own(path, data)\n"
+        "snapshot._write_file = write\n"
+    )
+    return {"PYTHONPATH": f"{folder}:{ROOT}"}

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 import config
+import native
 import records
 import run_setup
 from launch import rank, run_on_all_ranks
@@ -30,6 +31,10 @@ def main():
 
 
 def observe(args):
+    # Without it OneFlow dies of a graph that is done before it stands in the queue of those that run, as these small
+    # ones may be.
+    if native.is_built():
+        native.steady_graphs()
     placement = run_setup.start_engine(args)
 
     import engine

@@ -1,5 +1,6 @@
 """Running the scripts on a terminal, and what their user then sees there."""
 
+import contextlib
 import os
 import pty
 import select
@@ -18,10 +19,18 @@ ROWS, COLUMNS = 60, 250
 
 
 class Terminal:
-    """A script's exit `status`, all its `output` to a terminal, and the `lines` of the screen in the end."""
+    """A script's exit `status`, all its `output` to a terminal, and the `lines` of the screen in the end.
 
-    def __init__(self, script, *arguments, press_ctrl_c_at=None, timeout=120, **flags):
-        """Runs the script; presses Ctrl-C when its output holds `press_ctrl_c_at`."""
+    `seconds_to_end` is how long it went on after the first Ctrl-C.
+    """
+
+    def __init__(
+        self, script, *arguments, press_ctrl_c_at=None, times=1, send=None, timeout=120, environment=None, **flags
+    ):
+        """Runs the script; presses Ctrl-C so many `times` when its output holds `press_ctrl_c_at`.
+
+        Or it is sent the signal `send`. `environment` has variables beside those of this process.
+        """
         command = [sys.executable, str(ROOT / script), *map(str, arguments)]
         command += [f"--{name}={value}" for name, value in flags.items()]
         master, slave = pty.openpty()
@@ -35,11 +44,20 @@ class Terminal:
             cwd=ROOT,
             start_new_session=True,
             preexec_fn=_take_terminal,
+            env={**os.environ, **(environment or {})},
         )
         os.close(slave)
+
+        def press():
+            if send is None:
+                os.write(master, b"\x03")
+            else:
+                process.send_signal(send)
+
         try:
-            self.output = _read(master, press_ctrl_c_at, time.monotonic() + timeout)
+            self.output, pressed = _read(master, press_ctrl_c_at, press, times, time.monotonic() + timeout)
             self.status = process.wait(timeout)
+            self.seconds_to_end = time.monotonic() - pressed
         finally:
             process.kill()
             process.wait()
@@ -61,15 +79,21 @@ def _take_terminal():
     ioctl(0, termios.TIOCSCTTY, 0)
 
 
-def _read(master, press_ctrl_c_at, deadline):
-    output = b""
+def _read(master, press_ctrl_c_at, press, times, deadline):
+    """(all the output, when it first pressed)."""
+    output, pressed = b"", 0.0
     while True:
         assert select.select([master], [], [], max(0, deadline - time.monotonic()))[0], output
         try:
             chunk = os.read(master, 65536)
         except OSError:  # nobody has the other end open any more
-            return output.decode()
+            return output.decode(), pressed
         output += chunk
         if press_ctrl_c_at is not None and press_ctrl_c_at in output.decode(errors="replace"):
-            os.write(master, b"\x03")
+            pressed = time.monotonic()
+            for index in range(times):
+                if index:
+                    time.sleep(0.1)
+                with contextlib.suppress(OSError):
+                    press()
             press_ctrl_c_at = None

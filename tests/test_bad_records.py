@@ -32,8 +32,8 @@ def serialized_bytes_feature():
 
 
 BAD = {
-    "has no field weight": ofrecord.serialize({"id": good()["id"]}),
-    "has no field id; it has no field at all": b"\x12\x00",
+    ": has no field weight; it has id": ofrecord.serialize({"id": good()["id"]}),
+    ": has no field id; it has no field at all": b"\x12\x00",
     "field id holds 3 numbers, but 2 expected": ofrecord.serialize({**good(), "id": np.ones(3, dtype=np.int32)}),
     "field weight holds 0 numbers": ofrecord.serialize({**good(), "weight": np.ones(0, dtype=np.float32)}),
     "field id holds 2000, which": ofrecord.serialize({**good(), "id": np.array([2, 2000], dtype=np.int32)}),

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import input_files
+import job_state
 import snapshot
 import verify_snapshot
 from conftest import TINY_MODEL, assert_fails_with_one_line, run, write_squad_parts
@@ -122,6 +123,18 @@ def test_a_damaged_list(some_snapshot, content):
         load(some_snapshot)
 
 
+def test_a_flipped_bit_in_what_a_moment_belongs_to(some_snapshot):
+    """It would have the moment passed over, as one of a variable that was replaced."""
+    flip_bit(some_snapshot / "one-m/of")
+    with pytest.raises(UserError, match="/one-v: its file of is not that of one-m, so one of them is damaged"):
+        snapshot.check_owners(some_snapshot, snapshot.variable_names(some_snapshot))
+    result = run_in_process(verify_snapshot.main, "verify_snapshot.py", some_snapshot)
+    assert_fails_with_one_line(result, "one-v: its file of")
+    with pytest.raises(UserError, match="/one-v: its file of"):
+        job_state._read_checksums(some_snapshot, snapshot.variable_names(some_snapshot), skip_checksums=False)
+    assert job_state._read_checksums(some_snapshot, ["one"], skip_checksums=True) == {}
+
+
 def test_the_train_step_may_be_edited(some_snapshot):
     (some_snapshot / STEP / "out").write_bytes(bytes(8))
     assert load(some_snapshot)[STEP] == 0
@@ -141,6 +154,7 @@ def test_a_merge(some_snapshot, tmp_path, source):
     names = snapshot.variable_names(some_snapshot)
     digests = snapshot.read_checksums(some_snapshot, names)
     assert snapshot.stale_moments(some_snapshot, names, digests) == ["one-m", "one-v"]
+    snapshot.check_owners(some_snapshot, names)
 
     flip_bit(some_snapshot / "one/out")
     flip_bit(some_snapshot / "two/out")
@@ -180,6 +194,14 @@ def test_verify_snapshot(some_snapshot):
         "one-m",
         "two/out",
     ]
+
+
+def test_verify_snapshot_prints_no_name_that_a_terminal_obeys(some_snapshot):
+    (some_snapshot / "a\n\x1b[2Jb").mkdir()
+    (some_snapshot / "a\n\x1b[2Jb" / "meta").write_text("?")
+    result = run_in_process(verify_snapshot.main, "verify_snapshot.py", some_snapshot)
+    assert result.returncode == 2
+    assert result.stdout.count("\n") == 1 and "\x1b" not in result.stdout
 
 
 def test_verify_snapshot_of_no_snapshot(tmp_path):

@@ -1,6 +1,7 @@
 """tools/convert_hf.py. What transformers itself makes of the exported folders: test_transformers.py."""
 
 import json
+import os
 import stat
 
 import ml_dtypes
@@ -352,7 +353,20 @@ def test_vocabulary_is_copied_along(tmp_path):
 
     vocabulary.write_text("\n".join(map(str, range(VOCAB + 1))))
     result = export_hf(tmp_path / "of", tmp_path / "hf2", num_attention_heads=HEADS, vocab_file=vocabulary)
-    assert_fails_with_one_line(result, vocabulary, "has 51 tokens, but the model 50")
+    assert_fails_with_one_line(result, vocabulary, "has 51 pieces, but the model 50")
+
+
+def test_a_vocabulary_from_a_pipe(tmp_path):
+    """`--vocab_file=<(command)`, which can be read once."""
+    write_snapshot(tmp_path / "of", as_variables(random_tensors(MODELS["BertModel"]), MODELS["BertModel"]))
+    read_end, write_end = os.pipe()
+    os.write(write_end, "[PAD]\n[UNK]\nwörd\n".encode())
+    os.close(write_end)
+    pipe = f"/dev/fd/{read_end}"
+    result = export_hf(tmp_path / "of", tmp_path / "hf", num_attention_heads=HEADS, vocab_file=pipe)
+    os.close(read_end)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "hf" / "vocab.txt").read_text(encoding="utf-8") == "[PAD]\n[UNK]\nwörd\n"
 
 
 def test_vocabulary_of_an_imported_model(tmp_path):
@@ -372,6 +386,18 @@ def test_vocabulary_of_an_imported_model(tmp_path):
     result = import_hf(folder, tmp_path / "of", "--overwrite", vocab_dump_path=tmp_path / "vocab.txt")
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "vocab.txt").read_text() == "first\nsecond\n"
+    result = import_hf(folder, tmp_path / "of", "--overwrite", vocab_dump_path=tmp_path / "of" / "vocab.txt")
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "of" / "vocab.txt").read_text() == "first\nsecond\n"
+
+
+@pytest.mark.parametrize("name", ["nowhere/vocab.txt", "."])
+def test_a_vocabulary_that_cannot_be_written_is_told_before_the_snapshot_is_made(tmp_path, name):
+    folder = write_hf_folder(tmp_path / "hf", random_tensors(ENCODER))
+    (folder / "vocab.txt").write_text("first\nsecond\n")
+    result = import_hf(folder, tmp_path / "of", "--overwrite", vocab_dump_path=tmp_path / name)
+    assert_fails_with_one_line(result, f"--vocab_dump_path={tmp_path / name}: cannot be written: ")
+    assert os.listdir(tmp_path) == ["hf"]
 
 
 def test_full_disk_is_one_line_and_leaves_nothing(tmp_path):

@@ -290,8 +290,9 @@ def test_no_checkpoint_there(small_values, tmp_path):
     assert_fails_with_one_line(convert(tmp_path / "two", tmp_path / "out"), "a.ckpt, b.ckpt", "prefix")
     (tmp_path / "two" / "checkpoint").write_text('model_checkpoint_path: "c.ckpt"\n')
     assert_fails_with_one_line(convert(tmp_path / "two", tmp_path / "out"), "names the checkpoint c.ckpt")
-    (tmp_path / "two" / "checkpoint").write_text("\n")
-    assert_fails_with_one_line(convert(tmp_path / "two", tmp_path / "out"), "model_checkpoint_path")
+    for text in ("\n", 'model_checkpoint_path: "\\xzz"\n'):
+        (tmp_path / "two" / "checkpoint").write_text(text)
+        assert_fails_with_one_line(convert(tmp_path / "two", tmp_path / "out"), "has no line model_checkpoint_path")
 
 
 def test_tf2_object_based_checkpoint(tmp_path):
@@ -301,13 +302,33 @@ def test_tf2_object_based_checkpoint(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["/etc/passwd", "../../escaped", "bert/../../../escaped", "a//b", ".hidden", "snapshot_done", "x" * 300]
+    "name",
+    [
+        "/etc/passwd",
+        "../../escaped",
+        "bert/../../../escaped",
+        "a//b",
+        ".hidden",
+        "snapshot_done",
+        "x" * 300,
+        "x" + "/adam_m" * 1500,
+    ],
 )
 def test_names_that_are_no_folders_are_refused(small_values, tmp_path, name):
     save_checkpoint(tmp_path / "in" / "model.ckpt", small_values | {name: np.ones(2, np.float32)})
     result = convert(tmp_path / "in", tmp_path / "out")
     assert_fails_with_one_line(result, "cannot become the name of a folder")
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+def test_what_looks_like_a_moment_without_a_variable_is_kept(small_values, tmp_path):
+    names = {"cls/lost/adam_m": "cls-lost-m", "cls/named-v": "cls-named-v"}
+    save_checkpoint(tmp_path / "model.ckpt", small_values | {name: np.ones(2, np.float32) for name in names})
+    result = convert(tmp_path / "model.ckpt", tmp_path / "out")
+    assert result.returncode == 0, result.stderr
+    for name in names.values():
+        np.testing.assert_array_equal(snapshot.read_variable(tmp_path / "out", name), [1, 1])
+    assert snapshot.stale_moments(tmp_path / "out", list(names.values()), {}) == []
 
 
 def test_names_that_become_the_same_are_refused(small_values, tmp_path):

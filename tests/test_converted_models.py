@@ -14,9 +14,11 @@ import job_state
 import ofrecord
 import pretrain
 import reference_bert
+import snapshot
 from conftest import ROOT, random_pretraining_features, run
 from tf_checkpoints import CONFIG, HEADS, POSITIONS, VOCAB, bert_variables_of, save_checkpoint
 from tfrecord_files import write_tfrecord_of_part
+from util import UserError
 
 flow: Any = engine.load()
 
@@ -75,6 +77,15 @@ class Outputs(flow.nn.Graph):
         pooled_output = self.model.bert.pooler(sequence_output)
         logits = self.model.logits(input_ids, input_mask, segment_ids, masked_lm_positions)
         return sequence_output, pooled_output, *logits
+
+
+@pytest.mark.parametrize("step", [-1, 2**60])
+def test_a_train_step_that_is_no_number_of_steps(tmp_path, step):
+    name = "System-Train-TrainStep-PretrainJob"
+    with snapshot.open_writer(tmp_path / "model") as write:
+        write(name, np.array([step]))
+    with pytest.raises(UserError, match=f"{name} says {step}, which is no number of steps"):
+        job_state._read_step(tmp_path / "model", name)
 
 
 def test_converted_model_computes_what_tensorflow_computes(checkpoint, snapshot_folder, batch):

@@ -7,9 +7,8 @@ import os
 import pytest
 
 import config
-import native
 import run_setup
-from conftest import TINY_MODEL, run
+from conftest import TINY_MODEL, needs_kernels, run
 from util import UserError
 
 
@@ -25,13 +24,19 @@ def test_division_among_ranks(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert threads(None, 1) == 3
     assert threads(7, 1) == 7
-    monkeypatch.setenv("OMP_NUM_THREADS", "many")
-    assert threads(None, 1) == 12
+    for text in ("many", "\N{SUPERSCRIPT TWO}"):
+        monkeypatch.setenv("OMP_NUM_THREADS", text)
+        assert threads(None, 1) == 12
+    monkeypatch.setenv("OMP_NUM_THREADS", "4097")
+    with pytest.raises(UserError, match="OMP_NUM_THREADS=4097: too many threads"):
+        threads(None, 1)
 
 
 def test_fewer_than_ranks():
     with pytest.raises(UserError, match="--cpu_threads=1 is too few for --gpu_num_per_node=2"):
         config.parse_pretraining_args(["--data_dir=x", "--cpu_threads=1", "--gpu_num_per_node=2"])
+    with pytest.raises(UserError, match="--cpu_threads=4097: too many threads; 4096 are the most"):
+        config.parse_pretraining_args(["--data_dir=x", "--cpu_threads=4097"])
     assert config.parse_squad_predict_args(["--data_dir=x", "--model_load_dir=y", "--cpu_threads=2"]).cpu_threads == 2
 
 
@@ -46,7 +51,7 @@ def pretrained(data, folder, **flags):
     return result.stdout, [step["total_loss"] for step in map(json.loads, log.read_text().splitlines())]
 
 
-@pytest.mark.skipif(not native.is_built(), reason="no native kernels: make kernels builds them")
+@needs_kernels
 def test_same_results(tiny_data, tmp_path):
     output, alone = pretrained(tiny_data, tmp_path / "1", cpu_threads=1)
     assert ", 1 thread\n" in output

@@ -249,6 +249,26 @@ def test_logs_that_are_none(tmp_path, content, fragments):
     assert not list(tmp_path.glob("*.png"))
 
 
+def test_more_losses_than_a_picture_shows(tmp_path):
+    """Each has a panel of its own: of one run, and of several together."""
+    losses = {f"x{number}_loss": 1.0 for number in range(13)}
+    write_log(tmp_path, "1", range(2), **losses)
+    assert_fails_with_one_line(plot(tmp_path, "-o", tmp_path / "loss.png"), "metrics-1.jsonl: has 13 kinds of losses")
+    del losses["x12_loss"]
+    write_log(tmp_path, "1", range(2), **losses)
+    assert plot(tmp_path, "-o", tmp_path / "loss.png").returncode == 0
+    write_log(tmp_path, "2", range(2), x12_loss=1.0)
+    result = plot(tmp_path, "-o", tmp_path / "more.png")
+    assert_fails_with_one_line(result, "2 run(s) with 13 other kinds of losses are more than a picture can show")
+
+
+def test_more_runs_than_a_picture_shows(tmp_path):
+    for number in range(501):
+        write_log(tmp_path, str(number), range(1))
+    result = plot(tmp_path, "-o", tmp_path / "loss.png")
+    assert_fails_with_one_line(result, "501 run(s) with 0 other kinds of losses are more than a picture can show")
+
+
 def test_bad_flags_of_plot_log(tmp_path):
     write_log(tmp_path, "1", range(5))
     assert_fails_with_one_line(plot(tmp_path / "none", "-o", tmp_path / "a.png"), "none: there is no such folder")

@@ -57,6 +57,27 @@ def test_public_functions_have_docstrings(path):
     assert list(undocumented(tree.body, "")) == []
 
 
+def errors_raised_by(function):
+    """The names of the suite's own errors that a function raises itself."""
+    raised = (node.exc for node in ast.walk(function) if isinstance(node, ast.Raise))
+    names = {call.func.id for call in raised if isinstance(call, ast.Call) and isinstance(call.func, ast.Name)}
+    return names & {"UserError", "RunError"}
+
+
+@pytest.mark.parametrize("path", [*ROOT.glob("*.py"), *ROOT.glob("tools/*.py")], ids=lambda path: path.name)
+def test_docstrings_tell_which_errors_are_raised(path):
+    tree = ast.parse(path.read_text())
+    scopes = [node for node in ast.walk(tree) if isinstance(node, ast.Module | ast.ClassDef)]
+    functions = [node for scope in scopes for node in scope.body if isinstance(node, ast.FunctionDef)]
+    public = [node for node in functions if not node.name.startswith("_") and ast.get_docstring(node)]
+    assert [
+        f"{function.name}: {error}"
+        for function in public
+        for error in errors_raised_by(function)
+        if error not in ast.get_docstring(function)
+    ] == []
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page):
     text = (ROOT / page).read_text()

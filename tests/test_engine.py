@@ -1,14 +1,17 @@
 """Loading OneFlow: what is missing is named in one line, the user's settings win, noise stays off the terminal."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import engine
-from conftest import ROOT, assert_fails_with_one_line
+import native
+from conftest import ROOT, assert_fails_with_one_line, needs_kernels
 from util import UserError
 
 
@@ -76,3 +79,59 @@ util.run_script(engine.load)
 def test_what_is_not_noise_reaches_the_terminal():
     code = "import engine, os\nwith engine._noise_to(None): os.write(2, b'libibverbs not available\\na real error\\n')"
     assert python(code).stderr == "a real error\n"
+
+
+def test_the_last_words_of_an_engine_that_aborts_while_it_is_loaded_stay(tmp_path):
+    code = "import engine, os\nwith engine._noise_to(None):\n    os.write(2, b'why')\n    os.abort()"
+    with open(tmp_path / "oneflow.log", "wb") as log:
+        result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stderr=log, timeout=120)
+    assert (result.returncode, (tmp_path / "oneflow.log").read_text()) == (-signal.SIGABRT, "why")
+
+
+@needs_kernels
+def test_what_an_actor_has_read_with_stays_when_it_ends():
+    """OneFlow's own would look into it, and abort or crash: this one must be the first that the linker finds."""
+    code = """
+import ctypes, engine
+engine.load()
+print(ctypes.CDLL(None)["_ZN7oneflow7CommNet17DeleteActorReadIdEPv"](None, None) is not None)
+"""
+    assert python(code).stdout == "True\n"
+
+
+@needs_kernels
+@pytest.mark.parametrize("library", ["preload.so", "plugin.so", f"{native.runnable_sets()[0]}/libbert_kernels.so"])
+def test_damaged_kernels_are_not_loaded(tmp_path, library):
+    """The linker would crash on a library that has been cut short, and the processor on code that has changed."""
+    whole = native._BUILD / library
+    size = whole.stat().st_size
+    for damage in (lambda path: os.truncate(path, size // 2), lambda path: overwrite(path, size // 3, bytes(4096))):
+        build = tmp_path / "build"
+        shutil.copytree(native._BUILD, build, ignore=shutil.ignore_patterns("*.o"), dirs_exist_ok=True)
+        damage(build / library)
+        result = python(f"""
+import pathlib, native
+native._BUILD = pathlib.Path({str(build)!r})
+print(native.preload(), native.describe())
+""", BERT_KERNELS="")  # fmt: skip
+        expected = f"slow kernels are used: the library is damaged ({build / library}), run make clean-kernels kernels"
+        assert (result.returncode, result.stdout, result.stderr) == (0, f"None {expected}\n", "")
+
+
+@needs_kernels
+def test_kernels_in_a_folder_that_may_not_be_entered(tmp_path, monkeypatch):
+    monkeypatch.setattr(native, "_BUILD", tmp_path / "build")
+    monkeypatch.setattr(native, "_kernels", None)
+
+    def stat(path, **_):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "stat", stat)
+    assert native.preload() is None
+    assert native.describe().startswith("slow kernels are used: the library does not load ([Errno 13] Permission")
+
+
+def overwrite(path, offset, data):
+    with open(path, "r+b") as file:
+        file.seek(offset)
+        file.write(data)

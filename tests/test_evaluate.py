@@ -114,9 +114,12 @@ def test_unanswered_questions_are_counted_and_named(tmp_path):
     assert result.returncode == 0
     assert json.loads(result.stdout) == {"exact_match": 25.0, "f1": 25.0}
     lines = result.stderr.splitlines()
-    assert lines[0].startswith("2 of 4 questions are unanswered")
+    assert lines[0].startswith("evaluate-v1.1.py: warning: 2 of 4 questions are unanswered")
     assert lines[1:3] == ["Unanswered question first", "Unanswered question third"]
-    assert lines[3].startswith("1 of 3 predictions are for no question") and "'other'" in lines[3]
+    assert (
+        lines[3].startswith("evaluate-v1.1.py: warning: 1 of 3 predictions are for no question")
+        and "'other'" in lines[3]
+    )
     assert len(lines) == 4
 
 

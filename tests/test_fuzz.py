@@ -13,7 +13,8 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+import tokenizers
+from hypothesis import given
 from hypothesis import strategies as st
 
 import config
@@ -34,12 +35,9 @@ import tfrecord_to_ofrecord
 import train_vocab
 import verify_snapshot
 from conftest import ROOT, write_pretraining_part
-from fuzzing import Victim, changes, replace
+from fuzzing import Victim, changed_json, changes, fuzz, json_values, replace
 from in_process import run_in_process
 from tfrecord_files import serialize_example, write_tfrecord
-
-CASES = int(os.environ.get("FUZZ_CASES", 40))
-fuzz = settings(max_examples=CASES, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -149,7 +147,7 @@ def snapshot_victims(model_snapshot, folders):
     with_config = folders()
     shutil.copytree(model_snapshot, with_config, dirs_exist_ok=True)
     (with_config / "config.json").write_text(json.dumps(test_convert_hf.CONFIG))
-    shutil.copy(ROOT / "dataset/vocab.txt", with_config)
+    (with_config / "vocab.txt").write_text("\n".join(list(hard_text.VOCAB)[:50]))
     of_model = [f"model/{path.parent.name}/{path.name}" for path in model_snapshot.glob("model/bert-emb*/*")]
     return [
         Victim(verify_snapshot.main, "verify_snapshot.py", model_snapshot, lambda folder: [folder / "model"]),
@@ -170,8 +168,12 @@ def snapshot_victims(model_snapshot, folders):
             convert_hf.main,
             "convert_hf.py",
             with_config,
-            lambda folder: [*export(folder), f"--bert_config_file={folder}/config.json"],
-            ["config.json", *of_model],
+            lambda folder: [
+                *export(folder),
+                f"--bert_config_file={folder}/config.json",
+                f"--vocab_file={folder}/vocab.txt",
+            ],
+            ["config.json", "vocab.txt", *of_model],
         ),
     ]
 
@@ -276,36 +278,6 @@ def test_squad(squad_victims, changes, number):
     squad_victims[number].suffers(changes)
 
 
-json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | hard_text.texts,
-    lambda children: (
-        st.lists(children, max_size=3)
-        | st.dictionaries(
-            st.sampled_from(
-                ["data", "paragraphs", "qas", "id", "question", "context", "answers", "text", "answer_start"]
-            ),
-            children,
-            max_size=4,
-        )
-    ),
-    max_leaves=12,
-)
-
-
-@st.composite
-def changed_json(draw, content):
-    """`content` with one of its values, at any depth, replaced by any other."""
-    if draw(st.integers(0, 4)) == 0 or not isinstance(content, (dict, list)) or not content:
-        return draw(json_values)
-    key = draw(st.sampled_from(sorted(content) if isinstance(content, dict) else range(len(content))))
-    changed = dict(content) if isinstance(content, dict) else list(content)
-    if draw(st.integers(0, 9)) == 0:
-        del changed[key]
-    else:
-        changed[key] = draw(changed_json(changed[key]))
-    return changed
-
-
 @fuzz
 @given(data=st.data(), number=st.integers(0, 3), name=st.sampled_from(["dev.json", "predictions.json"]))
 def test_json(squad_victims, data, number, name):
@@ -386,6 +358,52 @@ def test_text(text_victims, changes, number):
     text_victims[number].suffers(changes)
 
 
+# ---- the settings beside parts, which tell whether more parts may be added to them
+
+SETTINGS = f"parts/{create_pretraining_data.SETTINGS_FILE}"
+
+
+@pytest.fixture(scope="module")
+def settings_victim(folders, text_victims):
+    """A script that finds all parts there already, so that it has nothing to write."""
+    folder = folders()
+    flags = [f"--vocab_file={ROOT}/dataset/vocab.txt", "--workers=1", "--dupe_factor=1", "--max_seq_length=32"]
+
+    def arguments(folder):
+        return [f"--input_file={folder}/text.txt", f"--output_dir={folder}/parts", *flags]
+
+    shutil.copy(text_victims[0].template / "text.txt", folder)
+    assert (
+        run_in_process(create_pretraining_data.main, "create_pretraining_data.py", *arguments(folder)).returncode == 0
+    )
+    return Victim(create_pretraining_data.main, "create_pretraining_data.py", folder, arguments, [SETTINGS])
+
+
+@fuzz
+@given(changes=changes())
+def test_settings(settings_victim, changes):
+    settings_victim.suffers(changes)
+
+
+@fuzz
+@given(data=st.data())
+def test_settings_of_other_content(settings_victim, data):
+    with settings_victim.copy() as folder:
+        content = json.loads((folder / SETTINGS).read_text())
+        replace(folder / SETTINGS, json.dumps(data.draw(changed_json(content))))
+        settings_victim.check(folder, {folder / SETTINGS})
+
+
+@fuzz
+@given(data=st.data(), number=st.sampled_from([0, 1]))
+def test_configurations_of_other_content(hugging_face_victims, squad_victims, data, number):
+    """Of the models that are imported, and of the one that has predicted."""
+    victim, name = ((hugging_face_victims[0], "config.json"), (squad_victims[0], "bert_config.json"))[number]
+    with victim.copy() as folder:
+        replace(folder / name, json.dumps(data.draw(changed_json(json.loads((folder / name).read_text())))))
+        victim.check(folder, {folder / name})
+
+
 # ---- TFRecord files
 
 
@@ -457,6 +475,10 @@ def hugging_face_victims(folders):
     test_convert_hf.write_shards(shards, tensors)
     for folder in (whole, shards):
         (folder / "vocab.txt").write_text("\n".join(list(hard_text.VOCAB)[:50]))
+    tokenizer = folders() / "tokenizer"
+    test_convert_hf.write_hf_folder(tokenizer, tensors)
+    model = tokenizers.models.WordPiece({piece: index for index, piece in enumerate("abcd")}, unk_token="a")
+    tokenizers.Tokenizer(model).save(str(tokenizer / "tokenizer.json"))
     return [
         Victim(
             convert_hf.main,
@@ -466,11 +488,12 @@ def hugging_face_victims(folders):
             ["config.json", "vocab.txt", *["model.safetensors"] * 3],
         ),
         Victim(convert_hf.main, "convert_hf.py", shards, importing),
+        Victim(convert_hf.main, "convert_hf.py", tokenizer, importing, ["tokenizer.json"]),
     ]
 
 
 @fuzz
-@given(changes=changes(), number=st.integers(0, 1))
+@given(changes=changes(), number=st.integers(0, 2))
 def test_hugging_face_models(hugging_face_victims, changes, number):
     hugging_face_victims[number].suffers(changes)
 
@@ -513,9 +536,9 @@ def test_safetensors_headers(hugging_face_victims, entries, keeps, length):
 
 
 @fuzz
-@given(data=st.data(), name=st.sampled_from(["config.json", "model.safetensors.index.json"]))
+@given(data=st.data(), name=st.sampled_from(["config.json", "model.safetensors.index.json", "tokenizer.json"]))
 def test_configurations(hugging_face_victims, data, name):
-    victim = hugging_face_victims[1]
+    victim = hugging_face_victims[2 if name == "tokenizer.json" else 1]
     with victim.copy() as folder:
         path = folder / name
         replace(path, json.dumps(data.draw(changed_json(json.loads(path.read_text())))))

@@ -9,7 +9,8 @@ import pytest
 
 import input_files
 from conftest import ROOT
-from input_files import open_input
+from input_files import find_files, open_input
+from util import UserError
 
 
 def test_a_file(tmp_path):
@@ -52,3 +53,23 @@ def test_a_pipe_with_a_writer_that_takes_its_time():
             [sys.executable, "-c", read], cwd=ROOT, stdin=writer.stdout, capture_output=True, text=True
         )
     assert (result.stdout, result.stderr) == ("200000\n", "")
+
+
+def test_names_and_patterns(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("b.txt", "a.txt", "c.text", "[x].txt", "d,e"):
+        (tmp_path / name).write_text("x")
+    (tmp_path / "folder.txt").mkdir()
+    assert find_files("--input", ["*.txt"]) == ["[x].txt", "a.txt", "b.txt"]
+    assert find_files("--input", ["c.text,?.txt", "a.txt,"]) == ["c.text", "a.txt", "b.txt"]
+    assert find_files("--input", ["[x].txt"]) == ["[x].txt"]
+    for patterns, fragment in [
+        ("", "names no file"),
+        (",", "names no file"),
+        ("none.txt", "--input=none.txt: there is no such file"),
+        ("a.txt,*.md", "--input=*.md: there is no such file"),
+        ("folder.txt", "--input=folder.txt: there is no such file"),
+    ]:
+        with pytest.raises(UserError) as error:
+            find_files("--input", [patterns])
+        assert fragment in str(error.value)

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 
@@ -16,9 +17,10 @@ import device
 import launch
 import nodes
 import stopping
-from conftest import assert_fails_with_one_line, run, write_pretraining_part
+from conftest import ROOT, assert_fails_with_one_line, run, write_pretraining_part
 from launched import PRETRAINING
-from util import RunError, Signalled, UserError
+from stopping import Signalled
+from util import RunError, UserError
 
 
 def arguments(**flags):
@@ -129,7 +131,8 @@ class TestBeforeAnythingStarts:
         with pytest.raises(UserError, match="--gpu_num_per_node=4, but this machine has 1 GPU"):
             launch.run_on_all_ranks(None, arguments(gpu_num_per_node=4, device="auto"))
 
-    def test_a_node_list_without_node_num_is_not_passed_over_in_silence(self, capsys):
+    def test_a_node_list_without_node_num_is_not_passed_over_in_silence(self, capsys, monkeypatch):
+        monkeypatch.setenv("BERT_SUPERVISE", "0")  # no fork of the tests
         assert launch.run_on_all_ranks(lambda args: 0, arguments(node_list="127.0.0.1,203.0.113.1")) == 0
         assert capsys.readouterr().out == "Notice: --node_list has no effect, as --node_num is 1.\n"
 
@@ -142,9 +145,11 @@ class TestEnvironmentOfAnotherLauncher:
         [
             ({"WORLD_SIZE": "3"}, "WORLD_SIZE=3 .* make 4 rank.*--node_num=2 x --gpu_num_per_node=2"),
             ({"RANK": "4"}, "RANK=4 .* not below WORLD_SIZE=4"),
+            ({"RANK": "\N{SUPERSCRIPT TWO}"}, "RANK=\N{SUPERSCRIPT TWO} .* not a number"),
             ({"RANK": "one"}, "RANK=one .* not a number"),
             ({"LOCAL_RANK": "0"}, "LOCAL_RANK=0 and RANK=1 .*--gpu_num_per_node=2"),
             ({"MASTER_PORT": "http"}, "MASTER_PORT=http .* not a number"),
+            ({"MASTER_PORT": "65536"}, "MASTER_PORT=65536 .* no port"),
             ({"MASTER_ADDR": None, "WORLD_SIZE": None}, "not MASTER_ADDR, WORLD_SIZE"),
         ],
     )
@@ -156,7 +161,7 @@ class TestEnvironmentOfAnotherLauncher:
             launch.run_on_all_ranks(None, arguments(node_num=2, gpu_num_per_node=2))
 
     def test_oneflow_sets_rank_minus_1_where_there_is_none(self, monkeypatch):
-        for name, value in {**self.COMPLETE, "RANK": "-1"}.items():
+        for name, value in {**self.COMPLETE, "RANK": "-1", "BERT_SUPERVISE": "0"}.items():
             monkeypatch.setenv(name, value)
         assert launch.run_on_all_ranks(lambda args: 7, arguments()) == 7
         assert launch.rank() == 0
@@ -249,6 +254,19 @@ class TestLine:
             time.sleep(0.3)
             assert self.finish([master, Launcher(self.ADDRESSES[:2], 1, port, {})]) == [None, None]
 
+    @pytest.mark.parametrize(
+        ("number", "kind"), [(15, Signalled), (15.0, RunError), (True, RunError), ("15", RunError), (9, RunError)]
+    )
+    def test_a_stop_by_what_is_no_signal_is_a_failure(self, port, number, kind):
+        """Also what only equals one: its text would be asked for by a number that is none."""
+        line = nodes.Line(self.ADDRESSES[:2], 0, port, {})
+        with socket.create_connection(("127.0.0.1", port)) as node:
+            for message in ({"node": 1, "flags": {}}, {"stop": "why", "signal": number}):
+                node.sendall(json.dumps(message).encode() + b"\n")
+            with pytest.raises((RunError, Signalled), match="^why$") as raised:
+                line.wait_for_all(10)
+        assert raised.type is kind
+
     def test_a_launcher_that_dies(self, port):
         master = Launcher(self.ADDRESSES[:2], 0, port, {})
         with socket.create_connection(("127.0.0.1", port)) as node:
@@ -292,6 +310,46 @@ class TestSignals:
             signal.signal(signal.SIGHUP, before)
 
 
+class TestHostsFile:
+    """What scripts/launch_cluster.sh makes of it, with a program in place of ssh that tells whom it is to call."""
+
+    @staticmethod
+    def launch(folder, hosts):
+        (folder / "hosts").write_bytes(hosts)
+        (folder / "ssh").write_text('#!/bin/bash\nwhile [ "$1" != -- ]; do shift; done\necho "$2 ${3##*--node_num}"\n')
+        (folder / "ssh").chmod(0o755)
+        environment = {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}"}
+        command = [ROOT / "scripts/launch_cluster.sh", "hosts", "a command"]
+        return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
+
+    @pytest.mark.parametrize(
+        "host",
+        [b"a,b", b"-oProxyCommand=touch x", b"-l", b"u@", b"@a", b"u@-a", b"a;touch", b"$(touch)", b"`touch`", b"a*"]
+        + [b"\xff", b"\xc3\xa4", b"a\x1b[2J", b"'", b"u@b@c", b"fe80::1%eth0"],
+    )
+    def test_what_is_no_host(self, tmp_path, host):
+        """Nobody is called."""
+        result = self.launch(tmp_path, b"good\n" + host + b"\n")
+        assert_fails_with_one_line(result, "launch_cluster.sh: error: hosts: ", "is no host; give an address")
+        assert result.stderr.strip().isprintable() and result.stdout == ""
+
+    def test_hosts(self, tmp_path):
+        """Comments, blanks, ends of lines from elsewhere, NUL: each host is called once, by its own name."""
+        result = self.launch(tmp_path, b"# all\n10.0.0.1 # first\r\n\n\troot@b.example\0\n  c_d-1\n#-x")
+        calls = [
+            f"{host} =3 --node_list=10.0.0.1\\,b.example\\,c_d-1" for host in ("10.0.0.1", "root@b.example", "c_d-1")
+        ]
+        assert (result.returncode, result.stderr, sorted(map(str.strip, result.stdout.splitlines()))) == (
+            0,
+            "",
+            sorted(calls),
+        )
+
+    @pytest.mark.parametrize("hosts", [b"", b"\n# none\n"])
+    def test_nobody(self, tmp_path, hosts):
+        assert_fails_with_one_line(self.launch(tmp_path, hosts), "launch_cluster.sh: error: hosts: names no host")
+
+
 def test_help_names_the_default_port():
     result = run("run_pretraining.py", "--help")
     assert f"(default: {launch.DEFAULT_MASTER_PORT})" in " ".join(result.stdout.split())
@@ -309,5 +367,5 @@ def test_proxies_are_not_for_ranks(tmp_path):
     )
     environment = {**os.environ, "http_proxy": "http://203.0.113.1:1", "HTTPS_PROXY": "http://203.0.113.1:1"}
     environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500", "WORLD_SIZE": "1", "RANK": "0"}
-    result = subprocess.run(["python3", program], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    result = subprocess.run([sys.executable, program], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert (result.stdout, result.stderr) == ("[]\n", "")

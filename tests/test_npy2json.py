@@ -210,8 +210,12 @@ def test_results_that_do_not_fit_the_windows(tmp_path):
     assert_rejected(tmp_path, np.delete(RESULTS, [3, 5]), missing, "unique_id 1000000003", "vocabulary")
     repeated = RESULTS.copy()
     repeated["unique_id"][3] = repeated["unique_id"][4]
-    assert_rejected(tmp_path, repeated, f"1 of {number} windows", "unique_id 1000000003")
-    assert_rejected(tmp_path, np.append(RESULTS, RESULTS[:2]), f"2 of {number + 2} results", "vocabulary")
+    unique = f"has {number} results but {number - 1} unique_ids (more than once: 1000000004)"
+    assert_rejected(tmp_path, repeated, unique, "predict anew")
+    assert_rejected(tmp_path, np.append(RESULTS, RESULTS[4]), "more than once: 1000000004")
+    more = RESULTS[:2].copy()
+    more["unique_id"] += number
+    assert_rejected(tmp_path, np.append(RESULTS, more), f"2 of {number + 2} results", "vocabulary")
     assert_rejected(tmp_path, RESULTS[:0], f"{number} of {number} windows")
     # Other windows, because of another stride or a vocabulary that splits the words otherwise.
     assert_rejected(tmp_path, RESULTS, f"of {number} results", "doc_stride", doc_stride=11)
@@ -311,7 +315,7 @@ def test_bad_flags(tmp_path, flags, fragments):
 @pytest.mark.parametrize(
     "config, fragments",
     [
-        ({"vocab_size": 100, "max_position_embeddings": 512}, [f"{len(hard_text.VOCAB)} entries", "100"]),
+        ({"vocab_size": 100, "max_position_embeddings": 512}, [f"{len(hard_text.VOCAB)} pieces", "100"]),
         ({"vocab_size": len(hard_text.VOCAB), "max_position_embeddings": 16}, ["max_seq_length=24", "16"]),
         ({"vocab_size": "many"}, ["vocab_size should be a whole number"]),
         ({}, ["vocab_size is missing"]),
@@ -329,7 +333,8 @@ def test_vocabulary_smaller_than_the_models(tmp_path):
     flags = {**write_inputs(tmp_path, CONTENT, RESULTS), **SETTINGS, "output_dir": tmp_path / "noted"}
     result = run(SCRIPT, bert_config_file=tmp_path / "bert_config.json", **flags)
     assert result.returncode == 0
-    assert result.stderr.startswith("Notice: ") and f"{30522 - len(hard_text.VOCAB)} entries fewer" in result.stderr
+    assert result.stderr.startswith("npy2json.py: warning: ")
+    assert f"{30522 - len(hard_text.VOCAB)} pieces fewer" in result.stderr
     # Where there is an error it is the only line.
     assert_rejected(tmp_path, RESULTS[1:], "no result", bert_config_file=tmp_path / "bert_config.json")
 

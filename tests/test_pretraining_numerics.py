@@ -121,6 +121,29 @@ def test_three_train_steps(batch):
     assert_parameters_are(model, variables)
 
 
+def test_another_job_on_the_same_model(batch):
+    """It trains the model as it would train one of these values that no job has had before."""
+    path, _ = batch
+    model, fresh = make_model(), make_model()
+
+    def train(trained):
+        """Two steps, as the first is one at a learning rate of 0."""
+        job = pretrain.PretrainJob(trained, make_loader(path), ARGS)
+        outputs = [output.numpy() for _ in range(2) for output in job().values()]
+        flow._oneflow_internal.eager.Sync()
+        return outputs
+
+    train(model)
+    assert all(parameter.grad is None for parameter in model.parameters())
+    for parameter, trained in zip(fresh.parameters(), model.parameters(), strict=True):
+        parameter.copy_(trained)
+    np.testing.assert_array_equal(train(model), train(fresh))
+    for name, value in values_of(fresh).items():
+        np.testing.assert_array_equal(values_of(model)[name], value, err_msg=name)
+    # Eagerly too.
+    sum((parameter * parameter).sum() for parameter in model.parameters()).backward()
+
+
 def test_three_train_steps_with_loss_scaling(batch):
     """What --use_fp16 does to the optimiser on a GPU, in float32: scaled loss, clipping after it is undone."""
     path, arrays = batch

@@ -1,7 +1,8 @@
 """What the scripts show on a terminal: a bar below whole lines, and nothing left behind by Ctrl-C."""
 
 import io
-import json
+import os
+import pty
 import re
 
 import pytest
@@ -76,36 +77,24 @@ def test_ctrl_c_in_training_leaves_the_terminal_clean(tmp_path):
     assert terminal.status == 130
     begin = terminal.lines.index("Init model on demand")
     *losses, saving, error = filter(None, terminal.lines[begin + 1 :])
-    assert [line for line in losses if not LOSS_LINE.fullmatch(line)] == []
+    # Behind a line the terminal may echo the key.
+    assert [line for line in losses if not LOSS_LINE.fullmatch(line.removesuffix("^C"))] == []
     assert re.fullmatch(f"Saving model to {tmp_path}/snapshot_[0-9]+[.]", saving)
     assert error.startswith("run_pretraining.py: error: stopped by SIGINT after ")
     assert terminal.is_left_clean()
 
 
-def squad_file_of(number):
-    """The text of a SQuAD file with so many questions, about contexts of 400 words."""
-    context = "the quick brown fox jumps over the lazy dog " * 45
-    answers = [{"text": "quick", "answer_start": 4}]
-    qas = [[{"id": f"{index}", "question": "what ?", "answers": answers}] for index in range(number)]
-    paragraphs = [{"context": context, "qas": questions} for questions in qas]
-    return json.dumps({"version": "1.1", "data": [{"title": "t", "paragraphs": paragraphs}]})
-
-
-def test_ctrl_c_leaves_the_terminal_clean(tmp_path):
-    (tmp_path / "squad.json").write_text(squad_file_of(3000))
-    terminal = Terminal(
-        "tools/create_squad_data.py",
-        input_file=tmp_path / "squad.json",
-        output_dir=tmp_path / "parts",
-        vocab_file="dataset/vocab.txt",
-        is_training=False,
-        press_ctrl_c_at="<00:",
-    )
-    assert terminal.status == 130
-    assert re.search(r"^tokenising: +\d+%.*\^C$", terminal.lines[0])
-    assert terminal.last_line() == "create_squad_data.py: error: interrupted"
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_second_ctrl_c_in_training_leaves_the_terminal_clean(tmp_path, ranks):
+    """While a large model is saved: what was the bar's line is the error's."""
+    write_pretraining_part(tmp_path / "part-0", 12)
+    flags = pretraining_flags(tmp_path, tmp_path, iter_num=100000, vocab_size=400000, gpu_num_per_node=ranks)
+    terminal = Terminal("run_pretraining.py", **flags, press_ctrl_c_at="iter 1,", times=2)
+    assert terminal.status == 130, terminal.output
+    assert re.search(r"/100000 \[.*\^C", terminal.output)
+    assert terminal.last_line() == "run_pretraining.py: error: ended by SIGINT"
     assert terminal.is_left_clean()
-    assert not (tmp_path / "parts").exists()
+    assert "/100000 [" not in "".join(terminal.lines)
 
 
 class FakeStream(io.StringIO):
@@ -126,6 +115,26 @@ def test_no_bar_unless_stdout_and_stderr_are_a_terminal(monkeypatch, stdout, std
         bar.update()
         progress.print_line("a line")
     assert stream.getvalue() == ""
+
+
+def test_a_terminal_that_does_not_know_its_width_shows_a_bar(monkeypatch):
+    master, slave = pty.openpty()  # 0 rows and 0 columns, as long as nobody sets them
+    with open(slave, "w", encoding="utf-8") as stream, open(master, "rb", buffering=0):
+        monkeypatch.setattr("sys.stdout", stream)
+        monkeypatch.setattr("sys.stderr", stream)
+        with progress.progress_bar(total=3, unit="batch") as bar:
+            bar.update(3)
+        stream.flush()
+        assert re.search(r"100%\|.+\| 3/3 \[.*batch/s\]", os.read(master, 65536).decode())
+
+
+def test_a_bar_that_has_not_come_to_its_end_is_erased(monkeypatch):
+    monkeypatch.setattr("sys.stdout", FakeStream(True))
+    for total, is_left in [(1, True), (2, False)]:
+        monkeypatch.setattr("sys.stderr", stream := FakeStream(True))
+        with progress.progress_bar(total=total) as bar:
+            bar.update()
+        assert stream.getvalue().endswith("\n" if is_left else "\r\x1b[K")
 
 
 def test_a_bar_that_is_not_left_is_erased_with_what_the_terminal_wrote_beside_it(monkeypatch):

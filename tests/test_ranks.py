@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,8 +14,9 @@ import pytest
 
 import native
 import ofrecord
+import run_state
 import snapshot
-from conftest import ROOT, run, write_pretraining_part, write_squad_parts
+from conftest import ROOT, needs_kernels, run, write_pretraining_part, write_squad_parts
 from launched import PRETRAINING, SQUAD, Launched
 
 GLOBAL_BATCH = 8
@@ -237,10 +239,35 @@ def test_a_rank_of_another_launcher_whose_first_never_comes(data, tmp_path):
         rank.assert_failed(f"rank 1: after 1 seconds, rank 0 does not answer at 127.0.0.1, port {port}")
 
 
+@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
+def test_a_rank_that_is_sent_something_while_it_connects(data, tmp_path):
+    """OneFlow, left to itself, lets it die of SIGSEGV if another is done with its own start and sends a message."""
+    library = tmp_path / "slow_to_connect.so"
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, ROOT / "tests" / "slow_to_connect.c", "-ldl"], check=True)
+    flags = {**PRETRAINING, "data_dir": data, "iter_num": 2, "gpu_num_per_node": 2, "batch_size_per_device": 4}
+    environment = {"LD_PRELOAD": str(library)}
+    with Launched("run_pretraining.py", tmp_path / "output", environment=environment, **flags) as training:
+        assert (training.wait(), training.stderr) == (0, "")
+        assert "rank 1 is slow to connect" in (training.output / "rank_1.log").read_text()
+
+
 def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def copy_of_snapshot_5(runs, folder):
+    """A snapshot that 2 ranks have saved, alone in a folder within `folder`."""
+    copied = folder / "model" / "snapshot_5"
+    shutil.copytree(runs[2] / "snapshot_5", copied)
+    return copied
+
+
+def flip_a_bit(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
 
 
 class TestFailure:
@@ -281,14 +308,45 @@ class TestFailure:
         with Launched("run_pretraining.py", tmp_path / "output", **flags) as training:
             training.assert_failed("rank ", tmp_path / "part-1", "truncated", status=2)
 
-    def test_a_damaged_snapshot(self, data, runs, tmp_path):
+    @pytest.mark.parametrize(
+        ("damage", "message"),
+        [
+            (lambda variable: flip_a_bit(variable / "out"), "the values are not those that were saved"),
+            (lambda variable: os.truncate(variable / "out", 100), "out: has 100 bytes, the model needs 128"),
+            (lambda variable: (variable / "out").unlink(), "out: cannot be read: No such file"),
+        ],
+        ids=["flipped_bit", "truncated", "missing"],
+    )
+    @pytest.mark.parametrize("resume", [False, True], ids=["load", "resume"])
+    def test_a_damaged_snapshot(self, data, runs, tmp_path, resume, damage, message):
         """Found by rank 0, when the others wait for what it reads."""
-        model = tmp_path / "model"
-        subprocess.run(["cp", "-R", runs[1] / "last_snapshot", model], check=True)
-        os.truncate(model / "bert-pooler-dense-bias" / "out", 100)
-        flags = {**PRETRAINING, **ENDLESS, "gpu_num_per_node": 2, "data_dir": data, "model_load_dir": model}
+        snapshot_5 = copy_of_snapshot_5(runs, tmp_path)
+        damage(snapshot_5 / "bert-pooler-dense-bias")
+        load = {"resume": True, "model_save_dir": snapshot_5.parent} if resume else {"model_load_dir": snapshot_5}
+        flags = {**PRETRAINING, **ENDLESS, "gpu_num_per_node": 2, "data_dir": data, **load}
         with Launched("run_pretraining.py", tmp_path / "output", **flags) as training:
-            training.assert_failed("rank 0: ", model / "bert-pooler-dense-bias", "100 bytes", status=2)
+            training.assert_failed(f"rank 0: {snapshot_5}/bert-pooler-dense-bias", message, status=2)
+        assert not list(tmp_path.glob("*/snapshot_[!5]*"))
+
+    @needs_kernels
+    def test_a_damaged_state_of_one_rank(self, data, runs, tmp_path):
+        """The checksum of the file is right; only the rank whose state it is can tell."""
+        snapshot_5 = copy_of_snapshot_5(runs, tmp_path)
+        (path,) = snapshot_5.glob(f"*/{run_state.FILE}")
+        state = run_state.read(snapshot_5)
+        state["positions"][1]["random"] = run_state.encode_bytes(b"{}")
+        path.write_bytes(run_state.encode(state))
+        flags = {**PRETRAINING, **ENDLESS, "gpu_num_per_node": 2, "data_dir": data, "resume": True}
+        with Launched("run_pretraining.py", tmp_path / "output", model_save_dir=snapshot_5.parent, **flags) as training:
+            training.assert_failed(f"rank 1: {snapshot_5}: the saved random state is damaged", status=2)
+
+    def test_no_state(self, data, runs, tmp_path):
+        snapshot_5 = copy_of_snapshot_5(runs, tmp_path)
+        (path,) = snapshot_5.glob(f"*/{run_state.FILE}")
+        path.unlink()
+        flags = {**PRETRAINING, **ENDLESS, "gpu_num_per_node": 2, "data_dir": data, "resume": True}
+        with Launched("run_pretraining.py", tmp_path / "output", model_save_dir=snapshot_5.parent, **flags) as training:
+            training.assert_failed(f"rank 0: {snapshot_5}: does not tell what run it is of", status=2)
 
     def test_an_error_of_the_program(self, data, tmp_path):
         """One that nobody has foreseen: only the log has its traceback."""

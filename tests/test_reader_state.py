@@ -164,7 +164,10 @@ class TestRandomState:
             b'{"seed": 1}',
             b'{"seed": -1, "dropout_calls": {}}',
             b'{"seed": 18446744073709551616, "dropout_calls": {}}',
-            b'{"seed": 1, "dropout_calls": [[[], 1]]}',
+            *(b'{"seed": 1, "dropout_calls": %s}' % calls for calls in (b"[[[], 1]]", b"[]", b'"ab"', b"7", b"null")),
+            b'{"seed": 1, "dropout_calls": {"name": [1]}}',
+            b'{"seed": 1, "dropout_calls": {"name": -1}}',
+            b'{"seed": 1, "dropout_calls": {"a\\nb": 1}}',
             b'{"seed": 1, "dropout_calls": {"name": 1.5}}',
             b'{"seed": 1, "dropout_calls": {"name": true}}',
         ):

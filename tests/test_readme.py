@@ -1,6 +1,5 @@
 """The README tells the truth about files, flags and commands."""
 
-import ast
 import re
 import shlex
 import subprocess
@@ -70,28 +69,3 @@ def test_nothing_is_left_to_fill_in():
 def test_model_code_is_that_of_squad():
     (code,) = blocks("python")
     assert code in (ROOT / "squad.py").read_text()
-
-
-def texts_of_messages(path):
-    """The texts in each call and each function of a Python file, or a whole shell script: messages consist of them."""
-    if path.suffix == ".sh":
-        return [path.read_text().replace('" \\\n            "', " ")]
-    found = []
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Call | ast.FunctionDef):
-            constants = [part.value for part in ast.walk(node) if isinstance(part, ast.Constant)]
-            found.append("\0".join(str(value) for value in constants))
-    return found
-
-
-def test_messages_that_are_explained_exist():
-    """But for examples of numbers and names, which `...` or digits stand for."""
-    section = README[README.index("## Troubleshooting") : README.index("## Results")]
-    messages = re.findall(r"^\| `(.+?)` \|", section, re.MULTILINE)
-    paths = [*ROOT.glob("*.py"), *ROOT.glob("tools/*.py"), *ROOT.glob("scripts/*.sh")]
-    texts = [text for path in paths for text in texts_of_messages(path)]
-    assert len(messages) > 40
-    for message in messages:
-        pieces = [piece.strip(" :;,()[].") for piece in re.split(r"\.\.\.|\S*\d\S*|=|total_loss|nan|SIGTERM", message)]
-        pieces = [piece for piece in pieces if len(piece) > 2]
-        assert any(all(piece in text for piece in pieces) for text in texts), (message, pieces)

@@ -85,6 +85,7 @@ class Reader:
         size = self._library.bert_reader_save(self._reader, None, ctypes.c_int64(0))
         state = ctypes.create_string_buffer(size)
         assert self._library.bert_reader_save(self._reader, state, ctypes.c_int64(size)) == size
+        self._library.bert_reader_seal(state, ctypes.c_int64(size))
         return state.raw
 
 

@@ -1,22 +1,21 @@
 """--resume: the run that was stopped and goes on is the run that was never stopped, byte for byte."""
 
 import json
+import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
-import native
 import run_state
 import snapshot
 import snapshot_series
-from conftest import ROOT, assert_fails_with_one_line, run, write_pretraining_part
-from launched import PRETRAINING, Launched
-
-needs_kernels = pytest.mark.skipif(not native.is_built(), reason="no native kernels")
+from conftest import ROOT, assert_fails_with_one_line, needs_kernels, run, write_pretraining_part
+from launched import PRETRAINING, Launched, slow_disk
 
 STEP = "System-Train-TrainStep-PretrainJob"
 # Shuffled, with dropout, and a line of losses that a save falls into.
@@ -59,6 +58,14 @@ def whole(data, tmp_path_factory):
     """The output folder of the run that was never stopped, with its stdout in stdout.txt."""
     folder = tmp_path_factory.mktemp("whole")
     (folder / "stdout.txt").write_text(pretrain(data, folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole_on_two_ranks(data, tmp_path_factory):
+    """The same of two ranks, each of which reads a part of its own."""
+    folder = tmp_path_factory.mktemp("whole_on_two_ranks")
+    (folder / "stdout.txt").write_text(pretrain(data, folder, gpu_num_per_node=2))
     return folder
 
 
@@ -130,19 +137,78 @@ class TestExactly:
         assert "Copying" in pretrain(data, tmp_path, resume=True)
         assert read_all(tmp_path / "last_snapshot") == read_all(tmp_path / "snapshot_24")
 
-    def test_on_two_ranks(self, data, tmp_path):
-        """Each reads a part of its own; equal to the byte here, as two ranks add up in one order only."""
-        for name in ("whole", "resumed"):
-            (tmp_path / name).mkdir()
-        whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    def test_on_two_ranks(self, data, whole_on_two_ranks, tmp_path):
+        """Equal to the byte here, as two ranks add up in one order only."""
         flags = {"gpu_num_per_node": 2, "resume": True}
-        (whole / "stdout.txt").write_text(pretrain(data, whole, **flags))
-        with start(data, resumed, **flags) as training:
+        with start(data, tmp_path, **flags) as training:
             training.wait_for("iter 6,")
             training.process.send_signal(signal.SIGINT)
             assert training.wait() == 130, training.stderr
             first = training.stdout
-        assert_same_run(resumed, whole, first, pretrain(data, resumed, **flags))
+        assert_same_run(tmp_path, whole_on_two_ranks, first, pretrain(data, tmp_path, **flags))
+
+
+@needs_kernels
+@pytest.mark.parametrize("ranks", [1, 2])
+class TestSlowDisk:
+    """A save that takes seconds: signals come in the midst of it. Of two ranks the second has nothing to write."""
+
+    @pytest.fixture
+    def reference(self, request, ranks):
+        """The output folder of the run that was never stopped, on a fast disk."""
+        return request.getfixturevalue("whole" if ranks == 1 else "whole_on_two_ranks")
+
+    @pytest.fixture
+    def saving(self, data, ranks, reference, tmp_path, tmp_path_factory):
+        """A run that is saving snapshot_10, in a time in which it could save hundreds."""
+        environment = slow_disk(tmp_path_factory.mktemp("disk"), "snapshot_10")
+        with start(data, tmp_path, environment=environment, gpu_num_per_node=ranks) as training:
+            training.wait_for("snapshot_10.")
+            time.sleep(0.5)
+            assert names(tmp_path) == ["snapshot_5"]
+            assert len(list(tmp_path.glob(".snapshot_10.*.tmp"))) == 1
+            yield training
+
+    def test_a_signal_lets_it_be_completed(self, data, ranks, reference, saving, tmp_path):
+        saving.process.send_signal(signal.SIGTERM)
+        saving.assert_failed("stopped by SIGTERM after ", f"; --resume goes on from {tmp_path}", status=143)
+        done = int(re.search(r"after (\d+) of 24", saving.stderr)[1])
+        # Several ranks agree on where to stop in the iterations after it.
+        assert done == 10 if ranks == 1 else 10 < done < 15
+        assert names(tmp_path) == ["snapshot_5", "snapshot_10", f"snapshot_{done}"][: 2 + (done > 10)]
+        assert read_all(tmp_path / "snapshot_10") == read_all(reference / "snapshot_10")
+        stdout = pretrain(data, tmp_path, resume=True, gpu_num_per_node=ranks)
+        assert_same_run(tmp_path, reference, saving.stdout, stdout)
+
+    @pytest.mark.parametrize("numbers", [[signal.SIGTERM, signal.SIGTERM], [signal.SIGKILL]], ids=["twice", "kill"])
+    def test_ended_at_once(self, data, ranks, reference, saving, tmp_path, numbers):
+        """The older snapshot is what there is, and where it goes on."""
+        for number in numbers:
+            time.sleep(0.2)
+            saving.process.send_signal(number)
+        begin = time.monotonic()
+        assert saving.wait() in (143, -signal.SIGKILL)
+        assert time.monotonic() - begin < 2
+        assert names(tmp_path) == ["snapshot_5"]
+        self.goes_on(data, ranks, reference, tmp_path)
+
+    def test_one_rank_is_killed(self, data, ranks, reference, saving, tmp_path):
+        """The last, which of two only waits for the one that saves; that ends as well."""
+        os.kill(saving.ranks()[1] if ranks == 2 else saving.children()[0], signal.SIGKILL)
+        saving.assert_failed("rank 1: was killed by SIGKILL" if ranks == 2 else "the engine was killed by SIGKILL")
+        assert names(tmp_path) == ["snapshot_5"]
+        self.goes_on(data, ranks, reference, tmp_path)
+
+    @staticmethod
+    def goes_on(data, ranks, reference, output):
+        assert "Resuming after 5 of 24" in pretrain(data, output, resume=True, gpu_num_per_node=ranks)
+        assert logged(output) == logged(reference)
+        assert read_all(output / "last_snapshot") == read_all(reference / "last_snapshot")
+        assert not list(output.glob(".*.tmp"))
+
+
+def names(folder):
+    return [path.name for path in snapshot_series.complete_snapshots(folder)]
 
 
 @pytest.fixture

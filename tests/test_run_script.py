@@ -1,5 +1,6 @@
 """What all scripts have in common: how they end, and what they start from."""
 
+import ast
 import os
 import subprocess
 import sys
@@ -62,6 +63,12 @@ def test_a_python_without_the_packages_is_told_in_one_line(script, tmp_path):
     assert told or script not in ("run_pretraining.py", "npy2json.py", "tools/convert_hf.py")
 
 
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_script_first_looks_at_its_python(script):
+    imports = [node for node in ast.parse((ROOT / script).read_text()).body if isinstance(node, ast.Import)]
+    assert imports[0].names[0].name in ("import_errors", "suite")
+
+
 def test_an_old_python_is_told(capsys):
     with pytest.raises(SystemExit) as end:
         import_errors.check_version((3, 9, 18))
@@ -72,7 +79,7 @@ def test_an_old_python_is_told(capsys):
 def test_interrupted_while_importing(tmp_path):
     program = "import import_errors\nraise KeyboardInterrupt"
     result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert (result.returncode, result.stderr) == (130, "-c: error: interrupted\n")
+    assert (result.returncode, result.stderr) == (130, "-c: error: ended by SIGINT\n")
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii", "latin-1"])

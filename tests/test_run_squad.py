@@ -8,12 +8,18 @@ import subprocess
 import numpy as np
 import pytest
 
-import native
 import ofrecord
 import prediction_file
 import reference_bert
 import snapshot
-from conftest import TINY_MODEL, assert_fails_with_one_line, run, write_pretraining_part, write_squad_parts
+from conftest import (
+    TINY_MODEL,
+    assert_fails_with_one_line,
+    needs_kernels,
+    run,
+    write_pretraining_part,
+    write_squad_parts,
+)
 
 COMMON = {**TINY_MODEL, "seq_length": 32, "data_part_num": 1, "batch_size_per_device": 4, "max_predictions_per_seq": 20}
 STEP = "System-Train-TrainStep-SquadFinetuneJob"
@@ -262,7 +268,7 @@ class TestBadInput:
         assert "Device:" not in result.stdout
 
 
-@pytest.mark.skipif(not native.is_built(), reason="OneFlow's own reader aborts the process")
+@needs_kernels
 def test_a_record_that_is_bad_in_mid_run(work, tmp_path):
     """The last but one of 11: nothing is written."""
     shutil.copytree(work / "dev", tmp_path / "data")

@@ -172,6 +172,17 @@ def test_version_2_counts_what_has_an_answer_apart(tmp_path):
     assert groups == {"": (4, 50.0), "with an answer": (2, 50.0), "without": (2, 50.0)}
 
 
+def test_an_error_is_the_only_line(tmp_path):
+    """Also where there would be a warning, of a prediction for no question."""
+    content, predictions = squad(CONTEXT, QUESTIONS), {**PREDICTIONS, "other": "x"}
+    result, page = show(tmp_path, content, predictions)
+    assert result.returncode == 0 and result.stderr.startswith("show_squad.py: warning: 1 of 4 predictions")
+    page.unlink()
+    result, page = show(tmp_path, content, predictions, [])
+    assert_fails_with_one_line(result, "nbest.json: not an n-best file")
+    assert not page.exists()
+
+
 # ---- the page
 
 
@@ -310,6 +321,44 @@ def test_of_many_questions_only_those_seen_are_drawn(tmp_path):
     assert "Question 10000?" in drawn and len(drawn) < 60
 
 
+@needs_browser
+def test_texts_from_right_to_left_keep_to_themselves(tmp_path):
+    """Their direction must not turn round what the page itself says beside them."""
+    context = "\u05e8\u05d5\u05dc\u05d5 \u05d1\u05d0. \u05e8\u05d5\u05dc\u05d5."
+    word = context.split()[0]
+    _, page = show(tmp_path, squad(context, {"a": (f"{word}?", [word, word])}), {"a": word})
+    elements = browse(page, "id=a").elements
+    assert [text for name, _, text in elements if name == "bdi"] == [word] * 3
+    directed = [(attrs.get("class"), text) for _, attrs, text in elements if attrs.get("dir") == "auto"]
+    assert directed == [(None, f"{word}?"), (None, f"{word}?"), ("context", context)]
+
+
+# Writes where the box of the context has been scrolled to, and where its mark is, into the title.
+SCROLLED = """
+const shownBox = document.querySelector(".context");
+const markTop = document.querySelector(".context .predicted").offsetTop - shownBox.scrollTop;
+const isLong = shownBox.clientHeight < shownBox.scrollHeight;
+document.title = isLong && markTop > 0 && markTop < shownBox.clientHeight ? "seen" : "not seen";
+"""
+
+
+def scripted(folder, monkeypatch, script):
+    """Has the tool make pages in which a script is run behind the page's own."""
+    for path in show_squad.PAGE_FOLDER.glob("squad_page.*"):
+        shutil.copy(path, folder)
+    with open(folder / "squad_page.js", "a") as file:
+        file.write(script)
+    monkeypatch.setattr(show_squad, "PAGE_FOLDER", folder)
+
+
+@needs_browser
+def test_a_long_context_shows_its_answer(tmp_path, monkeypatch):
+    scripted(tmp_path, monkeypatch, SCROLLED)
+    context = "Nothing to see here. " * 2000 + CONTEXT + " Nothing to see here." * 2000
+    _, page = show(tmp_path, squad(context, QUESTIONS), PREDICTIONS)
+    assert browse(page, "id=right").texts("title") == ["seen"]
+
+
 USER = """
 setTimeout(() => { search.value = "SWORE"; search.dispatchEvent(new Event("input")); }, 0);
 setTimeout(() => { document.querySelectorAll(".row")[1].click(); }, 500);
@@ -320,11 +369,7 @@ setTimeout(() => { document.querySelectorAll(".n-best button")[1].click(); }, 90
 
 @needs_browser
 def test_a_user_searches_clicks_and_types(tmp_path, monkeypatch):
-    for path in show_squad.PAGE_FOLDER.glob("squad_page.*"):
-        shutil.copy(path, tmp_path)
-    with open(tmp_path / "squad_page.js", "a") as script:
-        script.write(USER)
-    monkeypatch.setattr(show_squad, "PAGE_FOLDER", tmp_path)
+    scripted(tmp_path, monkeypatch, USER)
     _, page = show(tmp_path, squad(CONTEXT, QUESTIONS), PREDICTIONS, N_BEST)
     elements = browse(page)
     assert elements.texts("h2") == ["Who swore?"]
@@ -377,7 +422,7 @@ def test_a_question_of_version_1_without_an_answer(tmp_path):
     data = squad(CONTEXT, {"a": ("Why?", [])})
     del data["data"][0]["paragraphs"][0]["qas"][0]["is_impossible"]
     result, _ = show(tmp_path, data, {"a": "x"})
-    assert_fails_with_one_line(result, "qas[0] has no answer")
+    assert_fails_with_one_line(result, "qas[0]: has no answer")
 
 
 def test_unwritable_output(tmp_path):

@@ -204,7 +204,8 @@ def test_answers_that_are_not_there_are_left_out_and_counted(tmp_path, context, 
     flags = write_inputs(tmp_path, content)
     result = run(SCRIPT, output_dir=tmp_path / "parts", is_training=True, **flags)
     assert result.returncode == 0
-    assert result.stderr.startswith("1 of 2 questions left out") and result.stderr.endswith("answer_start says: q0\n")
+    assert result.stderr.startswith("create_squad_data.py: warning: 1 of 2 questions left out")
+    assert result.stderr.endswith("answer_start says: q0\n")
     assert len(read_records(tmp_path / "parts")) == 1
 
 
@@ -255,12 +256,27 @@ def test_shuffled_as_google_does_and_only_then():
     assert shuffled == expected_records(content, hard_text.VOCAB, True, shuffle_seed=7, **limits) != plain
 
 
+@pytest.mark.parametrize("flags", [{}, {"version_2_with_negative": True}])
+def test_questions_of_version_2_without_an_answer_point_at_cls(tmp_path, flags):
+    content = one_paragraph("The old house", ("?", "old", 4), ("?", "house", 8))
+    possible, impossible = content["data"][0]["paragraphs"][0]["qas"]
+    possible["is_impossible"], impossible["is_impossible"] = False, True
+    impossible["answers"], impossible["plausible_answers"] = [], impossible["answers"]
+    flags = {**flags, **write_inputs(tmp_path, {**content, "version": "v2.0"})}
+    result = run(SCRIPT, output_dir=tmp_path / "parts", is_training=True, **flags)
+    assert (result.returncode, result.stderr) == (0, "")
+    records = read_records(tmp_path / "parts")
+    assert [record["start_positions"] for record in records] == [[4], [0]]
+    assert [record["end_positions"] for record in records] == [[4], [0]]
+
+
 def test_the_first_of_several_answers_is_used(tmp_path):
     content = one_paragraph("The old house", ("?", "old", 4))
     content["data"][0]["paragraphs"][0]["qas"][0]["answers"].append({"text": "house", "answer_start": 8})
     result = run(SCRIPT, output_dir=tmp_path / "parts", is_training=True, **write_inputs(tmp_path, content))
     assert result.returncode == 0
-    assert result.stderr == "1 questions have several answers: the first of each is used\n"
+    text = "1 question(s) have several answers: the first of each is used"
+    assert result.stderr == f"create_squad_data.py: warning: {text}\n"
     assert read_records(tmp_path / "parts")[0]["start_positions"] == [4]
 
 
@@ -309,13 +325,13 @@ ANSWER = [*QUESTION, "answers", 0]
         (changed([*QUESTION, "id"], 5), ["qas[0]: id should be a string, not a whole number"]),
         (changed([*QUESTION, "question"], ...), ["qas[0]: question is missing"]),
         (changed([*QUESTION, "answers"], ...), ["qas[0]: answers is missing"]),
-        (changed([*QUESTION, "answers"], []), ["qas[0]: has no answer", "--version_2_with_negative"]),
+        (changed([*QUESTION, "answers"], []), ["qas[0]: has no answer", "is_impossible"]),
         (changed(ANSWER, "old"), ["answers[0]: should be an object"]),
         (changed([*ANSWER, "text"], ["old"]), ["answers[0]: text should be a string"]),
         (changed([*ANSWER, "answer_start"], "4"), ["answers[0]: answer_start should be a whole number"]),
         (changed([*ANSWER, "answer_start"], True), ["answers[0]: answer_start should be a whole number, not true"]),
         (changed([*ANSWER, "answer_start"], 4.0), ["answers[0]: answer_start should be a whole number"]),
-        (changed(["data"], []), ["makes no record"]),
+        (changed(["data"], []), ["makes no record: it has no question"]),
     ],
 )
 def test_hostile_json_gets_one_line(tmp_path, content, fragments):

@@ -39,7 +39,7 @@ def test_a_model_that_has_learnt_the_answers_scores_100(tmp_path):
         **MODEL,
         data_dir=tmp_path / "train",
         num_epochs=100,
-        learning_rate=5e-4,
+        learning_rate=1e-3,
         warmup_batches=40,
         attention_probs_dropout_prob=0.0,
         hidden_dropout_prob=0.0,

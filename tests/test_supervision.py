@@ -1,5 +1,6 @@
 """The parent of a run on one device: what it makes of the end of its child, and of signals."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -28,10 +29,10 @@ run_script(lambda: launch.run_on_all_ranks(run, args))
 """
 
 
-def start(body, folder, environment=None, **settings):
+def start(body, folder, environment=None, program=PROGRAM, **settings):
     """A program that runs `body` supervised."""
     return subprocess.Popen(
-        [sys.executable, "-c", PROGRAM.format(body=body)],
+        [sys.executable, "-c", program.format(body=body)],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(ROOT), **(environment or {})},
         stdout=subprocess.PIPE,
@@ -70,6 +71,7 @@ def wait_for_state(process_id, states):
         ("raise RunError('no more')", 1, "-c: error: no more\n"),
         ("os.abort()", 1, "-c: error: the engine was killed by SIGABRT\n"),
         ("os.kill(os.getpid(), signal.SIGSEGV)", 1, "-c: error: the engine was killed by SIGSEGV\n"),
+        ("os.kill(os.getpid(), signal.SIGRTMIN + 6)", 1, "-c: error: the engine was killed by signal 40\n"),
         (
             "os.kill(os.getpid(), signal.SIGKILL)",
             1,
@@ -101,6 +103,18 @@ def test_the_first_signal_goes_to_the_child(tmp_path, number):
     assert (process.returncode, stderr) == (128 + number, f"-c: error: ended by {number.name}\n")
 
 
+def test_a_signal_that_does_not_interrupt_the_main_thread(tmp_path):
+    """As one that comes just before it begins to wait: of 1,000 such runs two hung."""
+    program = """
+import threading
+taker = threading.Thread(target=lambda: (time.sleep(1), signal.pthread_kill(taker.ident, signal.SIGTERM)), daemon=True)
+taker.start()
+run_script("""
+    process = start("time.sleep(60)", tmp_path, program=PROGRAM.replace("\nrun_script(", program))
+    _, stderr = process.communicate(timeout=10)
+    assert (process.returncode, stderr) == (143, "-c: error: ended by SIGTERM\n")
+
+
 def test_the_second_signal_ends_both(tmp_path):
     process = start("signal.signal(signal.SIGTERM, lambda *_: None); print(1, flush=True); time.sleep(60)", tmp_path)
     child = child_of(process)
@@ -109,8 +123,23 @@ def test_the_second_signal_ends_both(tmp_path):
     time.sleep(0.3)
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
-    assert process.wait(10) == -signal.SIGINT
+    _, stderr = process.communicate(timeout=10)
+    assert (process.returncode, stderr) == (130, "-c: error: ended by SIGINT\n")
     assert state_of(child) == "Z"
+
+
+@pytest.mark.parametrize("pause", [0, 0.001, 0.01])
+@pytest.mark.parametrize("parent_first", [True, False])
+def test_a_signal_to_parent_and_child(tmp_path, parent_first, pause):
+    """As Slurm sends it; the parent passes it on, too."""
+    process = start("time.sleep(60)", tmp_path)
+    processes = [process.pid, child_of(process)]
+    os.kill(processes[0 if parent_first else 1], signal.SIGTERM)
+    time.sleep(pause)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(processes[1 if parent_first else 0], signal.SIGTERM)
+    _, stderr = process.communicate(timeout=10)
+    assert (process.returncode, stderr) == (143, "-c: error: ended by SIGTERM\n")
 
 
 def test_what_nohup_has_it_ignore(tmp_path):
@@ -131,7 +160,7 @@ def test_what_nohup_has_it_ignore(tmp_path):
 
 def test_ctrl_z_stops_both_and_fg_goes_on(tmp_path):
     # In a process group of its own, as a shell's job: one whose parents are all of other sessions does not stop.
-    process = start("time.sleep(1)", tmp_path, preexec_fn=os.setpgrp)
+    process = start("time.sleep(3)", tmp_path, preexec_fn=os.setpgrp)
     child = child_of(process)
     process.send_signal(signal.SIGTSTP)
     wait_for_state(process.pid, "T")
@@ -170,3 +199,28 @@ def test_an_abort_of_the_engine(tmp_path):
         log = training.output / "oneflow.log"
         training.assert_failed(f"the engine was killed by SIGABRT; its last words are in {log}", within=60)
         assert "segment_ids" in log.read_text()
+
+
+# Both the ranks and who watches over them are sent a signal when nothing is left to do, before Python's own end.
+ENDING = """
+import argparse, atexit, os, signal
+import launch
+from util import RunError, run_script
+
+def run(args):
+    {body}
+
+atexit.register(lambda: [os.kill(os.getpid(), number) for number in (signal.SIGTERM, signal.SIGHUP)])
+flags = {{"node_num": 1, "gpu_num_per_node": RANKS, "node_list": None, "node_rank": None, "master_port": None}}
+flags |= {{"rendezvous_timeout": 60, "device": "cpu", "log_dir": "."}}
+run_script(lambda: launch.run_on_all_ranks(run, argparse.Namespace(**flags)))
+"""
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize(("body", "status"), [("return", 0), ("raise RunError('no more')", 1)])
+def test_a_signal_while_python_ends_changes_nothing(tmp_path, ranks, body, status):
+    process = start(body, tmp_path, program=ENDING.replace("RANKS", str(ranks)))
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == status, stderr
+    assert [line.endswith("no more") for line in stderr.splitlines()] == [True] * status

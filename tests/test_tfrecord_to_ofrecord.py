@@ -356,7 +356,7 @@ def test_interrupted_run_leaves_no_part(tmp_path, signal_):
     assert list(out.glob("part-*")) == []
     if signal_ == signal.SIGINT:
         assert process.returncode == 130
-        assert stderr.splitlines() == ["tfrecord_to_ofrecord.py: error: interrupted"]
+        assert stderr.splitlines() == ["tfrecord_to_ofrecord.py: error: ended by SIGINT"]
         assert list(out.iterdir()) == []
     deadline = time.monotonic() + 20
     while any(os.path.exists(f"/proc/{worker}") for worker in workers):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 import hard_text
 import reference_squad
-from tokenization import Tokenizer, read_vocab, split_words
+from tokenization import Tokenizer, check_case, read_vocab, split_words
 from util import UserError
 
 
@@ -63,7 +63,7 @@ def test_vocabulary_file(tmp_path):
 @pytest.mark.parametrize(
     "content, fragment",
     [
-        (b"", "0 entries"),
+        (b"", "0 pieces"),
         (b"[UNK]\n[CLS]\n", "no [SEP]"),
         (b"[UNK]\n\xff\n", "not UTF-8"),
     ],
@@ -80,3 +80,28 @@ def test_vocabulary_that_cannot_be_read(tmp_path):
     for path in (tmp_path / "none.txt", tmp_path):
         with pytest.raises(UserError, match=f"vocab_file.*{path}"):
             read_vocab(path)
+
+
+class TestCase:
+    """A --do_lower_case that is not the vocabulary's is nearly always a mistake, and the model then half blind."""
+
+    CASED = {"[UNK]": 0, "The": 1, "old": 2, "Zoë": 3}
+    UNCASED = {"[UNK]": 0, "the": 1, "old": 2, "中": 3}
+
+    def warning(self, capsys, vocab, do_lower_case):
+        check_case("vocab.txt", vocab, do_lower_case)
+        return capsys.readouterr().err
+
+    def test_a_cased_vocabulary(self, capsys):
+        text = self.warning(capsys, self.CASED, True)
+        assert "warning: vocab.txt: 67% of the pieces have capital letters" in text
+        assert "give --do_lower_case=False" in text and len(text.splitlines()) == 1
+        assert self.warning(capsys, self.CASED, False) == ""
+
+    def test_an_uncased_vocabulary(self, capsys):
+        text = self.warning(capsys, self.UNCASED, False)
+        assert "warning: vocab.txt: no piece has a capital letter" in text and "give --do_lower_case=True" in text
+        assert self.warning(capsys, self.UNCASED, True) == ""
+
+    def test_a_few_capitals_are_no_cased_vocabulary(self, capsys):
+        assert self.warning(capsys, {**{f"piece{index}": index for index in range(99)}, "A": 99}, True) == ""

@@ -1,17 +1,25 @@
 """train_vocab.py: the same vocabulary in every process, and one that knows its text."""
 
 import os
+import re
+import resource
 import string
 import subprocess
 import sys
 from collections import Counter
 
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordPiece
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from tokenizers.trainers import WordPieceTrainer
 
 import hard_text
 import reference_squad
+import train_vocab
 from conftest import ROOT, assert_fails_with_one_line, run
-from tokenization import read_vocab
+from terminals import Terminal
+from tokenization import read_vocab, split_words
 
 SCRIPT = "tools/train_vocab.py"
 CORPUS = ROOT / "dataset/corpus.txt"
@@ -62,6 +70,19 @@ def test_min_frequency(tmp_path):
         assert {piece for piece in read_vocab(tmp_path / "vocab") if piece in ("seven", "once", "twelve")} == expected
 
 
+def test_more_pieces_than_memory_has_room_for(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (64 << 30, limits[1]))
+    try:
+        for size in (20_000, 2**31 - 1):
+            flags = {"input_file": CORPUS, "vocab_file": tmp_path / f"{size}", "vocab_size": size, "min_frequency": 1}
+            assert run(SCRIPT, **flags).returncode == 0
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+    # As many as the text has.
+    assert (tmp_path / "20000").read_bytes() == (tmp_path / f"{2**31 - 1}").read_bytes()
+
+
 def test_alphabet(tmp_path):
     # Of the characters beyond ASCII only the most frequent ones become pieces.
     (tmp_path / "text").write_text("中中中 国国 東 øøø øå\nøz 中z\n" + hard_text.EXAMPLES[2] + "\n")
@@ -71,6 +92,36 @@ def test_alphabet(tmp_path):
     vocab = read_vocab(vocab_file)
     assert {"中", "国", "ø", "##ø"} <= set(vocab)
     assert not {"東", "å", "##å", "##中"} & set(vocab)
+
+
+def test_a_terminal_shows_how_far_the_merging_is(tmp_path):
+    """A pipe does not, as the other tests see; the vocabulary is the same."""
+    flags = {"input_file": CORPUS, "vocab_size": 2000, "min_frequency": 1}
+    terminal = Terminal(SCRIPT, **flags, vocab_file=tmp_path / "terminal")
+    assert terminal.status == 0, terminal.output
+    assert re.search(r"merging: +\d+%.*<[\d:?]+, .*pieces/s", terminal.output)
+    assert terminal.lines[0] == f"2000 pieces in {tmp_path / 'terminal'}"
+    assert terminal.lines[1] == "" and terminal.is_left_clean()
+    assert run(SCRIPT, **flags, vocab_file=tmp_path / "pipe").returncode == 0
+    assert (tmp_path / "pipe").read_bytes() == (tmp_path / "terminal").read_bytes()
+
+
+def test_the_pieces_are_those_of_the_trainer_for_word_piece():
+    """It tells no one how far it is, so another trainer of the library is used."""
+    lines = [split_words(line, True) for line in CORPUS.read_text().splitlines()]
+    alphabet = train_vocab.choose_alphabet(*train_vocab.count_characters(lines), 1000, True)
+    tokenizer = Tokenizer(WordPiece(unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    trainer = WordPieceTrainer(
+        vocab_size=2000,
+        min_frequency=2,
+        special_tokens=SPECIAL + sum(alphabet, []),
+        initial_alphabet=alphabet[0],
+        limit_alphabet=len(alphabet[0]),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(map(" ".join, lines), trainer)
+    assert train_vocab.train(lines, *alphabet, 2000, 2) == sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().get)
 
 
 @pytest.mark.parametrize(

@@ -33,8 +33,9 @@ import bert_variables
 import snapshot
 from command_line import ArgumentParser, add_bool, positive_int
 from input_files import open_input
+from output_files import atomic_file, atomic_folder, check_can_write, check_replaceable
 from progress import progress_bar
-from util import RunError, UserError, atomic_file, atomic_folder, check_replaceable, one_line, run_script
+from util import RunError, UserError, one_line, run_script
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -109,7 +110,7 @@ def parse_arguments():
         help=f"class of transformers to write the model for: {', '.join(ARCHITECTURES)} (default: the first of them "
         "whose heads the snapshot has)",
     )
-    exporting.add_argument("--vocab_file", metavar="FILE", help="vocabulary to copy along, one token a line")
+    exporting.add_argument("--vocab_file", metavar="FILE", help="vocabulary to copy along, one piece a line")
     add_bool(
         exporting, "--do_lower_case", default=True, help="with --vocab_file: state that the model is an uncased one"
     )
@@ -151,10 +152,10 @@ def all_shapes(size):
 
 
 def import_model(arguments):
-    """Hugging Face folder -> snapshot."""
+    """Hugging Face folder -> snapshot. Raises UserError if the folder holds no BERT that a snapshot has a place for."""
     check_replaceable(arguments.of_dump_path, arguments.overwrite, snapshot.DONE_FILE)
-    if arguments.vocab_dump_path and os.path.lexists(arguments.vocab_dump_path) and not arguments.overwrite:
-        raise UserError(f"{arguments.vocab_dump_path}: exists already; give another file, or --overwrite to replace it")
+    if arguments.vocab_dump_path:
+        check_vocab_dump_path(arguments)
     folder = Path(arguments.hf_dir)
     if not folder.is_dir():
         raise UserError(
@@ -187,6 +188,16 @@ def import_model(arguments):
     print(bert_variables.describe_size(size))
 
 
+def check_vocab_dump_path(arguments):
+    """Raises UserError if the vocabulary cannot be written, or must not, before there is a snapshot without it."""
+    path = arguments.vocab_dump_path
+    if os.path.lexists(path) and not arguments.overwrite:
+        raise UserError(f"{path}: exists already; give another file, or --overwrite to replace it")
+    # It may lie in the snapshot itself, whose folder is yet to be made.
+    if os.path.realpath(os.path.dirname(path) or ".") != os.path.realpath(arguments.of_dump_path):
+        check_can_write("--vocab_dump_path", path)
+
+
 class Tensor:
     """A tensor in an open safetensors file: key, shape and dtype are known, the values are read on demand."""
 
@@ -204,7 +215,10 @@ class Tensor:
 
 
 def open_tensors(folder, stack):
-    """canonical name -> Tensor of all in the safetensors files of `folder`, which stay open until `stack` closes."""
+    """canonical name -> Tensor of all in the safetensors files of `folder`, which stay open until `stack` closes.
+
+    Raises UserError if one of them is damaged, or two tensors are the same variable of BERT.
+    """
     tensors = {}
     for path in weight_files(folder):
         try:
@@ -220,7 +234,7 @@ def open_tensors(folder, stack):
 
 
 def weight_files(folder):
-    """The paths of the safetensors files that hold the model in `folder`."""
+    """The paths of the safetensors files that hold the model in `folder`; raises UserError if there are none."""
     if (folder / WEIGHTS_FILE).is_file():
         return [folder / WEIGHTS_FILE]
     index = folder / INDEX_FILE
@@ -280,7 +294,10 @@ def choose_tensors(tensors, size, folder):
 
 
 def read_vocabulary(folder, size):
-    """The tokens of the model in `folder` in the order of their ids, from its vocab.txt or else its tokenizer.json."""
+    """The tokens of the model in `folder` in the order of their ids, from its vocab.txt or else its tokenizer.json.
+
+    Raises UserError if there is neither, or if its pieces are not one for each id.
+    """
     if (folder / VOCAB_FILE).is_file():
         return read_vocab_file(folder / VOCAB_FILE, size)
     path = folder / TOKENIZER_FILE
@@ -292,7 +309,7 @@ def read_vocabulary(folder, size):
         raise UserError(f"{path}: not a tokenizer: {error}") from None
     if sorted(ids.values()) != list(range(len(ids))) or any("\n" in token for token in ids):
         raise UserError(
-            f"{path}: its tokens are not one for each id from 0 to {len(ids) - 1}, a line each; "
+            f"{path}: its pieces are not one for each id from 0 to {len(ids) - 1}, a line each; "
             "leave out --vocab_dump_path"
         )
     return sorted(ids, key=ids.get)
@@ -311,19 +328,22 @@ def read_vocab_file(path, size):
         tokens.pop()
     if len(tokens) > size.vocab_size:
         raise UserError(
-            f"{path}: has {len(tokens)} tokens, but the model {size.vocab_size}; give the vocabulary of this model"
+            f"{path}: has {len(tokens)} pieces, but the model {size.vocab_size}; give the vocabulary of this model"
         )
     return tokens
 
 
 def export_model(arguments):
-    """Snapshot -> Hugging Face folder."""
+    """Snapshot -> Hugging Face folder.
+
+    Raises UserError if the snapshot lacks what the class of transformers needs, RunError if the disk does not take it.
+    """
     check_replaceable(arguments.hf_dump_path, arguments.overwrite, CONFIG_FILE)
     folder = Path(arguments.snapshot_dir)
     names = snapshot.variable_names(folder)
     size, given_config = model_size(arguments, names)
-    if arguments.vocab_file:
-        read_vocab_file(arguments.vocab_file, size)
+    # Read once only: it may be a pipe.
+    tokens = read_vocab_file(arguments.vocab_file, size) if arguments.vocab_file else None
     architecture = arguments.architecture or default_architecture(names, size)
     shapes = exported_shapes(architecture, size, names)
     missing = [name for name in shapes if name not in names]
@@ -348,14 +368,11 @@ def export_model(arguments):
         except SafetensorError as error:
             raise RunError(f"{arguments.hf_dump_path}: {WEIGHTS_FILE} cannot be written: {error}") from None
         write_json(temporary / CONFIG_FILE, hugging_face_config(architecture, size, given_config))
-        if arguments.vocab_file:
-            shutil.copyfile(arguments.vocab_file, temporary / VOCAB_FILE)
+        if tokens is not None:
+            (temporary / VOCAB_FILE).write_text("".join(f"{token}\n" for token in tokens), encoding="utf-8")
             write_json(temporary / TOKENIZER_CONFIG_FILE, tokenizer_config(arguments.do_lower_case, size))
         # The library leaves its file to the owner alone; the others have the permissions that the umask gives.
         shutil.copymode(temporary / CONFIG_FILE, temporary / WEIGHTS_FILE)
-        for path in temporary.iterdir():
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
     print_summary(shapes.values(), f"{arguments.hf_dump_path}, for {architecture}")
     report_left_out(sorted(set(names) - set(shapes)), architecture)
     if architecture == "BertModel" and "bert-pooler-dense-weight" not in shapes:
@@ -363,7 +380,10 @@ def export_model(arguments):
 
 
 def model_size(arguments, names):
-    """(ModelSize, the configuration it is from or {}) of the snapshot to export, whose variables are `names`."""
+    """(ModelSize, the configuration it is from or {}) of the snapshot to export, whose variables are `names`.
+
+    Raises UserError if that configuration is of another model, or if without it the size cannot be told.
+    """
     folder = Path(arguments.snapshot_dir)
     if arguments.bert_config_file:
         size, config = bert_variables.read_config(arguments.bert_config_file)

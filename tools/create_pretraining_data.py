@@ -24,7 +24,6 @@ import suite  # noqa: F401
 import argparse
 import contextlib
 import errno
-import fcntl
 import functools
 import hashlib
 import itertools
@@ -38,20 +37,22 @@ from typing import NamedTuple
 
 import ofrecord
 from command_line import ArgumentParser, add_bool, fraction, non_negative_int, positive_int
+from folder_lock import lock_folder
+from input_files import find_files, read_json
+from output_files import atomic_file
 from pretraining_instances import MIN_SEQ_LENGTH, make_features, pieces_of_vocab, sentence_pairs
 from pretraining_text import (
     StretchIds,
     choose_extent_bytes,
     deal_extents,
-    find_input,
     make_generator,
     read_documents,
     scan_file,
     split_blocks,
 )
 from progress import print_line, progress_bar
-from tokenization import UNKNOWN, read_vocab
-from util import UserError, atomic_file, run_script
+from tokenization import UNKNOWN, check_case, read_vocab
+from util import UserError, run_script
 from workers import run_tasks
 
 SETTINGS_FILE = "create_pretraining_data.json"
@@ -87,22 +88,21 @@ class PartCounts(NamedTuple):
 def main():
     arguments = parse_arguments()
     vocab = read_vocab(arguments.vocab_file, required=("[PAD]", UNKNOWN, "[CLS]", "[SEP]", "[MASK]"))
-    paths = find_input(arguments.input_file)
+    paths = find_files("--input_file", [arguments.input_file])
     output_dir = arguments.output_dir
-    make_folder(output_dir)
-    with lock_folder(output_dir):
+    with open_output_folder(output_dir):
         scans = scan_input(paths, arguments)
         extents = [extent for scan in scans for extent in scan.extents]
         dealt = deal_extents(extents, arguments.part_num, arguments.random_seed)
         accept_settings(output_dir, make_settings(arguments, vocab, scans))
-        remove_temporary_files(output_dir)
-
         wanted = arguments.parts or range(arguments.part_num)
+        remove_temporary_files(output_dir, wanted)
         missing = [part for part in wanted if not (output_dir / f"part-{part}").exists()]
         if len(missing) < len(wanted):
             found = f"{len(wanted) - len(missing)} of {len(wanted)} parts are there, made with the same settings"
             print(f"{output_dir}: {found}; {len(missing)} to make", flush=True)
         if missing:
+            check_case(arguments.vocab_file, vocab, arguments.do_lower_case)
             make_parts(missing, dealt, paths, arguments)
 
 
@@ -175,36 +175,41 @@ def part_range(text):
     return parts
 
 
-def make_folder(folder):
-    """Makes the output folder if it is not there. Raises UserError if it cannot be written to."""
+@contextlib.contextmanager
+def open_output_folder(folder):
+    """Makes the output folder if it is not there, and keeps other runs out of it; without a part it is removed again.
+
+    Raises UserError if it cannot be written to.
+    """
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        if not folder.is_dir():
+            folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--output_dir={folder}: cannot be written: {error.strerror}") from None
-    if not os.access(folder, os.W_OK | os.X_OK):
+    if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
         raise UserError(f"--output_dir={folder}: cannot be written: {os.strerror(errno.EACCES)}")
-
-
-@contextlib.contextmanager
-def lock_folder(folder):
-    """Keeps other runs out of `folder`; the system gives the lock back when the process ends, however it ends."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    lock = lock_folder(folder)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{folder}: another run is writing there; wait for its end") from None
-        except OSError:
-            pass  # Some network file systems cannot lock a folder.
         yield
     finally:
-        os.close(descriptor)
+        if folder in missing and not any(folder.glob("part-*")):
+            (folder / SETTINGS_FILE).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                for path in missing:
+                    path.rmdir()
+        os.close(lock)
 
 
-def remove_temporary_files(output_dir):
-    """Removes the beginnings of parts that killed processes have left."""
+def remove_temporary_files(output_dir, parts):
+    """Removes the beginnings of the `parts` that killed processes have left.
+
+    Those of others may be another machine's, which a lock does not keep out of a folder that lies in the network.
+    """
     for path in output_dir.glob(".part-*.tmp"):
-        path.unlink(missing_ok=True)
+        number = path.name.split(".")[1].removeprefix("part-")
+        if number.isdecimal() and int(number) in parts:
+            path.unlink(missing_ok=True)
 
 
 def scan_input(paths, arguments):
@@ -254,12 +259,14 @@ def accept_settings(output_dir, settings):
             file.write(json.dumps(settings, indent=2) + "\n")
         return
     advice = "give another --output_dir, or delete this one"
+    if not os.path.lexists(path):
+        raise UserError(f"{output_dir}: holds {parts[0].name}, but no {SETTINGS_FILE}; {advice}")
     try:
-        found = dict(json.loads(path.read_text()))
-    except FileNotFoundError:
-        raise UserError(f"{output_dir}: holds {parts[0].name}, but no {SETTINGS_FILE}; {advice}") from None
-    except (ValueError, TypeError):
-        raise UserError(f"{path}: damaged; {advice}") from None
+        found = read_json(path)
+    except UserError as error:
+        raise UserError(f"{error}; {advice}") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: damaged: it is not a JSON object; {advice}")
     for name, value in settings.items():
         if found.get(name) != value:
             difference = f"{name} {found.get(name)}, not {value}"
@@ -286,7 +293,7 @@ def make_parts(missing, dealt, paths, arguments):
                         f"{counts.documents:,} documents"
                     )
         finally:
-            remove_temporary_files(arguments.output_dir)
+            remove_temporary_files(arguments.output_dir, missing)
     print(f"instances: {instances:,}, parts: {len(missing)}, in {arguments.output_dir}")
 
 
@@ -309,7 +316,10 @@ def make_part(part, extents, paths, arguments, report):
 
 
 def fill_buckets(buckets, part, extents, paths, arguments, rng, report):
-    """Makes the instances of a part and writes each, serialized, to a bucket at random; returns the PartCounts."""
+    """Writes the instances of a part, serialized, each to a bucket at random; returns the PartCounts.
+
+    Raises UserError if it has too little text to make any.
+    """
     tokenizer, pieces = load_tokenizer(arguments.vocab_file, arguments.do_lower_case)
     documents_used = instances = 0
     for block_index, block in enumerate(split_blocks(extents)):

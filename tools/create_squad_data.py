@@ -9,7 +9,6 @@ import suite  # noqa: F401
 
 import random
 import re
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,9 +18,10 @@ import ofrecord
 import squad_data
 import squad_file
 from command_line import ArgumentParser, add_bool, parse_bool, positive_int
-from progress import progress_bar
-from tokenization import Tokenizer, read_vocab
-from util import UserError, atomic_folder, one_line, run_script
+from output_files import atomic_folder
+from progress import print_warning, progress_bar
+from tokenization import Tokenizer, check_case, read_vocab
+from util import UserError, run_script
 
 # So many of the questions left out are named.
 NAMED_QUESTIONS = 5
@@ -41,24 +41,28 @@ def main():
     arguments = parse_arguments()
     squad_data.check_lengths(arguments.max_seq_length, arguments.max_query_length)
     check_output_dir(arguments.output_dir)
-    tokenizer = Tokenizer(read_vocab(arguments.vocab_file), arguments.do_lower_case)
+    vocab = read_vocab(arguments.vocab_file)
+    tokenizer = Tokenizer(vocab, arguments.do_lower_case)
     _, paragraphs = squad_file.read_paragraphs(arguments.input_file)
     if not arguments.is_training:
         squad_file.check_unique_ids(paragraphs, arguments.input_file)
 
-    examples = make_examples(paragraphs, tokenizer, arguments)
+    examples, warnings = make_examples(paragraphs, tokenizer, arguments)
     if arguments.shuffle:
         random.Random(arguments.random_seed).shuffle(examples)
 
     windows = [(example, window) for example in examples for window in windows_of(example, arguments)]
     if not windows:
-        raise UserError(f"{arguments.input_file}: makes no record: it has no question that can be used")
+        raise UserError(f"{arguments.input_file}: makes no record: it has no question about a context with text")
     if len(windows) < arguments.part_num:
         raise UserError(
             f"--part_num={arguments.part_num}: {arguments.input_file} makes only {len(windows)} records, and every "
             "part needs one; give a smaller --part_num"
         )
-    write_parts(windows, tokenizer.vocab, arguments)
+    check_case(arguments.vocab_file, vocab, arguments.do_lower_case)
+    for warning in warnings:
+        print_warning(warning)
+    write_parts(windows, vocab, arguments)
     print(
         f"{len(examples)} questions, {len(windows)} records of length {arguments.max_seq_length} in "
         f"{arguments.output_dir}, --data_part_num={arguments.part_num}"
@@ -94,7 +98,10 @@ def parse_arguments():
     )
     add_bool(records, "--do_lower_case", True, "lower case and no accents, for uncased models")
     add_bool(
-        records, "--version_2_with_negative", False, "train on SQuAD v2.0: impossible questions are answered by [CLS]"
+        records,
+        "--version_2_with_negative",
+        False,
+        "a question marked is_impossible is answered by [CLS] even if it has an answer, as by run_squad.py",
     )
     add_bool(records, "--shuffle", False, "shuffle the questions as run_squad.py does (only with --is_training=True)")
     records.add_argument("--random_seed", type=int, default=12345, metavar="N", help="seed of --shuffle")
@@ -110,14 +117,17 @@ def check_output_dir(output_dir):
     if not output_dir.exists():
         return
     if not output_dir.is_dir():
-        raise UserError(f"--output_dir={output_dir}: not a folder")
+        raise UserError(f"--output_dir={output_dir}: not a folder; give another one")
     for path in output_dir.iterdir():
         if not re.fullmatch(r"part-\d+", path.name):
             raise UserError(f"--output_dir={output_dir}: holds {path.name} too; choose a folder for the parts alone")
 
 
 def make_examples(paragraphs, tokenizer, arguments):
-    """Tokenises everything into a list of Example; says on stderr which questions are not used as they stand."""
+    """(list of Example with everything tokenised, what to warn of: questions that are not used as they stand).
+
+    Raises UserError if no question can be used.
+    """
     vocab = tokenizer.vocab
     examples = []
     left_out = []
@@ -139,16 +149,21 @@ def make_examples(paragraphs, tokenizer, arguments):
             query = squad_data.tokenize_question(question.text, tokenizer, arguments.max_query_length)
             query_ids = np.array([vocab[piece] for piece in query], np.int32)
             examples.append(Example(query_ids, document_ids, answer))
-    if num_with_several_answers:
-        print(f"{num_with_several_answers} questions have several answers: the first of each is used", file=sys.stderr)
-    if left_out:
-        names = one_line(", ".join(left_out[:NAMED_QUESTIONS])) + (", ..." if len(left_out) > NAMED_QUESTIONS else "")
-        print(
-            f"{len(left_out)} of {len(examples) + len(left_out)} questions left out, whose answer is not where "
-            f"answer_start says: {names}",
-            file=sys.stderr,
+    names = ", ".join(left_out[:NAMED_QUESTIONS]) + (", ..." if len(left_out) > NAMED_QUESTIONS else "")
+    if left_out and not examples:
+        raise UserError(
+            f"{arguments.input_file}: makes no record: of none of its {len(left_out)} questions the answer is where "
+            f"answer_start says: {names}"
         )
-    return examples
+    warnings = []
+    if num_with_several_answers:
+        warnings.append(f"{num_with_several_answers} question(s) have several answers: the first of each is used")
+    if left_out:
+        warnings.append(
+            f"{len(left_out)} of {len(examples) + len(left_out)} questions left out, whose answer is not where "
+            f"answer_start says: {names}"
+        )
+    return examples, warnings
 
 
 def windows_of(example, arguments):

@@ -11,6 +11,7 @@ import suite  # noqa: F401
 # isort: split
 
 import json
+import math
 import os
 import warnings
 from pathlib import Path
@@ -23,7 +24,9 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 import run_folder
 from command_line import ArgumentParser
-from util import UserError, atomic_file, run_script
+from input_files import open_input
+from output_files import atomic_file, check_can_write
+from util import UserError, run_script
 
 FORMATS = ("png", "svg", "pdf")
 
@@ -36,6 +39,9 @@ STEP = "train_step"
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 DASHES = ("-", "--", "-.", ":")
 
+LARGEST = 1e100  # what is larger cannot be drawn, and counts as infinite
+MAX_RUNS = 500  # a picture cannot be much higher
+MAX_LOSSES = 12  # beside those of this suite; each has a panel
 MAX_POINTS = 1000  # of a curve; a picture has no room for more
 WINDOW_FRACTION = 0.02  # of a curve's points, over which its bold line is the mean
 MIN_SMOOTHED = 50  # points that a curve needs to have such a line
@@ -73,9 +79,7 @@ def parse_arguments():
     arguments = parser.parse_args()
     if output_format(arguments.output) not in FORMATS:
         parser.error(f"--output={arguments.output}: the name should end in .{', .'.join(FORMATS)}")
-    folder = Path(arguments.output).parent
-    if not os.access(folder, os.W_OK | os.X_OK) or Path(arguments.output).is_dir():
-        raise UserError(f"--output={arguments.output}: cannot be written; give a file in a folder of your own")
+    check_can_write("--output", arguments.output)
     return arguments
 
 
@@ -85,7 +89,10 @@ def output_format(path):
 
 
 def read_log_dir(log_dir, is_one_of_several):
-    """The Runs that have logged into the folder. Files that no run claims are a run each."""
+    """The Runs that have logged into the folder. Files that no run claims are a run each.
+
+    Raises UserError if the folder is missing or has no file of a run.
+    """
     folder = Path(log_dir)
     if not folder.is_dir():
         raise UserError(f"{log_dir}: there is no such folder; give what a training run had as --log_dir")
@@ -106,7 +113,10 @@ def read_log_dir(log_dir, is_one_of_several):
 
 
 def read_run(name, paths):
-    """The Run that has written `paths`, in this order; None if it has logged nothing."""
+    """The Run that has written `paths`, in this order; None if it has logged nothing.
+
+    Raises UserError if its losses have different names.
+    """
     lines = []
     resumed = []
     for path in paths:
@@ -121,16 +131,22 @@ def read_run(name, paths):
         return None
     steps = np.array([line[STEP] for line in lines], float)
     keys = [*LOSS_TITLES, *OTHER_TITLES]
-    keys += sorted({key for line in lines for key in line if key.endswith("_loss") and key not in keys})
+    others = sorted({key for line in lines for key in line if key.endswith("_loss") and key not in keys})
+    if len(others) > MAX_LOSSES:
+        raise UserError(f"{paths[0]}: has {len(others)} kinds of losses; the file is damaged or not a training run's")
+    keys += others
     values = {key: np.array([line.get(key, np.nan) for line in lines], float) for key in keys}
     return Run(name, steps, {key: array for key, array in values.items() if not np.isnan(array).all()}, resumed)
 
 
 def read_lines(path):
-    """The JSON lines of a file as dicts of numbers. A last line that is not whole, as a kill leaves it, is left out."""
+    """The JSON lines of a file as dicts of numbers. A last line that is not whole, as a kill leaves it, is left out.
+
+    Raises UserError for any other that is not JSON of a training run.
+    """
     lines = []
     try:
-        with open(path, encoding="utf-8", errors="replace") as file:
+        with open_input(path, encoding="utf-8", errors="replace") as file:
             for number, text in enumerate(file, start=1):
                 if text.endswith("\n"):
                     lines.append(parse_line(text, f"{path}, line {number}"))
@@ -147,13 +163,20 @@ def parse_line(text, place):
         raise UserError(f"{place}: not JSON; the file is damaged or not a training run's") from None
     if not isinstance(line, dict) or type(line.get(STEP)) is not int or not 0 <= line[STEP] < 2**53:
         raise UserError(f"{place}: has no {STEP}; the file is damaged or not a training run's")
-    return {key: value for key, value in line.items() if type(value) is float or key == STEP}
+    values = {key: value for key, value in line.items() if type(value) is float}
+    return {STEP: line[STEP]} | {key: x if abs(x) < LARGEST else x * math.inf for key, x in values.items()}
 
 
 def draw(runs):
-    """A Figure with a panel for every quantity and a curve for every run."""
+    """A Figure with a panel for every quantity and a curve for every run. Raises UserError if there are too many."""
     keys = [key for key in LOSS_TITLES if any(key in run.values for run in runs)]
-    keys += sorted({key for run in runs for key in run.values} - set(keys) - set(OTHER_TITLES))
+    others = sorted({key for run in runs for key in run.values} - set(keys) - set(OTHER_TITLES))
+    if len(runs) > MAX_RUNS or len(others) > MAX_LOSSES:
+        raise UserError(
+            f"{len(runs)} run(s) with {len(others)} other kinds of losses are more than a picture can show; give fewer "
+            "log folders"
+        )
+    keys += others
     wide, narrow = keys[:1], [*keys[1:], *OTHER_TITLES]
     num_rows = -(-len(narrow) // 2)
     figure = Figure(figsize=(11, 0.2 * len(runs) + 3.6 + 2.3 * num_rows), layout="constrained")

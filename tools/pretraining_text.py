@@ -1,14 +1,11 @@
-"""The text of pre-training data: finding, checking, dealing out and tokenising documents.
+"""The text of pre-training data: checking, dealing out and tokenising documents.
 
 A document is a run of lines, one sentence each, between blank lines or the ends of a file. No function here holds more
 of a corpus than a block of documents.
 """
 
-import errno
-import glob
 import hashlib
 import heapq
-import os
 from array import array
 from typing import NamedTuple
 
@@ -51,22 +48,6 @@ class FileScan(NamedTuple):
     extents: list
 
 
-def find_input(patterns):
-    """The input files, a list of paths: the patterns in the order given, the files of a pattern sorted, none twice."""
-    paths = []
-    for pattern in filter(None, patterns.split(",")):
-        found = [pattern] if os.path.isfile(pattern) else sorted(filter(os.path.isfile, glob.glob(pattern)))
-        if not found:
-            raise UserError(f"--input_file={pattern}: there is no such file")
-        paths += found
-        for path in found:
-            if not os.access(path, os.R_OK):
-                raise UserError(f"--input_file={path}: cannot be read: {os.strerror(errno.EACCES)}")
-    if not paths:
-        raise UserError("--input_file names no file; give names or patterns, separated by commas")
-    return list(dict.fromkeys(paths))
-
-
 def choose_extent_bytes(input_bytes, part_num):
     """The size of an extent, small enough to give each part a share of all of the input."""
     return max(min(EXTENT_BYTES, input_bytes // (EXTENTS_PER_PART * part_num)), input_bytes // MAX_EXTENTS)
@@ -99,7 +80,10 @@ def scan_file(file, path, extent_bytes, report):
 
 
 def find_documents(path, on_data):
-    """Yields (offset of its end in bytes, number of sentences) of every document of a file."""
+    """Yields (offset of its end in bytes, number of sentences) of every document of a file.
+
+    Raises UserError if one is too long to be a document.
+    """
     start = offset = sentences = 0
     for line, size in read_lines(path, on_data):
         offset += size
@@ -120,7 +104,10 @@ def find_documents(path, on_data):
 
 
 def read_lines(path, on_data):
-    """Yields every line of a file as (text, size in bytes with its line end); calls `on_data` with all bytes read."""
+    """Yields every line of a file as (text, size in bytes with its line end); calls `on_data` with all bytes read.
+
+    Raises UserError if a line is not UTF-8 or too long to be one.
+    """
     with open(path, "rb") as file:
         rest = b""
         offset = 0
@@ -144,7 +131,7 @@ def read_lines(path, on_data):
 
 
 def decode(data, path, offset):
-    """The text of `data`, which stands at byte `offset` of the file."""
+    """The text of `data`, which stands at byte `offset` of the file; raises UserError if it is not UTF-8."""
     try:
         return data.decode()
     except UnicodeDecodeError as error:
@@ -156,21 +143,25 @@ def deal_extents(extents, part_num, random_seed):
 
     Returns a list of extents for every part. Raises UserError if there are not two documents for every part.
     """
+    documents = sum(extent.documents for extent in extents)
+    too_few = UserError(
+        f"--part_num={part_num}: {documents} documents are too few, or too unequal, as every part needs two; "
+        "give a smaller --part_num"
+    )
+    # Before anything is made for each of so many parts.
+    if documents < 2 * part_num:
+        raise too_few
     dealt = [[] for _ in range(part_num)]
     # (whether the part has two documents, bytes, part, documents): the first of the heap is the most needy.
     parts = [(False, 0, part, 0) for part in range(part_num)]
     for index in make_generator(random_seed).permutation(len(extents)):
-        _, size, part, documents = parts[0]
+        _, size, part, of_part = parts[0]
         extent = extents[index]
         dealt[part].append(extent)
-        documents += extent.documents
-        heapq.heapreplace(parts, (documents >= 2, size + extent.size, part, documents))
+        of_part += extent.documents
+        heapq.heapreplace(parts, (of_part >= 2, size + extent.size, part, of_part))
     if not parts[0][0]:
-        documents = sum(extent.documents for extent in extents)
-        raise UserError(
-            f"--part_num={part_num}: {documents} documents are too few, or too unequal, as every part needs two; "
-            "give a smaller --part_num"
-        )
+        raise too_few
     return dealt
 
 
@@ -250,7 +241,7 @@ def read_documents(extents, paths, tokenizer):
 
 
 def read_extent(extent, paths):
-    """The text of an extent."""
+    """The text of an extent; raises RunError if the file has changed since it was scanned."""
     path = paths[extent.file]
     with open(path, "rb") as file:
         file.seek(extent.offset)

@@ -14,14 +14,16 @@ import hashlib
 import json
 import os
 import re
-import sys
 from pathlib import Path
 
 import squad_file
 import squad_metric
 from command_line import ArgumentParser
+from input_files import read_json
+from output_files import atomic_file, check_can_write, check_is_no_input
+from progress import print_warning
 from squad_file import field
-from util import UserError, atomic_file, run_script
+from util import UserError, run_script
 
 PAGE_FOLDER = Path(__file__).resolve().parent
 
@@ -31,9 +33,10 @@ def main():
     version, paragraphs = squad_file.read_paragraphs(arguments.data_file)
     squad_file.check_unique_ids(paragraphs, arguments.data_file)
     predictions = squad_file.read_predictions(arguments.prediction_file)
-    check_predictions_fit(paragraphs, predictions, arguments)
     n_best = read_n_best(arguments.nbest_file) if arguments.nbest_file else None
     data = make_data(paragraphs, is_version_2(version, paragraphs), predictions, n_best)
+    # Last, as it may warn, and where there is an error that is the only line.
+    check_predictions_fit(paragraphs, predictions, arguments)
     data["data_file"] = os.path.basename(arguments.data_file)
     data["prediction_file"] = os.path.basename(arguments.prediction_file)
     with atomic_file(arguments.output, "w", encoding="utf-8") as file:
@@ -50,14 +53,14 @@ def parse_arguments():
     )
     parser.add_argument("-o", "--output", required=True, metavar="HTML", help="the page to write")
     arguments = parser.parse_args()
-    folder = Path(arguments.output).parent
-    if not os.access(folder, os.W_OK | os.X_OK) or Path(arguments.output).is_dir():
-        raise UserError(f"--output={arguments.output}: cannot be written; give a file in a folder of your own")
+    check_can_write("--output", arguments.output)
+    inputs = (arguments.data_file, arguments.prediction_file, arguments.nbest_file)
+    check_is_no_input(arguments.output, filter(None, inputs))
     return arguments
 
 
 def check_predictions_fit(paragraphs, predictions, arguments):
-    """Raises UserError if the predictions are for none of the questions; says on stderr if some are for none."""
+    """Raises UserError if the predictions are for none of the questions; warns if some are for none."""
     ids = {question.id for paragraph in paragraphs for question in paragraph.questions}
     if not ids:
         raise UserError(f"{arguments.data_file}: holds no question")
@@ -68,16 +71,18 @@ def check_predictions_fit(paragraphs, predictions, arguments):
             f"of {arguments.data_file}; give the file that they were made for"
         )
     if unknown:
-        print(
+        print_warning(
             f"{len(unknown)} of {len(predictions)} predictions are for no question of {arguments.data_file}; the first "
-            f"is {unknown[0]!r}",
-            file=sys.stderr,
+            f"is {unknown[0]!r}"
         )
 
 
 def read_n_best(path):
-    """The answers in a file such as nbest_predictions.json: id -> list of (text, probability), best first."""
-    content = squad_file.read_json(path)
+    """The answers in a file such as nbest_predictions.json: id -> list of (text, probability), best first.
+
+    Raises UserError if the file is no such object.
+    """
+    content = read_json(path)
     if not isinstance(content, dict):
         raise UserError(f"{path}: not an n-best file: it is not a JSON object of ids and lists")
     n_best = {}
@@ -107,10 +112,13 @@ def is_version_2(version, paragraphs):
 
 
 def true_answers(question, is_v2):
-    """(text, answer_start) of every true answer; none if the question has no answer."""
+    """(text, answer_start) of every true answer; none if the question has no answer.
+
+    Raises UserError where v1.1 has none.
+    """
     answers = field(question.entry, "answers", list, question.place)
     if not answers and not is_v2:
-        raise UserError(f"{question.place} has no answer; only in SQuAD v2.0 may a question have none")
+        raise UserError(f"{question.place}: has no answer; only in SQuAD v2.0 may a question have none")
     places = [f"{question.place}.answers[{index}]" for index in range(len(answers))]
     return [
         (field(answer, "text", str, place), field(answer, "answer_start", int, place))

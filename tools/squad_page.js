@@ -93,8 +93,10 @@ function drawRows() {
 
 function makeRow(question, index) {
   const status = element("span", { class: "answer" });
-  status.append(element("b", { class: question.status }, STATUS_NAMES[question.status]), "  ", answerText(question));
-  const row = element("button", { class: "row", type: "button", tabindex: "-1" }, element("span", {}, question.text), status);
+  status.append(element("b", { class: question.status }, STATUS_NAMES[question.status]), "  ");
+  status.append(element("bdi", {}, answerText(question)));
+  const text = element("span", { dir: "auto" }, question.text);
+  const row = element("button", { class: "row", type: "button", tabindex: "-1" }, text, status);
   row.style.top = index * ROW_HEIGHT + "px";
   row.setAttribute("aria-current", String(question === chosen));
   row.addEventListener("click", () => choose(question, true));
@@ -195,12 +197,22 @@ function drawDetail(pressed) {
   parts.push(makeAnswers(predicted.count));
   const caption = element("h3", {}, "Context: ", element("mark", { class: "true" }, "true answers"), ", ");
   caption.append(element("mark", { class: "predicted" }, "prediction"));
-  parts.push(caption, markedContext(context, marks));
+  const box = markedContext(context, marks);
+  parts.push(caption, box);
   if (chosen.n_best) {
     parts.push(element("h3", {}, "Best answers and their probabilities"), makeNBest(pressed));
   }
   parts.push(element("p", { class: "faint" }, "id " + chosen.id));
   detail.replaceChildren(...parts);
+  scrollToMark(box);
+}
+
+// Of a context that is longer than its box, shows what was looked for, else the prediction, else a true answer.
+function scrollToMark(box) {
+  const mark = ["found", "predicted", "true"].map((kind) => box.querySelector("." + kind)).find((found) => found !== null);
+  if (mark) {
+    box.scrollTop = mark.offsetTop + mark.offsetHeight / 2 - box.clientHeight / 2;
+  }
 }
 
 function makeButtons() {
@@ -229,17 +241,18 @@ function makeScores() {
 function makeAnswers(count) {
   const table = element("table", {});
   const addRow = (title, ...content) => {
-    table.append(element("tr", {}, element("th", { scope: "row" }, title), element("td", { dir: "auto" }, ...content)));
+    table.append(element("tr", {}, element("th", { scope: "row" }, title), element("td", {}, ...content)));
   };
+  const words = (text) => element("bdi", {}, text);
   const times = count > 1 ? [element("div", { class: "faint" }, `${count} times in the context; the file does not say which is meant`)] : [];
   const isElsewhere = count === 0 && chosen.prediction !== null && chosen.prediction.trim() !== "";
   const elsewhere = isElsewhere ? [element("div", { class: "faint" }, "not in the context in these words")] : [];
-  addRow("prediction", answerText(chosen), ...times, ...elsewhere);
+  addRow("prediction", words(answerText(chosen)), ...times, ...elsewhere);
   const counts = new Map();
   for (const [text] of chosen.answers) {
     counts.set(text, (counts.get(text) || 0) + 1);
   }
-  const texts = [...counts].map(([text, number]) => element("div", {}, text, number > 1 ? ` (${number} times)` : ""));
+  const texts = [...counts].map(([text, number]) => element("div", {}, words(text), number > 1 ? ` (${number} times)` : ""));
   addRow("true answers", ...(texts.length > 0 ? texts : ["(no answer)"]));
   return table;
 }

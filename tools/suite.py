@@ -1,8 +1,8 @@
 """Lets a tool that is run as a script import the suite's modules, which lie one folder up; it imports this first."""
 
+import os
 import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
 
 import import_errors  # noqa: E402, F401

@@ -121,7 +121,7 @@ def read(path, offset=0):
 
 
 def is_compressed(path):
-    """Whether the file `path` is a gzip file."""
+    """Whether the file `path` is a gzip file; raises UserError if it cannot be read."""
     try:
         with open(path, "rb") as file:
             head = file.read(_HEAD.size)

@@ -22,7 +22,6 @@ import contextlib
 import itertools
 import os
 import shutil
-from glob import glob
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,8 +30,10 @@ import numpy as np
 import ofrecord
 import tfrecord
 from command_line import ArgumentParser, add_bool, positive_int
+from input_files import find_files
+from output_files import check_is_no_input, sync, temporary_folder
 from progress import progress_bar
-from util import RunError, UserError, one_line, run_script, sync_folder, temporary_folder
+from util import RunError, UserError, one_line, run_script
 from workers import run_tasks
 
 # So many records of a file are a piece of work at most.
@@ -92,20 +93,9 @@ def parse_arguments():
     return parser.parse_args()
 
 
-def find_input(patterns):
-    """The files that the names and patterns stand for, in order and none twice."""
-    paths = []
-    for pattern in itertools.chain.from_iterable(pattern.split(",") for pattern in patterns):
-        found = [pattern] if os.path.isfile(pattern) else sorted(filter(os.path.isfile, glob(pattern)))
-        if not found:
-            raise UserError(f"--input={pattern}: there is no such file")
-        paths += found
-    return list(dict.fromkeys(paths))
-
-
 def find_parts(folder):
     """The part files in the output folder."""
-    return sorted(path for path in folder.glob("part-*") if path.name.removeprefix("part-").isdigit())
+    return sorted(path for path in folder.glob("part-*") if path.name.removeprefix("part-").isdecimal())
 
 
 def scan_file(index, path, report):
@@ -149,7 +139,10 @@ def plan_pieces(paths, scans, part_sizes):
 
 
 def read_layout(path):
-    """name -> Field of the first record of the file `path`."""
+    """name -> Field of the first record of the file `path`.
+
+    Raises UserError if it has no fields, or one without numbers.
+    """
     offset, data = next(tfrecord.read(path))
     layout = {}
     for name, feature in sorted(tfrecord.parse_example(data, path, offset).items()):
@@ -169,7 +162,10 @@ def describe_layout(layout):
 
 
 def convert_piece(index, piece, layout, folder, report):
-    """Writes the records of a Piece to the OFRecord file `piece-<index>` in `folder`; returns the index."""
+    """Writes the records of a Piece to the OFRecord file `piece-<index>` in `folder`; returns the index.
+
+    Raises RunError if the file has changed since it was scanned.
+    """
     records = itertools.islice(tfrecord.read(piece.path, piece.offset), piece.skip, piece.skip + piece.records)
     written = 0
     with open(folder / f"piece-{index}", "wb") as file:
@@ -195,7 +191,10 @@ def read_chunk(records):
 
 
 def convert_chunk(path, records, layout):
-    """The serialized OFRecords of `records`, (offset, data) each, from the file `path`."""
+    """The serialized OFRecords of `records`, (offset, data) each, from the file `path`.
+
+    Raises UserError for a number that is no int32.
+    """
     names = list(layout)
     columns = {name: [] for name in names}
     for offset, data in records:
@@ -253,25 +252,26 @@ def publish_parts(staging, part_num, output_dir):
     """Moves the finished parts to the output folder, in place of all that were there."""
     finished = [staging / f"part-{part}" for part in range(part_num)]
     for path in finished:
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
+        sync(path)
     # The old ones go first: an interruption then leaves too few parts, never old and new ones together.
     for path in find_parts(output_dir):
         path.unlink()
     for path in finished:
         os.rename(path, output_dir / path.name)
-    sync_folder(output_dir)
+    sync(output_dir)
 
 
 def main():
     arguments = parse_arguments()
-    paths = find_input(arguments.input)
+    paths = find_files("--input", arguments.input)
     part_num, output_dir = arguments.part_num, arguments.output_dir
     output_dir.mkdir(parents=True, exist_ok=True)
     if find_parts(output_dir) and not arguments.overwrite:
         raise UserError(
             f"--output_dir={output_dir}: has parts already; give another folder, or --overwrite to replace them"
         )
+    for part in find_parts(output_dir):
+        check_is_no_input(part, paths)
 
     scans = scan_input(paths, arguments.workers)
     total = sum(scan.records for scan in scans)

@@ -9,31 +9,37 @@ import suite  # noqa: F401
 
 # isort: split
 
+import contextlib
+import json
 import os
 import string
+import sys
+import threading
 from collections import Counter
 from pathlib import Path
 
 from tokenizers import Tokenizer
-from tokenizers.models import WordPiece
+from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import WhitespaceSplit
-from tokenizers.trainers import WordPieceTrainer
+from tokenizers.trainers import BpeTrainer
 
+import stopping
 from command_line import ArgumentParser, add_bool, positive_int
-from pretraining_text import find_input, read_lines
-from progress import progress_bar
+from input_files import find_files
+from output_files import atomic_file, check_can_write, check_is_no_input
+from pretraining_text import read_lines
+from progress import bars_are_shown, end_in_place_of_bars, progress_bar
 from tokenization import split_words
-from util import UserError, atomic_file, run_script
+from util import UserError, one_line, run_script
 
 SPECIAL_PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
 def main():
     arguments = parse_arguments()
-    paths = find_input(arguments.input_file)
-    folder = arguments.vocab_file.parent
-    if not os.access(folder, os.W_OK | os.X_OK) or arguments.vocab_file.is_dir():
-        raise UserError(f"--vocab_file={arguments.vocab_file}: cannot be written; give a file in a folder of your own")
+    paths = find_files("--input_file", [arguments.input_file])
+    check_can_write("--vocab_file", arguments.vocab_file)
+    check_is_no_input(arguments.vocab_file, paths)
     heads, tails = count_characters(read_words(paths, arguments.do_lower_case))
     if not heads:
         raise UserError(f"--input_file={arguments.input_file}: there is no text in it")
@@ -45,7 +51,9 @@ def main():
             f"{single}; give at least that, or a smaller --alphabet_size"
         )
     lines = read_words(paths, arguments.do_lower_case)
-    pieces = train(lines, *alphabet, arguments.vocab_size, arguments.min_frequency)
+    # Each further piece joins two within a word. The library takes memory for as many as it is told of, or aborts.
+    vocab_size = min(arguments.vocab_size, single + tails.total())
+    pieces = train(lines, *alphabet, vocab_size, arguments.min_frequency)
     with atomic_file(arguments.vocab_file, "w", encoding="utf-8") as file:
         file.writelines(piece + "\n" for piece in pieces)
     print(f"{len(pieces)} pieces in {arguments.vocab_file}")
@@ -75,7 +83,9 @@ def parse_arguments():
 def read_words(paths, do_lower_case):
     """Yields the words of every line, a list."""
     for path in paths:
-        with progress_bar(total=os.path.getsize(path), desc=path, unit="B", unit_scale=True, leave=False) as bar:
+        with progress_bar(
+            total=os.path.getsize(path), desc=one_line(path), unit="B", unit_scale=True, leave=False
+        ) as bar:
             for line, _ in read_lines(path, lambda data: bar.update(len(data))):
                 yield split_words(line, do_lower_case)
 
@@ -107,19 +117,65 @@ def choose_alphabet(heads, tails, size, do_lower_case):
 
 def train(lines, characters, continuations, vocab_size, min_frequency):
     """The pieces of a vocabulary trained on `lines` of words, in the order of their ids."""
-    tokenizer = Tokenizer(WordPiece(unk_token="[UNK]"))
+    # What the library's trainer for WordPiece does. This one tells how far it is.
+    tokenizer = Tokenizer(BPE())
     tokenizer.pre_tokenizer = WhitespaceSplit()
-    trainer = WordPieceTrainer(
+    trainer = BpeTrainer(
         vocab_size=vocab_size,
         min_frequency=min_frequency,
         special_tokens=SPECIAL_PIECES + characters + continuations,
         initial_alphabet=characters,
         limit_alphabet=len(characters),
-        show_progress=False,
+        continuing_subword_prefix="##",
+        progress_format="json" if bars_are_shown() else "silent",
     )
-    tokenizer.train_from_iterator((" ".join(words) for words in lines), trainer)
+    # Merging, the library does not return for minutes.
+    with show_merges() if bars_are_shown() else contextlib.nullcontext(), stopping.watched(end_in_place_of_bars):
+        tokenizer.train_from_iterator((" ".join(words) for words in lines), trainer)
     vocab = tokenizer.get_vocab()
     return sorted(vocab, key=vocab.__getitem__)
+
+
+@contextlib.contextmanager
+def show_merges():
+    """Within the block a bar shows how far the library has come with merging pieces, which it tells on stderr."""
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    read_end, write_end = os.pipe()
+    os.dup2(write_end, 2)
+    os.close(write_end)
+    with (
+        open(read_end, errors="replace") as lines,
+        open(terminal, "w", buffering=1, errors="backslashreplace") as stderr,
+    ):
+        with contextlib.redirect_stderr(stderr):
+            thread = threading.Thread(target=draw_merges, args=(lines,), daemon=True)
+            thread.start()
+            try:
+                yield
+            finally:
+                # Nobody has the pipe open any more, which ends the thread.
+                os.dup2(terminal, 2)
+                thread.join()
+
+
+def draw_merges(lines):
+    """Draws a bar from the library's lines, JSON objects that tell the stage, and how much of it is done and to do."""
+    with contextlib.ExitStack() as stack:
+        bar = None
+        for line in lines:
+            try:
+                told = json.loads(line)
+            except ValueError:
+                sys.stderr.write(line)
+                continue
+            if told["stage"] != "Compute merges":
+                continue
+            if bar is None:
+                bar = stack.enter_context(
+                    progress_bar(total=told["total"], desc="merging", unit=" pieces", unit_scale=True, leave=False)
+                )
+            bar.update(told["current"] - bar.n)
 
 
 if __name__ == "__main__":

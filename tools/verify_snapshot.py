@@ -9,11 +9,10 @@ import suite  # noqa: F401
 
 # isort: split
 
-
 import snapshot
 from command_line import ArgumentParser
 from progress import print_line, progress_bar
-from util import UserError, run_script
+from util import UserError, one_line, run_script
 
 # So many damaged variables are named in the last line; each has one of its own before.
 NAMED = 5
@@ -32,10 +31,11 @@ def main():
             snapshot.verify_variable(folder, name, digests)
         except UserError as error:
             damaged.append(name)
-            print_line(error)
+            print_line(one_line(error))
     if damaged:
         named = ", ".join(damaged[:NAMED]) + (", ..." if len(damaged) > NAMED else "")
         raise UserError(f"{folder}: damaged: {len(damaged)} of {len(names)} variables: {named}")
+    snapshot.check_owners(folder, names)
     print(f"{folder}: {len(names)} variables, of which {len(digests)} have a checksum, and nothing wrong")
 
 

@@ -8,6 +8,7 @@ import threading
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 
+from stopping import SIGNALS
 from util import RunError
 
 
@@ -23,7 +24,9 @@ def run_tasks(function, tasks, workers, bar):
         return
     progress = multiprocessing.get_context("spawn").Value("q", 0)
     with open_pool(workers, progress) as pool:
-        pending = {pool.submit(run_task, function, task) for task in tasks}
+        with interrupts_delayed():
+            # This starts the processes, which would be interrupted as well before start_worker has them ignore it.
+            pending = {pool.submit(run_task, function, task) for task in tasks}
         while pending:
             finished, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
             bar.update(progress.value - bar.n)
@@ -44,8 +47,32 @@ def open_pool(workers, progress=None):
             for process in multiprocessing.active_children():
                 process.terminate()
             if isinstance(error, BrokenProcessPool):
-                raise RunError("a worker process was killed (out of memory?); run the same command again") from None
+                raise RunError(
+                    "a worker process was killed, for lack of memory perhaps; run the same command again"
+                ) from None
             raise
+
+
+@contextlib.contextmanager
+def interrupts_delayed():
+    """A signal within the block counts at its end, so that no process stays half started.
+
+    The processes that are started in it do not get Ctrl-C.
+    """
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    # Where another thread takes it, Python still calls the handler in this one.
+    noted = []
+    before = {number: signal.getsignal(number) for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN}
+    for number in before:
+        signal.signal(number, lambda number, _: noted.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if noted:
+            signal.raise_signal(noted[0])
 
 
 # In a worker process: the number it shares with its parent.
