@@ -271,7 +271,7 @@ class TestLine:
         master = Launcher(self.ADDRESSES[:2], 0, port, {})
         with socket.create_connection(("127.0.0.1", port)) as node:
             node.sendall(json.dumps({"node": 1, "flags": {}}).encode() + b"\n")
-            assert master.started.wait(5)
+            assert master.started.wait(60)
         (error,) = self.finish([master])
         assert str(error) == "node 127.0.0.2 has closed the connection"
 
@@ -285,7 +285,7 @@ class TestLine:
 
     def test_a_stop_reaches_all_with_its_reason(self, port):
         launchers = [Launcher(self.ADDRESSES, rank, port, {}, finishes=False) for rank in range(3)]
-        assert all(launcher.started.wait(5) for launcher in launchers)
+        assert all(launcher.started.wait(60) for launcher in launchers)
         launchers[2].reason = "rank 5 on node 127.0.0.3: was killed by SIGKILL"
         assert {str(error) for error in self.finish(launchers)} == {launchers[2].reason}
 

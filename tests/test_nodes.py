@@ -243,14 +243,14 @@ class TestFailure:
         training[1].process.send_signal(signal.SIGINT)
         time.sleep(0.3)
         training[1].process.send_signal(signal.SIGINT)
-        training[1].assert_failed("by SIGINT", status=130, within=5)
-        training[0].assert_failed("by SIGINT", status=130, within=5)
+        training[1].assert_failed("by SIGINT", status=130, within=20)
+        training[0].assert_failed("by SIGINT", status=130, within=20)
 
     def test_a_link_is_lost(self, training, network):
         network.take_down(1)
         try:
             training[0].assert_failed(f"node {network.addresses[1]} has not been heard of for 15 seconds")
-            training[1].assert_failed(f"node {network.addresses[0]} has not been heard of for 15 seconds", within=10)
+            training[1].assert_failed(f"node {network.addresses[0]} has not been heard of for 15 seconds")
         finally:
             network.bring_up(1)
 
