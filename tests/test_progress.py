@@ -4,6 +4,7 @@ import io
 import os
 import pty
 import re
+import select
 
 import pytest
 
@@ -125,7 +126,11 @@ def test_a_terminal_that_does_not_know_its_width_shows_a_bar(monkeypatch):
         with progress.progress_bar(total=3, unit="batch") as bar:
             bar.update(3)
         stream.flush()
-        assert re.search(r"100%\|.+\| 3/3 \[.*batch/s\]", os.read(master, 65536).decode())
+        output = ""
+        while not re.search(r"100%\|.+\| 3/3 \[.*batch/s\]", output):
+            # It comes in pieces.
+            assert select.select([master], [], [], 30)[0], output
+            output += os.read(master, 65536).decode()
 
 
 def test_a_bar_that_has_not_come_to_its_end_is_erased(monkeypatch):
