@@ -92,7 +92,17 @@ def ignore():
     Python, when it ends, would let one kill it. Within the blocks above: their ends leave it so.
     """
     for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+        set_action(number, signal.SIG_IGN)
+
+
+def set_action(number, action):
+    """Has the system itself do `action`, SIG_IGN or SIG_DFL, at the signal `number`.
+
+    As signal.signal does, but first without it: a signal that comes when Python has looked for one, and has not yet
+    changed what the system does, would be lost, and told with a traceback.
+    """
+    _libc().signal(number, ctypes.c_void_p(int(action)))
+    signal.signal(number, action)
 
 
 @contextlib.contextmanager
@@ -104,7 +114,10 @@ def _handled(handler, once=True):
     """
     before = {number: signal.getsignal(number) for number in _heeded_signals()}
     for number in before:
-        signal.signal(number, handler)
+        if handler == signal.SIG_DFL:
+            set_action(number, handler)
+        else:
+            signal.signal(number, handler)
         if once:
             _reset_when_handled(number)
     try:

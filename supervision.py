@@ -137,7 +137,7 @@ def _pass_on_signals(child):
 
     def stop_both(number, frame):
         os.kill(child, signal.SIGSTOP)
-        signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+        stopping.set_action(signal.SIGTSTP, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGTSTP)
         # Here it goes on after a SIGCONT.
         signal.signal(signal.SIGTSTP, stop_both)

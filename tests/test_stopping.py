@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -176,6 +177,23 @@ with getattr(stopping, sys.argv[1])() as numbers:
 """
 
 
+SIGNAL_BEFORE_SIGACTION = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <signal.h>
+
+int sigaction(int number, const struct sigaction* action, struct sigaction* before) {
+  static int has_handler = 0;
+  int (*own)(int, const struct sigaction*, struct sigaction*) = dlsym(RTLD_NEXT, "sigaction");
+  if (number == SIGTERM && action != NULL) {
+    if (has_handler) raise(number);
+    has_handler = action->sa_handler != SIG_IGN && action->sa_handler != SIG_DFL;
+  }
+  return own(number, action, before);
+}
+"""
+
+
 def start_program(context, body):
     command = [sys.executable, "-c", PROGRAM.format(body=body), context]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -201,6 +219,27 @@ class TestSignals:
         with start_program("noted", body) as process:
             assert process.wait(60) in (130, 143, -2, -15)
             assert process.stderr.read() == ""
+
+    @pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
+    @pytest.mark.parametrize(
+        ("call", "status"),
+        [
+            ("stopping.ignore()", 0),
+            ("stopping.set_action(15, signal.SIG_DFL)", -15),
+            ("signal.signal(15, signal.SIG_IGN)", 0),
+        ],
+    )
+    def test_one_that_comes_when_python_has_looked_for_it(self, tmp_path, call, status):
+        """Just before the system is told what to do at it; Python alone tells of it with a traceback."""
+        (tmp_path / "late.c").write_text(SIGNAL_BEFORE_SIGACTION)
+        library = tmp_path / "late.so"
+        subprocess.run(["cc", "-shared", "-fPIC", "-o", library, tmp_path / "late.c", "-ldl"], check=True)
+        body = "import signal, stopping; signal.signal(15, lambda *_: None); "
+        body += call
+        program = [sys.executable, "-c", body]
+        late = subprocess.run(program, cwd=ROOT, env={**os.environ, "LD_PRELOAD": str(library)}, capture_output=True)
+        assert late.returncode == status
+        assert (late.stderr != b"") == call.startswith("signal."), late.stderr
 
     def test_handlers_are_put_back(self):
         body = (
