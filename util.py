@@ -58,9 +58,12 @@ def end_at_once(number):
 def _tell(status, error):
     # A terminal that has been closed is no reason for another status.
     with contextlib.suppress(OSError):
+        line = f"{os.path.basename(sys.argv[0])}: error: {error}\n"
         if status > 128 and sys.stderr.isatty():
-            sys.stderr.write(_CLEAR_LINE)  # of the ^C that the terminal shows
-        print(f"{os.path.basename(sys.argv[0])}: error: {error}", file=sys.stderr, flush=True)
+            line = _CLEAR_LINE + line  # of the ^C that the terminal shows
+        # At once, lest another ^C be shown before the line's end.
+        sys.stderr.write(line)
+        sys.stderr.flush()
 
 
 def _open_closed_streams():
