@@ -119,8 +119,8 @@ def attention(query, key, value, mask, heads, rate):
     class Attention(flow.autograd.Function):
         @staticmethod
         def forward(ctx, query, key, value, mask):
-            out, statistics, random = native.apply("bert_attention", (query, key, value, mask), heads=heads, rate=rate)
-            ctx.save_for_backward(out, query, key, value, mask, statistics, random)
+            out, random = native.apply("bert_attention", (query, key, value, mask), heads=heads, rate=rate)
+            ctx.save_for_backward(query, key, value, mask, random)
             return out
 
         @staticmethod

@@ -27,11 +27,21 @@ struct Head {
   int64_t rows() const { return (sequence * shape.heads + head) * shape.length; }
 };
 
-// scores[queries, length] = scale * query key^T.
-void scores_of(const Head& at, int64_t first, int64_t queries, const float* query, const float* key, float* scores) {
+// probabilities[queries, length] = softmax(scale * query key^T + mask). The forward and the backward pass both call this.
+void probabilities_of(const Head& at, int64_t first, int64_t queries, const float* query, const float* key,
+                      const float* mask, float* probabilities) {
   const BertAttention& s = at.shape;
   product(false, true, queries, s.length, s.head_size, s.scale(), query + at.offset() + first * s.hidden(), s.hidden(),
-          key + at.offset(), s.hidden(), 0.0f, scores, s.length);
+          key + at.offset(), s.hidden(), 0.0f, probabilities, s.length);
+  const float* added = mask + at.sequence * s.length;
+  for (int64_t i = 0; i < queries; ++i) {
+    float* row = probabilities + i * s.length;
+    for (int64_t j = 0; j < s.length; ++j) row[j] += added[j];
+    const float largest = maximum(s.length, row);
+    for (int64_t j = 0; j < s.length; ++j) row[j] = exponential(row[j] - largest);
+    const float normaliser = 1.0f / sum<float>(s.length, [=](int64_t j) { return row[j]; });
+    for (int64_t j = 0; j < s.length; ++j) row[j] *= normaliser;
+  }
 }
 
 // Multiplies a row of probabilities (or of gradients) by its part of the dropout mask.
@@ -53,60 +63,43 @@ void drop(const Head& at, uint64_t key, int64_t row, float* values) {
 }
 
 void attend(const Head& at, int64_t first, const float* query, const float* key, const float* value, const float* mask,
-            const int64_t* random, float* out, float* statistics) {
+            const int64_t* random, float* out) {
   const BertAttention& s = at.shape;
   const int64_t queries = std::min(kQueriesPerTile, s.length - first);
-  float* scores = scratch(queries * s.length);
-  scores_of(at, first, queries, query, key, scores);
-  const float* added = mask + at.sequence * s.length;
-  for (int64_t i = 0; i < queries; ++i) {
-    float* row = scores + i * s.length;
-    for (int64_t j = 0; j < s.length; ++j) row[j] += added[j];
-    const float largest = maximum(s.length, row);
-    for (int64_t j = 0; j < s.length; ++j) row[j] = exponential(row[j] - largest);
-    const float normaliser = 1.0f / sum<float>(s.length, [=](int64_t j) { return row[j]; });
-    for (int64_t j = 0; j < s.length; ++j) row[j] *= normaliser;
-    if (statistics != nullptr) {
-      statistics[2 * (at.rows() + first + i)] = largest;
-      statistics[2 * (at.rows() + first + i) + 1] = normaliser;
+  float* probabilities = scratch(queries * s.length);
+  probabilities_of(at, first, queries, query, key, mask, probabilities);
+  if (s.rate > 0.0f) {
+    for (int64_t i = 0; i < queries; ++i) {
+      drop(at, random[at.sequence * s.length], first + i, probabilities + i * s.length);
     }
-    if (s.rate > 0.0f) drop(at, random[at.sequence * s.length], first + i, row);
   }
-  product(false, false, queries, s.head_size, s.length, 1.0f, scores, s.length, value + at.offset(), s.hidden(), 0.0f,
-          out + at.offset() + first * s.hidden(), s.hidden());
+  product(false, false, queries, s.head_size, s.length, 1.0f, probabilities, s.length, value + at.offset(), s.hidden(),
+          0.0f, out + at.offset() + first * s.hidden(), s.hidden());
 }
 
-void attend_grad(const Head& at, const float* dout, const float* out, const float* query, const float* key,
-                 const float* value, const float* mask, const float* statistics, const int64_t* random, float* dquery,
-                 float* dkey, float* dvalue) {
+void attend_grad(const Head& at, const float* dout, const float* query, const float* key, const float* value,
+                 const float* mask, const int64_t* random, float* dquery, float* dkey, float* dvalue) {
   const BertAttention& s = at.shape;
   const int64_t hidden = s.hidden(), offset = at.offset();
   const int64_t tile = std::min(kQueriesPerTile, s.length);
   float* probabilities = scratch(2 * tile * s.length);
   float* gradients = probabilities + tile * s.length;
-  const float* added = mask + at.sequence * s.length;
   for (int64_t first = 0; first < s.length; first += tile) {
     const int64_t queries = std::min(tile, s.length - first);
     const int64_t rows = offset + first * hidden;
     const float beta = first == 0 ? 0.0f : 1.0f;
-    scores_of(at, first, queries, query, key, probabilities);
+    probabilities_of(at, first, queries, query, key, mask, probabilities);
     product(false, true, queries, s.length, s.head_size, 1.0f, dout + rows, hidden, value + offset, hidden, 0.0f,
             gradients, s.length);
     for (int64_t i = 0; i < queries; ++i) {
-      float* probability = probabilities + i * s.length;
+      const float* probability = probabilities + i * s.length;
       float* gradient = gradients + i * s.length;
-      const float largest = statistics[2 * (at.rows() + first + i)];
-      const float normaliser = statistics[2 * (at.rows() + first + i) + 1];
-      for (int64_t j = 0; j < s.length; ++j) {
-        probability[j] = exponential(probability[j] + added[j] - largest) * normaliser;
-      }
-      // The sum over the keys of probability * gradient, by what they add up to.
-      const float* from = dout + rows + i * hidden;
-      const float* to = out + rows + i * hidden;
-      const float dot = sum<float>(s.head_size, [=](int64_t j) { return from[j] * to[j]; });
       if (s.rate > 0.0f) drop(at, random[at.sequence * s.length], first + i, gradient);
+      // Of the probabilities computed here, not from dout and out: where the scores are large, these differ from those
+      // of the forward pass in rounding, and a gradient that is zero would come out as that difference.
+      const float dot = sum<float>(s.length, [=](int64_t j) { return probability[j] * gradient[j]; });
       for (int64_t j = 0; j < s.length; ++j) gradient[j] = probability[j] * (gradient[j] - dot) * s.scale();
-      if (s.rate > 0.0f) drop(at, random[at.sequence * s.length], first + i, probability);
+      if (s.rate > 0.0f) drop(at, random[at.sequence * s.length], first + i, probabilities + i * s.length);
     }
     product(true, false, s.length, s.head_size, queries, 1.0f, probabilities, s.length, dout + rows, hidden, beta,
             dvalue + offset, hidden);
@@ -121,20 +114,20 @@ void attend_grad(const Head& at, const float* dout, const float* out, const floa
 }  // namespace bert
 
 void bert_attention(const BertAttention* shape, const float* query, const float* key, const float* value,
-                    const float* mask, const int64_t* random, float* out, float* statistics) {
+                    const float* mask, const int64_t* random, float* out) {
   const int64_t tiles = (shape->length + bert::kQueriesPerTile - 1) / bert::kQueriesPerTile;
   bert::parallel_chunks(shape->batch * shape->heads * tiles, [=](int64_t chunk) {
     const int64_t index = chunk / tiles;
     const bert::Head at{*shape, index / shape->heads, index % shape->heads};
-    bert::attend(at, chunk % tiles * bert::kQueriesPerTile, query, key, value, mask, random, out, statistics);
+    bert::attend(at, chunk % tiles * bert::kQueriesPerTile, query, key, value, mask, random, out);
   });
 }
 
-void bert_attention_grad(const BertAttention* shape, const float* dout, const float* out, const float* query,
-                         const float* key, const float* value, const float* mask, const float* statistics,
-                         const int64_t* random, float* dquery, float* dkey, float* dvalue) {
+void bert_attention_grad(const BertAttention* shape, const float* dout, const float* query, const float* key,
+                         const float* value, const float* mask, const int64_t* random, float* dquery, float* dkey,
+                         float* dvalue) {
   bert::parallel_chunks(shape->batch * shape->heads, [=](int64_t index) {
     const bert::Head at{*shape, index / shape->heads, index % shape->heads};
-    bert::attend_grad(at, dout, out, query, key, value, mask, statistics, random, dquery, dkey, dvalue);
+    bert::attend_grad(at, dout, query, key, value, mask, random, dquery, dkey, dvalue);
   });
 }

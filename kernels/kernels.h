@@ -113,14 +113,13 @@ struct BertAttention {
   float scale() const { return 1.0f / __builtin_sqrtf(static_cast<float>(head_size)); }
 };
 // attention.cpp: out = dropout(softmax(query key^T / sqrt(head_size) + mask)) value, for each head. query, key, value and
-// out are [batch * length, hidden], heads side by side; mask is [batch, length]. statistics [batch, heads, length, 2]
-// is what the gradient needs of the softmax; null where there will be none. random may be null if rate is 0.
+// out are [batch * length, hidden], heads side by side; mask is [batch, length]. random may be null if rate is 0. The
+// gradient computes the probabilities anew.
 BERT_KERNEL void bert_attention(const BertAttention* shape, const float* query, const float* key, const float* value,
-                                const float* mask, const int64_t* random, float* out, float* statistics);
-BERT_KERNEL void bert_attention_grad(const BertAttention* shape, const float* dout, const float* out,
-                                     const float* query, const float* key, const float* value, const float* mask,
-                                     const float* statistics, const int64_t* random, float* dquery, float* dkey,
-                                     float* dvalue);
+                                const float* mask, const int64_t* random, float* out);
+BERT_KERNEL void bert_attention_grad(const BertAttention* shape, const float* dout, const float* query,
+                                     const float* key, const float* value, const float* mask, const int64_t* random,
+                                     float* dquery, float* dkey, float* dvalue);
 
 // residual_norm.cpp: y = layer_norm(dropout(x + bias) + residual) * gamma + beta, all [rows, columns]. normalised (before
 // gamma and beta) and inverse_deviation [rows] are what the gradient needs.

@@ -79,21 +79,19 @@ BertAttention attention_shape(KernelComputeContext* context) {
 void attention(KernelComputeContext* context, int64_t key) {
   const BertAttention shape = attention_shape(context);
   bert_attention(&shape, input(context, "query"), input(context, "key"), input(context, "value"),
-                 input(context, "mask"), random_output(context, key), output(context, "out"),
-                 output(context, "statistics"));
+                 input(context, "mask"), random_output(context, key), output(context, "out"));
 }
 
 void attention_grad(KernelComputeContext* context) {
   const BertAttention shape = attention_shape(context);
-  bert_attention_grad(&shape, input(context, "dout"), input(context, "out"), input(context, "query"),
-                      input(context, "key"), input(context, "value"), input(context, "mask"),
-                      input(context, "statistics"), tensor(context, "random").dptr<int64_t>(),
+  bert_attention_grad(&shape, input(context, "dout"), input(context, "query"), input(context, "key"),
+                      input(context, "value"), input(context, "mask"), tensor(context, "random").dptr<int64_t>(),
                       output(context, "dquery"), output(context, "dkey"), output(context, "dvalue"));
 }
 
 REGISTER_USER_OP("bert_attention")
     .Input("query").Input("key").Input("value").Input("mask")
-    .Output("out").Output("statistics").Output("random")
+    .Output("out").Output("random")
     .Attr<int64_t>("heads", 1)
     .Attr<float>("rate", 0.0f)
     .SetTensorDescInferFn([](InferContext* context) -> Maybe<void> {
@@ -101,7 +99,6 @@ REGISTER_USER_OP("bert_attention")
       const Shape& query = context->InputShape("query", 0);
       CHECK_OR_RETURN(mask.NumAxes() == 2 && query.NumAxes() == 2 && query.At(0) == mask.elem_cnt());
       context->SetOutputShape("out", 0, query);
-      context->SetOutputShape("statistics", 0, Shape({mask.At(0), context->Attr<int64_t>("heads"), mask.At(1), 2}));
       context->SetOutputShape("random", 0, Shape({mask.elem_cnt()}));
       return Maybe<void>::Ok();
     })
@@ -114,8 +111,7 @@ REGISTER_USER_OP("bert_attention")
 REGISTER_BERT_OPERATOR_KERNEL("bert_attention", RandomKernel, attention)
 
 REGISTER_USER_OP("bert_attention_grad")
-    .Input("dout").Input("out").Input("query").Input("key").Input("value").Input("mask").Input("statistics")
-    .Input("random")
+    .Input("dout").Input("query").Input("key").Input("value").Input("mask").Input("random")
     .Output("dquery").Output("dkey").Output("dvalue")
     .Attr<int64_t>("heads", 1)
     .Attr<float>("rate", 0.0f)

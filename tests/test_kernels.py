@@ -480,13 +480,11 @@ def run_attention(library, shape, rate, query, key, value, mask, dout):
     settings = AttentionShape(batch, length, heads, head_size, rate)
     rows, hidden = batch * length, heads * head_size
     random = np.full(rows, 1234567, np.int64)
-    out, statistics = empty(rows, hidden), empty(batch, heads, length, 2)
+    out = empty(rows, hidden)
     inputs = (query, key, value, mask)
-    library.bert_attention(ctypes.byref(settings), *map(pointer, (*inputs, random, out, statistics)))
+    library.bert_attention(ctypes.byref(settings), *map(pointer, (*inputs, random, out)))
     gradients = [empty(rows, hidden) for _ in range(3)]
-    library.bert_attention_grad(
-        ctypes.byref(settings), *map(pointer, (dout, out, *inputs, statistics, random, *gradients))
-    )
+    library.bert_attention_grad(ctypes.byref(settings), *map(pointer, (dout, *inputs, random, *gradients)))
     return out, gradients
 
 
