@@ -1,6 +1,7 @@
 # Each target does the set-up it needs, once; see scripts/setup.sh.
 
 PYTHON := .venv/bin/python
+ROOMS := system text snapshots engine ranks records training
 
 .PHONY: help setup pretrain test lint
 
@@ -43,8 +44,8 @@ test: setup kernels-if-possible ## Run all tests
 lint: setup ## Check style (ruff) and types (mypy)
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
-	$(PYTHON) -m mypy *.py tools tests
-	MYPYPATH=.:tools $(PYTHON) -m mypy benchmarks
+	MYPYPATH=tests/helpers $(PYTHON) -m mypy *.py $(ROOMS) tools tests
+	MYPYPATH=.:tools:tests/helpers $(PYTHON) -m mypy benchmarks
 
-include dataset.mk kernels.mk real_weights.mk quality.mk
--include benchmarks.mk
+include make/dataset.mk make/kernels.mk make/real_weights.mk make/quality.mk
+-include make/benchmarks.mk

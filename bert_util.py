@@ -6,15 +6,11 @@ one device or many, on CPU or GPU. Shapes: B sequences of the global batch, S to
 """
 
 import dataclasses
-from typing import Any
 
 import numpy as np
 
-import engine
-import fused_operators
-
-flow: Any = engine.load()
-nn: Any = flow.nn
+from engine import operators
+from engine.oneflow_loader import flow, nn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +27,21 @@ class BertConfig:
     hidden_dropout_prob: float
     attention_probs_dropout_prob: float
     initializer_range: float = 0.02
+
+
+def bert_config(args):
+    """The BertConfig that the flags describe."""
+    return BertConfig(
+        vocab_size=args.vocab_size,
+        hidden_size=args.num_attention_heads * args.hidden_size_per_head,
+        num_hidden_layers=args.num_hidden_layers,
+        num_attention_heads=args.num_attention_heads,
+        intermediate_size=args.intermediate_size,
+        max_position_embeddings=args.max_position_embeddings,
+        type_vocab_size=args.type_vocab_size,
+        hidden_dropout_prob=args.hidden_dropout_prob,
+        attention_probs_dropout_prob=args.attention_probs_dropout_prob,
+    )
 
 
 class Initializer:
@@ -70,7 +81,7 @@ class FullyConnected(nn.Module):
 
     def forward(self, x):
         """[N, inputs] -> [N, outputs]."""
-        return fused_operators.linear(x, self.weight, self.bias)
+        return operators.linear(x, self.weight, self.bias)
 
 
 class LayerNorm(nn.Module):
@@ -83,7 +94,7 @@ class LayerNorm(nn.Module):
 
     def forward(self, x):
         """[N, size] -> [N, size]."""
-        return fused_operators.layer_norm(x, self.gamma, self.beta)
+        return operators.layer_norm(x, self.gamma, self.beta)
 
 
 class Embeddings(nn.Module):
@@ -110,7 +121,7 @@ class Embeddings(nn.Module):
         positions = self.position_embeddings[:seq_length]
         embeddings = words + segments + positions
         embeddings = self.LayerNorm(embeddings.reshape(-1, embeddings.shape[-1]))
-        return fused_operators.dropout(embeddings, self._dropout_prob if self.training else 0.0)
+        return operators.dropout(embeddings, self._dropout_prob if self.training else 0.0)
 
 
 class SelfAttention(nn.Module):
@@ -129,7 +140,7 @@ class SelfAttention(nn.Module):
         """[B * S, H] and the additive mask [B, S] -> [B * S, H]."""
         dropout_prob = self._dropout_prob if self.training else 0.0
         query, key, value = self.query(x), self.key(x), self.value(x)
-        return fused_operators.attention(query, key, value, attention_mask, self._num_heads, dropout_prob)
+        return operators.attention(query, key, value, attention_mask, self._num_heads, dropout_prob)
 
 
 class ResidualOutput(nn.Module):
@@ -145,7 +156,7 @@ class ResidualOutput(nn.Module):
         """[N, inputs] and [N, H] -> [N, H]."""
         dropout_prob = self._dropout_prob if self.training else 0.0
         x = flow._C.matmul(x, self.dense.weight)
-        return fused_operators.residual_norm(
+        return operators.residual_norm(
             x, self.dense.bias, residual, self.LayerNorm.gamma, self.LayerNorm.beta, dropout_prob
         )
 
@@ -172,7 +183,7 @@ class Intermediate(nn.Module):
 
     def forward(self, x):
         """[N, H] -> [N, intermediate_size]."""
-        return fused_operators.bias_gelu(flow._C.matmul(x, self.dense.weight), self.dense.bias)
+        return operators.bias_gelu(flow._C.matmul(x, self.dense.weight), self.dense.bias)
 
 
 class Layer(nn.Module):
@@ -234,8 +245,3 @@ class BertBackbone(nn.Module):
         attention_mask = (input_mask.to(flow.float32) - 1.0) * 10000.0
         x = self.encoder(self.embeddings(input_ids, segment_ids), attention_mask)
         return x.reshape(-1, seq_length, x.shape[-1])
-
-
-def variable_name(parameter_name):
-    """The snapshot's name of a parameter: `bert.pooler.dense.bias` -> `bert-pooler-dense-bias`."""
-    return parameter_name.replace(".", "-")

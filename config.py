@@ -1,9 +1,8 @@
 """The flags of the training and prediction scripts, and the header that shows them."""
 
-import re
 from datetime import datetime
 
-from command_line import (
+from system.command_line import (
     ArgumentParser,
     add_bool,
     batch_count,
@@ -13,8 +12,7 @@ from command_line import (
     positive_int,
     probability,
 )
-from launch import rank
-from util import UserError
+from system.errors import UserError
 
 _DEFAULT_ITER_NUM = 1144000
 MOST_CPU_THREADS = 4096  # some tens of thousands end in an abort of the engine
@@ -337,37 +335,6 @@ def rank_count(args):
 def global_batch_size(args):
     """Sequences in a batch over all devices."""
     return rank_count(args) * args.batch_size_per_device
-
-
-def saves_snapshots(args):
-    """Whether this rank writes snapshots into --model_save_dir. The first rank writes them all."""
-    return rank() == 0 and (args.save_last_snapshot or args.iter_num >= args.model_save_every_n_iter)
-
-
-def saves_snapshot_named(args, name):
-    """Whether a training run writes --model_save_dir/`name`."""
-    iteration = re.fullmatch(r"snapshot_([1-9][0-9]*)", name)
-    if iteration:
-        return int(iteration[1]) <= args.iter_num and int(iteration[1]) % args.model_save_every_n_iter == 0
-    return name == "last_snapshot" and args.save_last_snapshot
-
-
-def bert_config(args):
-    """The BertConfig that the flags describe."""
-    # Imported here because it loads the engine, which --help and usage errors do without.
-    from bert_util import BertConfig
-
-    return BertConfig(
-        vocab_size=args.vocab_size,
-        hidden_size=args.num_attention_heads * args.hidden_size_per_head,
-        num_hidden_layers=args.num_hidden_layers,
-        num_attention_heads=args.num_attention_heads,
-        intermediate_size=args.intermediate_size,
-        max_position_embeddings=args.max_position_embeddings,
-        type_vocab_size=args.type_vocab_size,
-        hidden_dropout_prob=args.hidden_dropout_prob,
-        attention_probs_dropout_prob=args.attention_probs_dropout_prob,
-    )
 
 
 def print_args(args):

@@ -6,7 +6,7 @@ A variable keeps its name, with `/` as `-` and `kernel` as `weight`; Adam's mome
 and `-v`. The training step stays behind, so that a run from the snapshot starts its schedule at 0.
 """
 
-import import_errors  # noqa: F401
+from system import import_errors  # noqa: F401
 
 # isort: split
 
@@ -20,13 +20,13 @@ from pathlib import Path
 import numpy as np
 from google.protobuf import text_encoding
 
-import bert_variables
-import snapshot
-from command_line import ArgumentParser, add_bool
-from input_files import open_input
-from output_files import check_replaceable
-from progress import progress_bar
-from util import UserError, one_line, run_script
+from snapshots import layout, variables
+from system.command_line import ArgumentParser, add_bool
+from system.errors import UserError, one_line
+from system.input_files import open_input
+from system.output_files import check_replaceable
+from system.progress import progress_bar
+from util import run_script
 
 CONFIG_FILE = "bert_config.json"
 
@@ -188,7 +188,7 @@ def plan_conversion(shapes, dtypes, prefix):
             continue
         target = snapshot_name(name)
         is_path = not {"", ".", ".."}.isdisjoint(name.split("/"))
-        if is_path or not _SAFE_NAME.fullmatch(target) or target == snapshot.DONE_FILE:
+        if is_path or not _SAFE_NAME.fullmatch(target) or target == layout.DONE_FILE:
             raise UserError(f"{prefix}: the name of variable {name!r:.100} cannot become the name of a folder")
         if target in source_of:
             raise UserError(f"{prefix}: the variables {source_of[target]} and {name} would both become {target}")
@@ -240,24 +240,24 @@ def summarise(names, skipped, shapes, dtypes, folder):
 
 def main():
     arguments = parse_arguments()
-    check_replaceable(arguments.of_dump_path, arguments.overwrite, snapshot.DONE_FILE)
+    check_replaceable(arguments.of_dump_path, arguments.overwrite, layout.DONE_FILE)
     prefix = find_checkpoint(arguments.tf_checkpoint_path)
     config_file = prefix.parent / CONFIG_FILE
-    config_size = bert_variables.read_config(config_file)[0] if config_file.exists() else None
+    config_size = variables.read_config(config_file)[0] if config_file.exists() else None
 
     reader = open_checkpoint(prefix)
     shapes = {name: tuple(shape) for name, shape in reader.get_variable_to_shape_map().items()}
     dtypes = reader.get_variable_to_dtype_map()
     check_data_size(shapes, dtypes, prefix)
     targets, skipped = plan_conversion(shapes, dtypes, prefix)
-    size = bert_variables.infer_size(
+    size = variables.infer_size(
         {target: shapes[name][::-1] if is_transposed(name) else shapes[name] for name, target in targets.items()},
         prefix,
     )
     if config_size is not None:
-        bert_variables.check_config_fits(config_size, size, config_file)
+        variables.check_config_fits(config_size, size, config_file)
 
-    with snapshot.open_writer(os.path.realpath(arguments.of_dump_path)) as write:
+    with layout.open_writer(os.path.realpath(arguments.of_dump_path)) as write:
         # On a terminal a bar, else a line for each variable.
         progress = progress_bar(targets.items(), unit=" variables")
         for name, target in progress:
@@ -266,7 +266,7 @@ def main():
             if progress.disable:
                 print(f"saved to: {os.path.join(arguments.of_dump_path, target)}", flush=True)
     print("\n".join(summarise(targets, skipped, shapes, dtypes, arguments.of_dump_path)))
-    print(bert_variables.describe_size(config_size or size))
+    print(variables.describe_size(config_size or size))
 
 
 if __name__ == "__main__":

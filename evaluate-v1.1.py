@@ -1,16 +1,16 @@
 """Scores SQuAD v1.1 predictions: exact match and F1, in per cent, as the official script of the data set does."""
 
-import import_errors  # noqa: F401
+from system import import_errors  # noqa: F401
 
 # isort: split
 
 import json
 import sys
 
-import squad_file
-import squad_metric
-from command_line import ArgumentParser
-from util import UserError, one_line, run_script, warning_line
+from system.command_line import ArgumentParser
+from system.errors import UserError, one_line, warning_line
+from text import squad_file, squad_metric
+from util import run_script
 
 VERSION = "1.1"
 

@@ -3,7 +3,7 @@
 Writes nbest_predictions.json too, and null_odds.json for SQuAD v2.0. Needs neither TensorFlow nor OneFlow.
 """
 
-import import_errors  # noqa: F401
+from system import import_errors  # noqa: F401
 
 # isort: split
 
@@ -16,16 +16,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-import prediction_file
-import squad_answers
-import squad_data
-import squad_file
-from command_line import ArgumentParser, add_bool, finite_float, positive_int
-from input_files import open_input, read_json
-from output_files import atomic_file, check_is_no_input
-from progress import print_warning, progress_bar
-from tokenization import Tokenizer, check_case, read_vocab
-from util import UserError, run_script
+from records import prediction_file
+from system.command_line import ArgumentParser, add_bool, finite_float, positive_int
+from system.errors import UserError
+from system.input_files import open_input, read_json
+from system.output_files import atomic_file, check_is_no_input
+from system.progress import print_warning, progress_bar
+from text import squad_answers, squad_file, squad_windows
+from text.tokenization import Tokenizer, check_case, read_vocab
+from util import run_script
 
 OUTPUT_FILES = ("predictions.json", "nbest_predictions.json", "null_odds.json")
 
@@ -35,14 +34,14 @@ class Example(NamedTuple):
 
     id: str
     num_query_pieces: int
-    document: squad_data.Document
-    windows: list[squad_data.Window]
+    document: squad_windows.Document
+    windows: list[squad_windows.Window]
     first_window: int
 
 
 def main():
     arguments = parse_arguments()
-    squad_data.check_lengths(arguments.max_seq_length, arguments.max_query_length)
+    squad_windows.check_lengths(arguments.max_seq_length, arguments.max_query_length)
     output_dir = Path(arguments.output_dir)
     if output_dir.exists() and not output_dir.is_dir():
         raise UserError(f"--output_dir={output_dir}: not a folder; give another one")
@@ -200,11 +199,13 @@ def make_examples(paragraphs, tokenizer, arguments):
     examples = []
     num_windows = 0
     for paragraph in progress_bar(paragraphs, desc="tokenising", unit="context"):
-        document = squad_data.tokenize_document(paragraph.context, tokenizer)
+        document = squad_windows.tokenize_document(paragraph.context, tokenizer)
         for question in paragraph.questions:
-            num_query_pieces = len(squad_data.tokenize_question(question.text, tokenizer, arguments.max_query_length))
-            max_length = arguments.max_seq_length - num_query_pieces - squad_data.SPECIAL_PIECES
-            windows = squad_data.make_windows(len(document.pieces), max_length, arguments.doc_stride)
+            num_query_pieces = len(
+                squad_windows.tokenize_question(question.text, tokenizer, arguments.max_query_length)
+            )
+            max_length = arguments.max_seq_length - num_query_pieces - squad_windows.SPECIAL_PIECES
+            windows = squad_windows.make_windows(len(document.pieces), max_length, arguments.doc_stride)
             examples.append(Example(question.id, num_query_pieces, document, windows, num_windows))
             num_windows += len(windows)
     return examples
@@ -229,7 +230,7 @@ def fit_results(results, examples, arguments):
             f"{path}: {len(results) - num_windows} of {len(results)} results belong to none of the {num_windows} "
             f"windows of {arguments.predict_file}; {cause}"
         )
-    wanted = squad_data.FIRST_UNIQUE_ID + np.arange(num_windows)
+    wanted = squad_windows.FIRST_UNIQUE_ID + np.arange(num_windows)
     is_missing = ~np.isin(wanted, unique_ids)
     if is_missing.any():
         raise UserError(

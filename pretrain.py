@@ -1,14 +1,10 @@
 """The pre-training model: masked language model and next sentence prediction over the backbone."""
 
-from typing import Any
-
 import bert_util
-import engine
-import fused_operators
-from training import TrainJob, over_all_ranks
-
-flow: Any = engine.load()
-nn: Any = flow.nn
+from engine import operators
+from engine.oneflow_loader import flow, nn
+from engine.operators import over_all_ranks
+from training.job import TrainJob
 
 
 class Transform(nn.Module):
@@ -21,7 +17,7 @@ class Transform(nn.Module):
 
     def forward(self, x):
         """[N, H] -> [N, H]."""
-        return self.LayerNorm(fused_operators.bias_gelu(flow._C.matmul(x, self.dense.weight), self.dense.bias))
+        return self.LayerNorm(operators.bias_gelu(flow._C.matmul(x, self.dense.weight), self.dense.bias))
 
 
 class Predictions(nn.Module):

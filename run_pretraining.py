@@ -1,40 +1,40 @@
 """Pre-trains BERT: masked language model and next sentence prediction."""
 
-import import_errors  # noqa: F401
+from system import import_errors  # noqa: F401
 
 # isort: split
 
 import config
-import records
-import run_setup
-from launch import run_on_all_ranks
+from ranks.launcher import run_on_all_ranks
+from records import checks
+from system.lazy import LazyModule
+from training import run_setup
 from util import run_script
+
+bert_util = LazyModule("bert_util")
+loader = LazyModule("records.loader")
+loop = LazyModule("training.loop")
+pretrain = LazyModule("pretrain")
+resume = LazyModule("training.resume")
 
 
 def main():
     args = config.parse_pretraining_args()
-    return run_on_all_ranks(pretrain, args)
+    return run_on_all_ranks(train, args)
 
 
-def pretrain(args):
+def train(args):
     """What each rank does."""
-    data_set = records.check_data_set(args, records.pretraining_fields(args), shuffle=True)
+    data_set = checks.check_data_set(args, checks.pretraining_fields(args), shuffle=True)
     run_setup.check_training_folders(args)
     config.print_args(args)
     placement = run_setup.start_engine(args)
-
-    # These build on OneFlow, which is loaded only now that nothing is wrong with flags and data.
-    import resume
-    import training
-    from bert_util import Initializer
-    from data_loader import OFRecordLoader
-    from pretrain import BertForPretraining, PretrainJob
-
-    model = BertForPretraining(config.bert_config(args), Initializer(placement, args.seed))
-    loader = OFRecordLoader(data_set, config.global_batch_size(args), placement, shuffle=True, seed=args.seed)
-    job = PretrainJob(model, loader, args)
+    initializer = bert_util.Initializer(placement, args.seed)
+    model = pretrain.BertForPretraining(bert_util.bert_config(args), initializer)
+    data = loader.OFRecordLoader(data_set, config.global_batch_size(args), placement, shuffle=True, seed=args.seed)
+    job = pretrain.PretrainJob(model, data, args)
     start = resume.start(job, args, data_set)
-    training.train(job, args, start)
+    loop.train(job, args, start)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,21 @@
 """Predicts, for every token of every SQuAD window, how well it would begin and end the answer."""
 
-import import_errors  # noqa: F401
+from system import import_errors  # noqa: F401
 
 # isort: split
 
 import config
-import prediction_file
-import records
-import run_setup
-from launch import expendable, rank, run_on_all_ranks
+from ranks.launcher import run_on_all_ranks
+from ranks.ranks import expendable, rank
+from records import checks, prediction_file
+from system.lazy import LazyModule
+from training import run_setup
 from util import run_script
+
+bert_util = LazyModule("bert_util")
+job_state = LazyModule("training.job_state")
+loader = LazyModule("records.loader")
+squad = LazyModule("squad")
 
 
 def main():
@@ -19,7 +25,7 @@ def main():
 
 def predict_answers(args):
     """What each rank does."""
-    data_set = records.check_data_set(args, records.squad_predict_fields(args), shuffle=False, count_records=True)
+    data_set = checks.check_data_set(args, checks.squad_predict_fields(args), shuffle=False, count_records=True)
     config.set_prediction_iter_num(args, data_set.record_count)
     run_setup.check_prediction_folders(args)
     config.print_args(args)
@@ -32,22 +38,16 @@ def predict_answers(args):
 def predict_logits(data_set, args):
     """The results, as prediction_file.write takes them; the first rank has them all."""
     placement = run_setup.start_engine(args)
-
-    # These build on OneFlow, which is loaded only now that nothing is wrong with flags and data.
-    import job_state
-    from bert_util import Initializer
-    from data_loader import OFRecordLoader
-    from squad import BertForQuestionAnswering, ShortPrediction, SquadPredictJob, predict
-
-    model = BertForQuestionAnswering(config.bert_config(args), Initializer(placement, args.seed))
+    initializer = bert_util.Initializer(placement, args.seed)
+    model = squad.BertForQuestionAnswering(bert_util.bert_config(args), initializer)
     if args.skip_padding:
-        prediction = ShortPrediction(model, placement)
+        prediction = squad.ShortPrediction(model, placement)
         job_state.restore_for_prediction(prediction.model_job, args.model_load_dir, args.skip_checksums)
         return prediction.predict(data_set, args)
-    loader = OFRecordLoader(data_set, config.global_batch_size(args), placement, shuffle=False, seed=args.seed)
-    job = SquadPredictJob(model, loader)
+    data = loader.OFRecordLoader(data_set, config.global_batch_size(args), placement, shuffle=False, seed=args.seed)
+    job = squad.SquadPredictJob(model, data)
     job_state.restore_for_prediction(job, args.model_load_dir, args.skip_checksums)
-    return predict(job, args.iter_num, args.seq_length)
+    return squad.predict(job, args.iter_num, args.seq_length)
 
 
 if __name__ == "__main__":

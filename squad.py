@@ -1,20 +1,15 @@
 """The SQuAD model: a layer over the backbone that scores each token as the start and as the end of the answer."""
 
-from typing import Any
-
 import numpy as np
 
 import bert_util
 import config
-import engine
-import prediction_file
-import squad_windows
-from launch import from_first_rank, rank
-from progress import progress_bar
-from training import TrainJob, over_all_ranks
-
-flow: Any = engine.load()
-nn: Any = flow.nn
+from engine.oneflow_loader import flow, nn
+from engine.operators import over_all_ranks
+from ranks.ranks import from_first_rank, rank
+from records import prediction_file, squad_batches
+from system.progress import progress_bar
+from training.job import TrainJob
 
 
 class SquadHead(nn.Module):
@@ -132,12 +127,12 @@ class ShortPrediction:
         """As predict(), of the first args.iter_num batches. The first rank reads the windows and has the results."""
         batch_size = config.global_batch_size(args)
         results = [np.zeros(0, prediction_file.result_dtype(args.seq_length))]
-        parts = squad_windows.read_windows(data_set, args.iter_num * batch_size) if rank() == 0 else None
+        parts = squad_batches.read_windows(data_set, args.iter_num * batch_size) if rank() == 0 else None
         with progress_bar(total=args.iter_num, unit="batch") as bar:
             while True:
                 windows, batches = None, []
                 if rank() == 0 and (windows := next(parts, None)) is not None:
-                    batches = squad_windows.make_batches(windows["input_mask"], batch_size, self._jobs)
+                    batches = squad_batches.make_batches(windows["input_mask"], batch_size, self._jobs)
                     results.append(self._empty_results(windows))
                 lengths = from_first_rank(lambda made=batches: [length for length, _ in made])
                 if not lengths:

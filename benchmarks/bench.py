@@ -15,9 +15,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import torch_environment  # noqa: E402
-
-from command_line import ArgumentParser, positive_int, probability  # noqa: E402
-from util import UserError, run_script  # noqa: E402
+from system.command_line import ArgumentParser, positive_int, probability  # noqa: E402
+from system.errors import UserError  # noqa: E402
+from util import run_script  # noqa: E402
 
 SIDE = ROOT / "benchmarks/bench_side.py"
 # OneFlow as installed: its own kernels, BLAS and defaults.

@@ -39,10 +39,9 @@ def this_project(size, bfloat16=False):
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     import argparse
 
-    import engine
-    import native
+    from engine import native, oneflow_loader
 
-    flow = engine.load()
+    flow = oneflow_loader.load()
     import bert_util
     import pretrain
 
@@ -96,15 +95,13 @@ def this_project_predicts(size, bfloat16=False, skips_padding=False):
     import shutil
     import tempfile
 
-    import engine
-    import native
-    import ofrecord
-    import records
+    from engine import native, oneflow_loader
+    from records import checks, ofrecord
 
-    flow = engine.load()
+    flow = oneflow_loader.load()
     import bert_util
-    import data_loader
     import squad
+    from records import loader
 
     if bfloat16 and (obstacle := native.use_bfloat16(True)):
         raise SystemExit(f"no bfloat16: {obstacle}")
@@ -122,11 +119,11 @@ def this_project_predicts(size, bfloat16=False, skips_padding=False):
         seq_length=size["length"], vocab_size=VOCABULARY, type_vocab_size=2, node_num=1, gpu_num_per_node=1,
         batch_size_per_device=size["batch"], iter_num=-(-size["windows"] // size["batch"]),
     )  # fmt: skip
-    data_set = records.DataSet([Path(folder) / "part-0"], records.squad_predict_fields(args), size["windows"])
+    data_set = checks.DataSet([Path(folder) / "part-0"], checks.squad_predict_fields(args), size["windows"])
     if skips_padding:
         prediction = squad.ShortPrediction(model, placement)
         return lambda: prediction.predict(data_set, args)["start_logits"][0, 0].item()
-    loader = data_loader.OFRecordLoader(data_set, size["batch"], placement, shuffle=False, seed=0)
+    loader = loader.OFRecordLoader(data_set, size["batch"], placement, shuffle=False, seed=0)
     job = squad.SquadPredictJob(model, loader)
     return lambda: squad.predict(job, args.iter_num, size["length"])["start_logits"][0, 0].item()
 
@@ -334,7 +331,7 @@ def products_alone(size):
     import ctypes
 
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-    import native
+    from engine import native
 
     library = native.open_library(native.runnable_sets()[0])
     tokens, predictions = size["batch"] * size["length"], size["batch"] * size["predictions"]

@@ -4,7 +4,7 @@
 
 `--bert_repo` is a checkout of google-research/bert. Both run on the same single core, in turn; the table has the
 medians. Google's script is timed with and without the seconds it takes to load TensorFlow, this project's always from
-the start of its process to the end. That the records are the same is what tests/test_against_google.py shows.
+the start of its process to the end. That the records are the same is what tests/text/test_against_google.py shows.
 
 This project remembers the pieces of a word. So that repeating a small file does not flatter it, a quarter of the
 vocabulary of every further copy is made new: about so many of the distinct words in 600 questions of the full SQuAD

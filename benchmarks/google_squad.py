@@ -32,7 +32,7 @@ def main():
     sys.modules["tensorflow"] = tensorflow_1
     sys.path[0] = bert_repo
     import run_squad
-    import tokenization
+    from text import tokenization
 
     run_squad.flags.DEFINE_bool("shuffle", False, "as main() does before it trains")
     run_squad.FLAGS(["run_squad.py", "--bert_config_file=none", *flags])

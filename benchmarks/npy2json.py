@@ -22,8 +22,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import ofrecord  # noqa: E402
-import prediction_file  # noqa: E402
+from records import ofrecord, prediction_file  # noqa: E402
 
 NUM_QUESTIONS = 10570
 SEQ_LENGTH = 384

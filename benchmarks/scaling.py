@@ -25,7 +25,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from command_line import ArgumentParser, positive_int  # noqa: E402
+from system.command_line import ArgumentParser, positive_int  # noqa: E402
 
 # The first steps find memory that has never been touched.
 _SKIPPED_STEPS = 2

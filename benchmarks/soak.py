@@ -23,13 +23,12 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import native  # noqa: E402
-import ofrecord  # noqa: E402
-import run_state  # noqa: E402
-import snapshot  # noqa: E402
-import snapshot_series  # noqa: E402
-from command_line import ArgumentParser, non_negative_int  # noqa: E402
-from util import RunError, UserError, run_script  # noqa: E402
+from engine import native  # noqa: E402
+from records import ofrecord  # noqa: E402
+from snapshots import layout, run_state, series  # noqa: E402
+from system.command_line import ArgumentParser, non_negative_int  # noqa: E402
+from system.errors import RunError, UserError  # noqa: E402
+from util import run_script  # noqa: E402
 
 VOCAB_SIZE, SEQ_LENGTH, PREDICTIONS = 200, 32, 5
 FLAGS = {
@@ -108,7 +107,7 @@ def start(folder, output, **flags):
     output.mkdir(exist_ok=True)
     flags = {**FLAGS, "data_dir": folder / "data", "log_dir": output, "model_save_dir": output, **flags}
     command = [sys.executable, ROOT / "run_pretraining.py", *(f"--{name}={value}" for name, value in flags.items())]
-    # No process between this one and the one that trains: it is to be measured, and to be killed (supervision.py).
+    # No process between this one and the one that trains: it is measured and killed (ranks/supervision.py).
     environment = {**os.environ, "BERT_SUPERVISE": "0"}
     with open(output / "stdout.txt", "ab") as out, open(output / "stderr.txt", "ab") as err:
         return subprocess.Popen(command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=err)
@@ -133,8 +132,8 @@ def save_and_load(folder, count):
     shutil.rmtree(output, ignore_errors=True)
     run_to_the_end(folder, output, iter_num=count, model_save_every_n_iter=1, loss_print_every_n_iter=count)
     saving = time.monotonic() - started
-    lost = [problem for path in snapshot_series.complete_snapshots(output) for problem in problems_of(path)]
-    missing = count + 1 - len(snapshot_series.complete_snapshots(output))
+    lost = [problem for path in series.complete_snapshots(output) for problem in problems_of(path)]
+    missing = count + 1 - len(series.complete_snapshots(output))
     lost += [f"{missing} snapshot(s) are missing"] if missing else []
     report = {"saved": count, "lost": lost, "seconds_of_saving": round(saving, 1)}
     report["seconds_of_loading"] = round(time.monotonic() - started - saving, 1)
@@ -145,10 +144,10 @@ def save_and_load(folder, count):
 def problems_of(path):
     """What is wrong with a snapshot that is there to be seen, as a list: each variable is read and verified."""
     try:
-        names = snapshot.variable_names(path)
-        digests = snapshot.read_checksums(path, names)
+        names = layout.variable_names(path)
+        digests = layout.read_checksums(path, names)
         for name in names:
-            snapshot.read_variable(path, name, digests=digests)
+            layout.read_variable(path, name, digests=digests)
         if not run_state.is_complete(run_state.read(path)):
             return [f"{path}: has no state of its run"]
     except UserError as error:
@@ -172,7 +171,7 @@ def train_for_long(folder, minutes):
         try:
             while time.monotonic() < deadline and process.poll() is None:
                 time.sleep(SECONDS_BETWEEN_SAMPLES)
-                if snapshot_series.complete_snapshots(output):
+                if series.complete_snapshots(output):
                     samples.append((time.monotonic(), resident_mb(process.pid), open_files(process.pid)))
                     with open(output / "samples.txt", "a") as file:
                         print(*samples[-1], file=file)
@@ -180,7 +179,7 @@ def train_for_long(folder, minutes):
             process.send_signal(signal.SIGTERM)
         status = process.wait()
     stopped = re.search(r"stopped by SIGTERM after (\d+)", last_line(output / "stderr.txt"))
-    lost = [problem for path in snapshot_series.complete_snapshots(output) for problem in problems_of(path)]
+    lost = [problem for path in series.complete_snapshots(output) for problem in problems_of(path)]
     if status != 128 + signal.SIGTERM or stopped is None:
         lost.append(f"it ended with status {status}: {last_line(output / 'stderr.txt')}")
     # The first tenth is where buffers and caches fill.
@@ -234,7 +233,7 @@ def kill_and_resume(folder, kills):
                 process.kill()
                 killed += 1
                 phases[phase_of(output)] += 1
-        lost += [problem for path in snapshot_series.complete_snapshots(output) for problem in problems_of(path)]
+        lost += [problem for path in series.complete_snapshots(output) for problem in problems_of(path)]
         if newest_iteration(output) < before:
             lost.append(f"after {before} iterations had been saved, only {newest_iteration(output)} are left")
         if process.returncode == 0:
@@ -251,7 +250,7 @@ def kill_and_resume(folder, kills):
 
 def newest_iteration(output):
     """After how many iterations the newest snapshot was saved, 0 without one."""
-    paths = snapshot_series.complete_snapshots(output)
+    paths = series.complete_snapshots(output)
     return run_state.number_and_iteration(paths[-1])[1] if paths else 0
 
 

@@ -29,12 +29,11 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import torch_environment  # noqa: E402
-
-import bert_variables  # noqa: E402
-import ofrecord  # noqa: E402
-import snapshot  # noqa: E402
-from command_line import ArgumentParser, non_negative_float, non_negative_int, positive_int, probability  # noqa: E402
-from util import RunError, UserError, run_script  # noqa: E402
+from records import ofrecord  # noqa: E402
+from snapshots import layout, variables  # noqa: E402
+from system.command_line import ArgumentParser, non_negative_float, non_negative_int, positive_int, probability  # noqa: E402
+from system.errors import RunError, UserError  # noqa: E402
+from util import run_script  # noqa: E402
 
 WARMUP_SHARE = 0.1
 WEIGHT_DECAY_RATE = 0.01
@@ -163,10 +162,10 @@ def prepare_seed(seed, record_count, arguments):
     The snapshot initial-<seed> has these weights, and for Transformers they are in head-<seed>.npy, order-<seed>.npy.
     """
     work_dir = arguments.work_dir
-    size, _ = bert_variables.read_config(arguments.hf_dir / "config.json")
+    size, _ = variables.read_config(arguments.hf_dir / "config.json")
     head = np.random.default_rng(seed).normal(0.0, INITIALIZER_RANGE, (size.hidden_size, 2)).astype(np.float32)
     np.save(work_dir / f"head-{seed}.npy", head)
-    with snapshot.open_writer(work_dir / f"initial-{seed}") as write:
+    with layout.open_writer(work_dir / f"initial-{seed}") as write:
         write("cls-squad-output-weight", head)
         write("cls-squad-output-bias", np.zeros(2, np.float32))
     shutil.copytree(work_dir / "initial", work_dir / f"initial-{seed}", dirs_exist_ok=True)
@@ -212,7 +211,7 @@ def make_recipe(record_count, arguments):
 def run_this_project(folder, seed, recipe, arguments):
     """Fine-tunes and predicts into `folder`/all_results.npy; returns the seconds it took."""
     folder.mkdir(exist_ok=True)
-    size, _ = bert_variables.read_config(arguments.hf_dir / "config.json")
+    size, _ = variables.read_config(arguments.hf_dir / "config.json")
     model = flags(
         seq_length=arguments.max_seq_length,
         vocab_size=size.vocab_size,

@@ -20,12 +20,12 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "helpers")]
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import tensorflow as tf  # noqa: E402
 
-import ofrecord  # noqa: E402
-from conftest import random_pretraining_features  # noqa: E402
+from made_parts import random_pretraining_features  # noqa: E402
+from records import ofrecord  # noqa: E402
 from tfrecord_files import serialize_example, write_tfrecord  # noqa: E402
 
 

@@ -4,7 +4,7 @@ import os
 import subprocess
 from pathlib import Path
 
-from util import RunError, UserError
+from system.errors import RunError, UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 REQUIREMENTS = ROOT / "benchmarks/requirements-torch.txt"

@@ -15,8 +15,8 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import engine  # noqa: E402
-import records  # noqa: E402
+from engine import oneflow_loader  # noqa: E402
+from records import checks  # noqa: E402
 
 # They tell one window from another.
 IDENTIFYING = ("input_ids", "start_positions", "end_positions")
@@ -28,11 +28,11 @@ def main():
         windows = {name: arrays[name] for name in IDENTIFYING}
     count, seq_length = windows["input_ids"].shape
     row_of = {_key(windows, row): row for row in range(count)}
-    flow = engine.load()
-    from data_loader import OFRecordLoader
+    flow = oneflow_loader.load()
+    from records.loader import OFRecordLoader
 
     args = argparse.Namespace(seq_length=seq_length, vocab_size=2**31 - 1, type_vocab_size=2)
-    data_set = records.DataSet([Path(data_dir) / "part-0"], records.squad_train_fields(args), count)
+    data_set = checks.DataSet([Path(data_dir) / "part-0"], checks.squad_train_fields(args), count)
     placement = flow.placement("cpu", [0])
     loader = OFRecordLoader(data_set, int(batch_size), placement, shuffle=True, seed=int(seed))
 

@@ -7,7 +7,7 @@ its wheel has no machine code for.
 import ctypes
 import os
 
-from util import UserError
+from system.errors import UserError
 
 # The wheel holds machine code for these compute capabilities and no PTX. Code for x.y runs on x.z with z >= y.
 _LOWEST_CAPABILITY = (6, 0)

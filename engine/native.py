@@ -11,11 +11,11 @@ import sysconfig
 from pathlib import Path
 from typing import NamedTuple
 
-from util import UserError
+from system.errors import UserError
 
-_BUILD = Path(__file__).resolve().parent / "kernels" / "build"
+_BUILD = Path(__file__).resolve().parent.parent / "kernels" / "build"
 
-# Fastest first: what a processor needs for a build (kernels.mk), in the names of /proc/cpuinfo.
+# Fastest first: what a processor needs for a build (make/kernels.mk), in the names of /proc/cpuinfo.
 _INSTRUCTION_SETS = {
     "avx512": {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx2", "fma", "bmi1", "bmi2", "f16c", "abm"},
     "avx2": {"avx2", "fma", "bmi1", "bmi2", "f16c", "abm"},
@@ -88,7 +88,7 @@ def is_used_for(tensor):
 def apply(operator, tensors, heads=1, rate=0.0, epsilon=0.0):
     """Applies an operator of the library (kernels/plugin_operators.cpp); returns its outputs as a tuple of tensors.
 
-    In a graph too. It has no gradient: see fused_operators.py.
+    In a graph too. It has no gradient: see engine/operators.py.
     """
     outputs = (ctypes.c_void_p * 8)()
     inputs = (ctypes.py_object * len(tensors))(*tensors)

@@ -15,9 +15,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import native
-from stopping import Signalled
-from util import UserError
+from engine import native
+from system.errors import UserError
+from system.signals import Signalled
 
 # In the order of their dependencies.
 _CUDA_LIBRARIES = (
@@ -39,6 +39,20 @@ _NO_ADDRESS_SPACE = "failed to map segment"
 
 # What the engine says on stderr at every start, whether or not anything is wrong.
 _NOISE = re.compile(rb"libibverbs not available|CUDA driver version is insufficient")
+
+
+# For modules that build on OneFlow: `from engine.oneflow_loader import flow, nn` loads it. Scripts name such modules by
+# system.lazy, so that flags and data are checked first.
+flow: Any
+nn: Any
+
+
+def __getattr__(name):
+    if name == "flow":
+        return load()
+    if name == "nn":
+        return load().nn
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def load(log_file=None) -> Any:

@@ -1,16 +1,12 @@
 """The operators that a BERT layer consists of, each as one step where the engine can do that.
 
-On a CPU with the native kernels (native.py) they are operators of the library, with gradients. Elsewhere they are
-put together from OneFlow's own, on CUDA from its fused ones. Both compute the same; dropout draws different masks.
+On a CPU with the native kernels (engine/native.py) they are operators of the library, with gradients. Elsewhere they
+are put together from OneFlow's own, on CUDA from its fused ones. Both compute the same; dropout draws different masks.
 Shapes: N rows (tokens), H hidden units.
 """
 
-from typing import Any
-
-import engine
-import native
-
-flow: Any = engine.load()
+from engine import native
+from engine.oneflow_loader import flow
 
 
 def linear(x, weight, bias):
@@ -154,3 +150,8 @@ def residual_norm(x, bias, residual, gamma, beta, rate):
             return dx, dbias, dresidual, dgamma, dbeta
 
     return ResidualNorm.apply(x, bias, residual, gamma, beta)
+
+
+def over_all_ranks(partial):
+    """What the ranks hold of a sum or mean over the global batch, put together on all of them."""
+    return partial.to_global(sbp=flow.sbp.broadcast)

@@ -1,5 +1,5 @@
 // Operators of our own, which OneFlow does not know: their definitions, their kernels, and the function by which Python
-// calls them (fused_operators.py gives them their gradients).
+// calls them (engine/operators.py gives them their gradients).
 #include <cmath>
 #include <map>
 

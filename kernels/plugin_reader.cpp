@@ -292,7 +292,7 @@ REGISTER_USER_KERNEL("OFRecordReader")
 }  // namespace
 }  // namespace oneflow
 
-// ---- for native.py
+// ---- for engine/native.py
 
 // Tells what the records of readers made from now on must hold: `count` fields, see ExpectedField.
 BERT_KERNEL void bert_expect_fields(int64_t count, const char* const* names, const int64_t* lengths,

@@ -2,7 +2,7 @@
 // saved and restored. Plain C functions, no OneFlow here: see kernels.h.
 //
 // In each epoch a reader reads its share of the parts, one after the other, into a buffer, from which it draws. When all
-// are read the buffer is emptied, and the next epoch begins: so each record comes once an epoch. tests/test_record_reader.py
+// are read the buffer is emptied, and the next epoch begins: so each record comes once an epoch. tests/records/test_record_reader.py
 // says the same in a few lines of Python.
 #pragma once
 #include "kernels.h"

@@ -1,4 +1,4 @@
-# Comparisons with other software that fetch what they need, into .cache. Uses REAL_WEIGHTS of real_weights.mk.
+# Comparisons with other software that fetch what they need, into .cache. Uses REAL_WEIGHTS of make/real_weights.mk.
 
 .PHONY: bench-squad
 

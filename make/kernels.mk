@@ -1,7 +1,7 @@
-# The native library of CPU kernels: see docs/kernels.md. Uses PYTHON and CXX; native.py finds what is built here.
+# The native library of CPU kernels: see docs/kernels.md. Uses PYTHON and CXX; engine/native.py finds what is built here.
 #
 # The kernels are compiled once for each instruction set, into libraries of the same name in folders of their own, and
-# native.py loads the one that the processor can run. plugin.so gives them to OneFlow.
+# engine/native.py loads the one that the processor can run. plugin.so gives them to OneFlow.
 
 KERNELS := kernels/build
 KERNEL_SETS := baseline avx2 avx512
@@ -25,7 +25,7 @@ kernels: setup ## Build the library of CPU kernels (needs g++)
 	@command -v $(CXX) >/dev/null || { echo "make kernels: error: no C++ compiler ($(CXX)): install g++" >&2; exit 2; }
 	@$(MAKE) --no-print-directory $(KERNELS)/preload.so $(KERNELS)/plugin.so $(KERNEL_SETS:%=$(KERNELS)/%/libbert_kernels.so)
 
-# Without a compiler everything works, slowly; native.py says so.
+# Without a compiler everything works, slowly; engine/native.py says so.
 kernels-if-possible: setup
 	@if command -v $(CXX) >/dev/null; then $(MAKE) --no-print-directory kernels; fi
 
@@ -44,7 +44,7 @@ kernels-sanitize: kernels ## Run the kernels' own tests under the address, undef
 	  echo "$$sanitizer sanitizer:" && \
 	  case $$sanitizer in address) runtime=libasan.so;; undefined) runtime=libubsan.so;; thread) runtime=libtsan.so;; esac && \
 	  env $(SANITIZER_OPTIONS) LD_PRELOAD="$$($(CXX) -print-file-name=$$runtime) $$($(CXX) -print-file-name=libstdc++.so.6)" \
-	    BERT_SANITIZED_KERNELS=$(SANITIZED)/$$sanitizer/libbert_kernels.so $(PYTHON) -m pytest -q -p no:cacheprovider tests/test_kernels.py tests/test_record_reader.py || exit 1; \
+	    BERT_SANITIZED_KERNELS=$(SANITIZED)/$$sanitizer/libbert_kernels.so $(PYTHON) -m pytest -q -p no:cacheprovider tests/engine/test_kernels.py tests/records/test_record_reader.py || exit 1; \
 	done
 
 bench: kernels ## Time training and prediction here, in Transformers, PyTorch and TensorFlow (TABLE=step: a few minutes; all: an hour or two)
@@ -60,11 +60,11 @@ soak: kernels ## Train for SOAK_MINUTES, save and load SOAK_SAVES snapshots, kil
 clean-kernels:
 	rm -rf $(KERNELS)
 
-# With the checksum by which native.py knows a library that has been damaged since.
+# With the checksum by which engine/native.py knows a library that has been damaged since.
 PUT_IN_PLACE = sha256sum <$@.tmp | cut -c-64 >$@.sha256 && mv $@.tmp $@
 
 define kernel_set
-$$(KERNELS)/$(1)/%.o: kernels/%.cpp $$(wildcard kernels/*.h) kernels.mk
+$$(KERNELS)/$(1)/%.o: kernels/%.cpp $$(wildcard kernels/*.h) make/kernels.mk
 	@mkdir -p $$(@D)
 	$$(CXX) $$(KERNEL_FLAGS) $$(KERNEL_FLAGS_$(1)) -I$$(ONEDNN)/include -c $$< -o $$@
 
@@ -75,7 +75,7 @@ endef
 $(foreach set,$(KERNEL_SETS),$(eval $(call kernel_set,$(set))))
 
 # OneFlow's include folder also holds ancient system headers, which must not come before the real ones: -idirafter.
-$(KERNELS)/%.o: kernels/%.cpp $(wildcard kernels/*.h) $(shell find kernels/stand_in -name '*.h') kernels.mk
+$(KERNELS)/%.o: kernels/%.cpp $(wildcard kernels/*.h) $(shell find kernels/stand_in -name '*.h') make/kernels.mk
 	@mkdir -p $(@D)
 	$(CXX) $(PLUGIN_FLAGS) -Ikernels/stand_in -idirafter $(WHEEL)/oneflow/include -c $< -o $@
 
@@ -84,7 +84,7 @@ $(KERNELS)/plugin.so: $(PLUGIN_OBJECTS) $(KERNELS)/baseline/libbert_kernels.so
 	  $(wildcard $(WHEEL)/oneflow.libs/liboneflow-*.so $(WHEEL)/oneflow.libs/libof_protoobj-*.so) -Wl,--allow-shlib-undefined
 	@$(PUT_IN_PLACE)
 
-$(KERNELS)/preload.so: kernels/preload.cpp kernels.mk
+$(KERNELS)/preload.so: kernels/preload.cpp make/kernels.mk
 	@mkdir -p $(@D)
 	$(CXX) $(KERNEL_FLAGS) -shared $< -o $@.tmp -ldl
 	@$(PUT_IN_PLACE)

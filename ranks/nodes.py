@@ -1,7 +1,7 @@
 """The nodes of a run and the line between them: who begins when all are there, and who ends when one has failed.
 
-Each node has one launcher process (launch.py). The launchers of nodes 1, 2, ... connect to that of node 0, the master,
-at --master_port; OneFlow's own rendezvous takes the port above it. Every message is a JSON object on a line:
+Each node has one launcher process (ranks/launcher.py). The launchers of nodes 1, 2, ... connect to that of node 0, the
+master, at --master_port; OneFlow's own rendezvous takes the port above it. Every message is a JSON object on a line:
 {"node": 1, "flags": {...}} at first; {"start": true} from the master once all are there; {"alive": true} every few
 seconds; {"done": true} when a node's ranks have finished; {"stop": "why", "bad_input": false, "signal": 0} from
 whoever has failed or was sent a signal, passed on to all.
@@ -14,8 +14,8 @@ import selectors
 import socket
 import time
 
-import stopping
-from util import RunError, UserError
+from system import signals
+from system.errors import RunError, UserError
 
 HEARTBEAT_SECONDS = 2
 # A node that is not heard of for so long is lost: its machine or the link is down.
@@ -221,8 +221,8 @@ class Line:
             peer.done = peer.done or bool(message.get("done"))
             if message.get("stop"):
                 number = message.get("signal")
-                if type(number) is int and number in stopping.SIGNALS:  # True and 2.0 equal a number, too
-                    raise stopping.Signalled(number, str(message["stop"]))
+                if type(number) is int and number in signals.SIGNALS:  # True and 2.0 equal a number, too
+                    raise signals.Signalled(number, str(message["stop"]))
                 raise (UserError if message.get("bad_input") else RunError)(str(message["stop"]))
 
     def _admit(self, peer, message):

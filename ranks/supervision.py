@@ -11,10 +11,10 @@ import select
 import signal
 import sys
 
-import stopping
-from progress import erase_abandoned_bar
-from stopping import SIGNALS, Signalled
-from util import STATUS_FAILURE, RunError
+from system import signals
+from system.errors import STATUS_FAILURE, RunError
+from system.progress import erase_abandoned_bar
+from system.signals import SIGNALS, Signalled
 
 # `0` in the environment: no parent, and no file for what the engine says. For a debugger that does not follow a fork.
 _VARIABLE = "BERT_SUPERVISE"
@@ -47,17 +47,17 @@ def run_supervised(function, args):
         die_with(parent)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         return function(args)
-    signals = _pass_on_signals(child)
+    received = _pass_on_signals(child)
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     status = _wait_for(child)
-    stopping.ignore()
+    signals.ignore()
     if os.WIFEXITED(status):
         # The child has said what there is to say.
         return os.WEXITSTATUS(status)
     number = os.WTERMSIG(status)
     erase_abandoned_bar()
-    if signals and (number in SIGNALS or len(signals) > 1):
-        raise Signalled(signals[-1])
+    if received and (number in SIGNALS or len(received) > 1):
+        raise Signalled(received[-1])
     raise RunError(f"the engine {describe_death(number, engine_log(args.log_dir))}")
 
 
@@ -137,7 +137,7 @@ def _pass_on_signals(child):
 
     def stop_both(number, frame):
         os.kill(child, signal.SIGSTOP)
-        stopping.set_action(signal.SIGTSTP, signal.SIG_DFL)
+        signals.set_action(signal.SIGTSTP, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGTSTP)
         # Here it goes on after a SIGCONT.
         signal.signal(signal.SIGTSTP, stop_both)

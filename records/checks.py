@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 
 import config
-import ofrecord
-from launch import rank
-from progress import progress_bar
-from util import UserError
+from ranks.ranks import rank
+from records import ofrecord
+from system.errors import UserError
+from system.progress import progress_bar
 
 # Up to this many bytes of data, every part is checked for truncation before a run. Beyond, only with --check_data:
 # it means reading the lengths of all records.

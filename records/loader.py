@@ -1,15 +1,10 @@
 """The OFRecord data loader: reader and decoders, as a module of a job's graph."""
 
-from typing import Any
-
-import engine
-import native
-import records
-from launch import rank
-from util import UserError
-
-flow: Any = engine.load()
-nn: Any = flow.nn
+from engine import native
+from engine.oneflow_loader import flow, nn
+from ranks.ranks import rank
+from records import checks
+from system.errors import UserError
 
 # How many records shuffling draws from.
 _SHUFFLE_BUFFER = 1024
@@ -75,7 +70,7 @@ class OFRecordLoader(nn.Module):
             return
         try:
             if failure.path:
-                records.check_record_at(failure.path, failure.offset, self._fields)
+                checks.check_record_at(failure.path, failure.offset, self._fields)
         except UserError as error:
             raise UserError(f"{error} (--check_data checks all records before a run)") from None
         raise UserError(failure.text)

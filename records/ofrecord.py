@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
 
-from input_files import open_input
-from output_files import atomic_file
-from util import UserError
+from system.errors import UserError
+from system.input_files import open_input
+from system.output_files import atomic_file
 
 _LENGTH = struct.Struct("<Q")
 

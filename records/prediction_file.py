@@ -4,9 +4,9 @@ import os
 
 import numpy as np
 
-from input_files import open_input
-from output_files import atomic_file
-from util import UserError
+from system.errors import UserError
+from system.input_files import open_input
+from system.output_files import atomic_file
 
 _MAGIC = b"\x93NUMPY"
 

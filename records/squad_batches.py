@@ -9,7 +9,7 @@ import itertools
 
 import numpy as np
 
-import records
+from records import checks
 
 # Batches are made of so many windows at a time.
 WINDOWS_AT_A_TIME = 4096
@@ -25,7 +25,7 @@ def read_windows(data_set, count):
     As dicts of int32 arrays [N, length] by field name. Raises UserError, saying file and place, at a record that does
     not hold what it should.
     """
-    windows = _without_repetitions(itertools.islice(records.read_records(data_set), count))
+    windows = _without_repetitions(itertools.islice(checks.read_records(data_set), count))
     while some := list(itertools.islice(windows, WINDOWS_AT_A_TIME)):
         yield {name: np.stack([window[name] for window in some]).astype(np.int32) for name in data_set.fields}
 

@@ -16,8 +16,8 @@ import zlib
 import google_crc32c
 from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory, text_format
 
-import ofrecord
-from util import UserError
+from records import ofrecord
+from system.errors import UserError
 
 _HEAD = struct.Struct("<QI")
 _TAIL = struct.Struct("<I")

@@ -9,6 +9,6 @@
 set -eu
 [ $# -gt 0 ] || { echo "launch_slurm.sh: error: give a command: sbatch scripts/launch_slurm.sh COMMAND [ARGUMENT...]" >&2; exit 2; }
 node_list=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | paste -sd, -)
-# Slurm may give a step fewer processors than the node has; launch.py divides what it finds among the ranks.
+# Slurm may give a step fewer processors than the node has; ranks/launcher.py divides what it finds among the ranks.
 exec srun --ntasks-per-node=1 --cpus-per-task="$SLURM_CPUS_ON_NODE" --kill-on-bad-exit=1 \
     "$@" --node_num="$SLURM_JOB_NUM_NODES" --node_list="$node_list"

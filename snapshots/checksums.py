@@ -15,8 +15,8 @@ import os
 import re
 from pathlib import Path
 
-from input_files import open_input
-from util import UserError
+from system.errors import UserError
+from system.input_files import open_input
 
 CHECKSUM_FILE = "sha256"
 

@@ -20,10 +20,10 @@ from pathlib import Path
 
 import numpy as np
 
-import checksums
-from input_files import open_input
-from output_files import atomic_folder
-from util import UserError
+from snapshots import checksums
+from system.errors import UserError
+from system.input_files import open_input
+from system.output_files import atomic_folder
 
 DONE_FILE = "snapshot_done"
 DATA_FILE = "out"

@@ -12,8 +12,8 @@ import math
 import os
 from pathlib import Path
 
-from input_files import open_input
-from util import UserError, describe_os_error
+from system.errors import UserError, describe_os_error
+from system.input_files import open_input
 
 FILE = "run_state"
 _TYPES = {"run_number": int, "iteration": int, "run": dict, "losses": dict, "positions": list}

@@ -1,7 +1,7 @@
 """The snapshots of a run in --model_save_dir: which was saved last, and which go to make room.
 
 Runs that save into one folder are numbered. The number and the iteration stand in the file `run_state` of the train
-step's folder (run_state.py). Older snapshots have none: they come first, in the order of their names.
+step's folder (snapshots/run_state.py). Older snapshots have none: they come first, in the order of their names.
 """
 
 import os
@@ -9,9 +9,8 @@ import re
 import shutil
 from pathlib import Path
 
-import run_state
-import snapshot
-from output_files import atomic_folder
+from snapshots import layout, run_state
+from system.output_files import atomic_folder
 
 _DOOMED = "removed.tmp"
 _NAME = re.compile(r"snapshot_([1-9][0-9]*)")
@@ -23,7 +22,7 @@ def complete_snapshots(folder):
     if Path(folder).is_dir():
         for entry in os.scandir(folder):
             name = _NAME.fullmatch(entry.name)
-            if (name or entry.name == "last_snapshot") and (Path(entry) / snapshot.DONE_FILE).is_file():
+            if (name or entry.name == "last_snapshot") and (Path(entry) / layout.DONE_FILE).is_file():
                 number, iteration = run_state.number_and_iteration(entry.path)
                 # At the same iteration last_snapshot is saved after the other.
                 found.append((number, iteration or (int(name[1]) if name else 0), name is None, Path(entry)))

@@ -8,8 +8,8 @@ import json
 import re
 from pathlib import Path
 
-from input_files import open_input
-from util import UserError
+from system.errors import UserError
+from system.input_files import open_input
 
 WORD_EMBEDDINGS = "bert-embeddings-word_embeddings"
 POSITION_EMBEDDINGS = "bert-embeddings-position_embeddings"
@@ -36,6 +36,11 @@ class ModelSize:
     intermediate_size: int
     max_position_embeddings: int
     type_vocab_size: int
+
+
+def variable_name(parameter_name):
+    """The snapshot's name of a parameter: `bert.pooler.dense.bias` -> `bert-pooler-dense-bias`."""
+    return parameter_name.replace(".", "-")
 
 
 def encoder_shapes(size):

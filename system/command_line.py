@@ -4,7 +4,7 @@ import argparse
 import shutil
 import sys
 
-from util import STATUS_BAD_INPUT, one_line
+from system.errors import STATUS_BAD_INPUT, one_line
 
 
 class _HelpFormatter(argparse.HelpFormatter):

@@ -4,7 +4,7 @@ import fcntl
 import os
 import time
 
-from util import UserError
+from system.errors import UserError
 
 
 def lock_folder(folder, patience=0.0):

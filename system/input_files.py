@@ -7,7 +7,7 @@ import os
 import select
 import stat
 
-from util import UserError
+from system.errors import UserError
 
 # Nothing may come through a pipe for so long at first; then it counts as one that nobody writes into.
 PIPE_SECONDS = 30

@@ -10,7 +10,7 @@ import secrets
 import shutil
 from pathlib import Path
 
-from util import FULL_DISK, UserError
+from system.errors import FULL_DISK, UserError
 
 # For renameat2.
 _AT_FDCWD = -100

@@ -6,7 +6,7 @@ import sys
 
 from tqdm import tqdm
 
-from util import end_at_once, warning_line
+from system.errors import end_at_once, warning_line
 
 # Columns left free beside a bar, for the "^C" that the terminal itself shows: it must not begin a line of its own.
 _MARGIN = 4

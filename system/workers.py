@@ -8,8 +8,8 @@ import threading
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 
-from stopping import SIGNALS
-from util import RunError
+from system.errors import RunError
+from system.signals import SIGNALS
 
 
 def run_tasks(function, tasks, workers, bar):

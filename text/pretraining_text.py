@@ -12,9 +12,9 @@ from typing import NamedTuple
 import numpy as np
 from tokenizers.models import WordPiece
 
-from pretraining_instances import Documents
-from tokenization import MAX_CHARACTERS_PER_WORD, UNKNOWN, split_words
-from util import RunError, UserError
+from system.errors import RunError, UserError
+from text.pretraining_instances import Documents
+from text.tokenization import MAX_CHARACTERS_PER_WORD, UNKNOWN, split_words
 
 READ_BYTES = 1 << 20
 # A longer line or document is taken for a file that is not in the format, before it fills the memory.

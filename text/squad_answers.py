@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from progress import print_warning
-from squad_data import windows_of_maximum_context
-from tokenization import split_words
+from system.progress import print_warning
+from text.squad_windows import windows_of_maximum_context
+from text.tokenization import split_words
 
 # What the score of "no answer" is if no window has a lower one.
 _HIGHEST_NULL_SCORE = 1000000

@@ -3,8 +3,8 @@
 import collections
 from typing import Any, NamedTuple
 
-from input_files import read_json
-from util import UserError
+from system.errors import UserError
+from system.input_files import read_json
 
 
 class Question(NamedTuple):

@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from squad_file import field
-from tokenization import CLASSIFIER, SEPARATOR
-from util import UserError
+from system.errors import UserError
+from text.squad_file import field
+from text.tokenization import CLASSIFIER, SEPARATOR
 
 # The unique_id of a file's first window; those of the others follow one by one.
 FIRST_UNIQUE_ID = 1000000000

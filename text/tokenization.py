@@ -9,9 +9,9 @@ import unicodedata
 
 from tokenizers.models import WordPiece
 
-from input_files import open_input
-from progress import print_warning
-from util import UserError
+from system.errors import UserError
+from system.input_files import open_input
+from system.progress import print_warning
 
 UNKNOWN = "[UNK]"
 CLASSIFIER = "[CLS]"

@@ -29,13 +29,13 @@ import tokenizers
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-import bert_variables
-import snapshot
-from command_line import ArgumentParser, add_bool, positive_int
-from input_files import open_input
-from output_files import atomic_file, atomic_folder, check_can_write, check_replaceable
-from progress import progress_bar
-from util import RunError, UserError, one_line, run_script
+from snapshots import layout, variables
+from system.command_line import ArgumentParser, add_bool, positive_int
+from system.errors import RunError, UserError, one_line
+from system.input_files import open_input
+from system.output_files import atomic_file, atomic_folder, check_can_write, check_replaceable
+from system.progress import progress_bar
+from util import run_script
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -145,15 +145,15 @@ def is_transposed(name):
 
 def all_shapes(size):
     """name -> shape of every variable that a snapshot of that size may hold."""
-    shapes = bert_variables.encoder_shapes(size)
-    for head in bert_variables.head_shapes(size).values():
+    shapes = variables.encoder_shapes(size)
+    for head in variables.head_shapes(size).values():
         shapes |= head
     return shapes
 
 
 def import_model(arguments):
     """Hugging Face folder -> snapshot. Raises UserError if the folder holds no BERT that a snapshot has a place for."""
-    check_replaceable(arguments.of_dump_path, arguments.overwrite, snapshot.DONE_FILE)
+    check_replaceable(arguments.of_dump_path, arguments.overwrite, layout.DONE_FILE)
     if arguments.vocab_dump_path:
         check_vocab_dump_path(arguments)
     folder = Path(arguments.hf_dir)
@@ -161,13 +161,13 @@ def import_model(arguments):
         raise UserError(
             f"{folder}: there is no such folder; give one with {CONFIG_FILE} and {WEIGHTS_FILE} (nothing is downloaded)"
         )
-    size, _ = bert_variables.read_config(folder / CONFIG_FILE)
+    size, _ = variables.read_config(folder / CONFIG_FILE)
     with contextlib.ExitStack() as stack:
         tensors = open_tensors(folder, stack)
         check_tied(tensors)
         chosen, skipped = choose_tensors(tensors, size, folder)
         vocabulary = read_vocabulary(folder, size) if arguments.vocab_dump_path else None
-        with snapshot.open_writer(os.path.realpath(arguments.of_dump_path)) as write:
+        with layout.open_writer(os.path.realpath(arguments.of_dump_path)) as write:
             # On a terminal a bar, else a line for each variable.
             progress = progress_bar(sorted(chosen), unit=" variables")
             for name in progress:
@@ -185,7 +185,7 @@ def import_model(arguments):
             print(f"stored as float32: {count} variables of {dtype}")
     for key, reason in skipped.items():
         print(one_line(f"skipped {key}: {reason}"))
-    print(bert_variables.describe_size(size))
+    print(variables.describe_size(size))
 
 
 def check_vocab_dump_path(arguments):
@@ -289,7 +289,7 @@ def choose_tensors(tensors, size, folder):
         else:
             skipped[tensor.key] = "of a head that this suite does not have"
     shapes = {name: tensor.shape[::-1] if is_transposed(name) else tensor.shape for name, tensor in chosen.items()}
-    bert_variables.check_shapes(shapes, size, folder)
+    variables.check_shapes(shapes, size, folder)
     return chosen, skipped
 
 
@@ -340,7 +340,7 @@ def export_model(arguments):
     """
     check_replaceable(arguments.hf_dump_path, arguments.overwrite, CONFIG_FILE)
     folder = Path(arguments.snapshot_dir)
-    names = snapshot.variable_names(folder)
+    names = layout.variable_names(folder)
     size, given_config = model_size(arguments, names)
     # Read once only: it may be a pipe.
     tokens = read_vocab_file(arguments.vocab_file, size) if arguments.vocab_file else None
@@ -353,10 +353,10 @@ def export_model(arguments):
             "choose another --architecture"
         )
 
-    digests = {} if arguments.skip_checksums else snapshot.read_checksums(folder, shapes)
+    digests = {} if arguments.skip_checksums else layout.read_checksums(folder, shapes)
     tensors = {}
     for name, shape in progress_bar(shapes.items(), unit=" variables"):
-        array = snapshot.read_variable(folder, name, shape, np.float32, digests)
+        array = layout.read_variable(folder, name, shape, np.float32, digests)
         key = hugging_face_name(name)
         if architecture == "BertModel":
             key = key.removeprefix("bert.")
@@ -386,7 +386,7 @@ def model_size(arguments, names):
     """
     folder = Path(arguments.snapshot_dir)
     if arguments.bert_config_file:
-        size, config = bert_variables.read_config(arguments.bert_config_file)
+        size, config = variables.read_config(arguments.bert_config_file)
         beyond = [name for name in names if re.match(r"bert-.*(?<!-[mv])$", name) and name not in all_shapes(size)]
         if beyond:
             raise UserError(
@@ -396,22 +396,22 @@ def model_size(arguments, names):
         return size, config
     shapes = {}
     for name in names:
-        meta = snapshot.read_meta(folder / name)
+        meta = layout.read_meta(folder / name)
         if meta is not None:
             shapes[name] = meta[0]
     # Legacy snapshots hold the position embeddings with a leading 1.
-    positions = bert_variables.POSITION_EMBEDDINGS
+    positions = variables.POSITION_EMBEDDINGS
     if positions in shapes:
         shapes[positions] = shapes[positions][-2:]
-    size = bert_variables.infer_size(shapes, f"{folder} (going by its meta files)")
+    size = variables.infer_size(shapes, f"{folder} (going by its meta files)")
     size = dataclasses.replace(size, num_attention_heads=arguments.num_attention_heads)
-    bert_variables.check_heads(size, folder)
+    variables.check_heads(size, folder)
     return size, {}
 
 
 def default_architecture(names, size):
     """The first of ARCHITECTURES whose heads are all among the variables `names`, else BertModel."""
-    heads = bert_variables.head_shapes(size)
+    heads = variables.head_shapes(size)
     for architecture, needed in ARCHITECTURES.items():
         if all(name in names for head in needed for name in heads[head]):
             return architecture
@@ -423,9 +423,9 @@ def exported_shapes(architecture, size, names):
 
     The pooler of a BertModel is optional: where it is not among `names` it is left out.
     """
-    shapes = bert_variables.encoder_shapes(size)
+    shapes = variables.encoder_shapes(size)
     for head in ARCHITECTURES[architecture]:
-        head_shapes = bert_variables.head_shapes(size)[head]
+        head_shapes = variables.head_shapes(size)[head]
         if architecture != "BertModel" or not head_shapes.keys().isdisjoint(names):
             shapes |= head_shapes
     return shapes
@@ -444,7 +444,7 @@ def hugging_face_config(architecture, size, given_config):
         "model_type": "bert",
         **dataclasses.asdict(size),
         "hidden_act": "gelu",
-        "layer_norm_eps": bert_variables.LAYER_NORM_EPSILON,
+        "layer_norm_eps": variables.LAYER_NORM_EPSILON,
         **{name: given_config.get(name, value) for name, value in usual.items()},
     }
 

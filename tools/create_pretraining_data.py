@@ -35,13 +35,16 @@ import unicodedata
 from pathlib import Path
 from typing import NamedTuple
 
-import ofrecord
-from command_line import ArgumentParser, add_bool, fraction, non_negative_int, positive_int
-from folder_lock import lock_folder
-from input_files import find_files, read_json
-from output_files import atomic_file
-from pretraining_instances import MIN_SEQ_LENGTH, make_features, pieces_of_vocab, sentence_pairs
-from pretraining_text import (
+from records import ofrecord
+from system.command_line import ArgumentParser, add_bool, fraction, non_negative_int, positive_int
+from system.errors import UserError
+from system.folder_lock import lock_folder
+from system.input_files import find_files, read_json
+from system.output_files import atomic_file
+from system.progress import print_line, progress_bar
+from system.workers import run_tasks
+from text.pretraining_instances import MIN_SEQ_LENGTH, make_features, pieces_of_vocab, sentence_pairs
+from text.pretraining_text import (
     StretchIds,
     choose_extent_bytes,
     deal_extents,
@@ -50,10 +53,8 @@ from pretraining_text import (
     scan_file,
     split_blocks,
 )
-from progress import print_line, progress_bar
-from tokenization import UNKNOWN, check_case, read_vocab
-from util import UserError, run_script
-from workers import run_tasks
+from text.tokenization import UNKNOWN, check_case, read_vocab
+from util import run_script
 
 SETTINGS_FILE = "create_pretraining_data.json"
 # Raise it with any change that makes other instances of the same text and flags.

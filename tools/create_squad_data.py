@@ -14,14 +14,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-import ofrecord
-import squad_data
-import squad_file
-from command_line import ArgumentParser, add_bool, parse_bool, positive_int
-from output_files import atomic_folder
-from progress import print_warning, progress_bar
-from tokenization import Tokenizer, check_case, read_vocab
-from util import UserError, run_script
+from records import ofrecord
+from system.command_line import ArgumentParser, add_bool, parse_bool, positive_int
+from system.errors import UserError
+from system.output_files import atomic_folder
+from system.progress import print_warning, progress_bar
+from text import squad_file, squad_windows
+from text.tokenization import Tokenizer, check_case, read_vocab
+from util import run_script
 
 # So many of the questions left out are named.
 NAMED_QUESTIONS = 5
@@ -39,7 +39,7 @@ class Example(NamedTuple):
 
 def main():
     arguments = parse_arguments()
-    squad_data.check_lengths(arguments.max_seq_length, arguments.max_query_length)
+    squad_windows.check_lengths(arguments.max_seq_length, arguments.max_query_length)
     check_output_dir(arguments.output_dir)
     vocab = read_vocab(arguments.vocab_file)
     tokenizer = Tokenizer(vocab, arguments.do_lower_case)
@@ -133,20 +133,20 @@ def make_examples(paragraphs, tokenizer, arguments):
     left_out = []
     num_with_several_answers = 0
     for paragraph in progress_bar(paragraphs, desc="tokenising", unit="context"):
-        document = squad_data.tokenize_document(paragraph.context, tokenizer)
+        document = squad_windows.tokenize_document(paragraph.context, tokenizer)
         document_ids = np.array([vocab[piece] for piece in document.pieces], np.int32)
         for question in paragraph.questions:
             answer = None
             if arguments.is_training:
                 try:
-                    answer = squad_data.find_answer(
+                    answer = squad_windows.find_answer(
                         question, document, paragraph.context, tokenizer, arguments.version_2_with_negative
                     )
-                except squad_data.AnswerNotFound:
+                except squad_windows.AnswerNotFound:
                     left_out.append(question.id)
                     continue
                 num_with_several_answers += answer is not None and len(question.entry["answers"]) > 1
-            query = squad_data.tokenize_question(question.text, tokenizer, arguments.max_query_length)
+            query = squad_windows.tokenize_question(question.text, tokenizer, arguments.max_query_length)
             query_ids = np.array([vocab[piece] for piece in query], np.int32)
             examples.append(Example(query_ids, document_ids, answer))
     names = ", ".join(left_out[:NAMED_QUESTIONS]) + (", ..." if len(left_out) > NAMED_QUESTIONS else "")
@@ -168,8 +168,8 @@ def make_examples(paragraphs, tokenizer, arguments):
 
 def windows_of(example, arguments):
     """The windows over an example's document that fit beside its question."""
-    max_length = arguments.max_seq_length - len(example.query_ids) - squad_data.SPECIAL_PIECES
-    return squad_data.make_windows(len(example.document_ids), max_length, arguments.doc_stride)
+    max_length = arguments.max_seq_length - len(example.query_ids) - squad_windows.SPECIAL_PIECES
+    return squad_windows.make_windows(len(example.document_ids), max_length, arguments.doc_stride)
 
 
 def write_parts(windows, vocab, arguments):
@@ -191,18 +191,18 @@ def write_parts(windows, vocab, arguments):
 def make_features(windows, first, vocab, arguments):
     """The features of consecutive windows, the first of which is number `first` of all: name -> int32 [N, length]."""
     inputs = [(example.query_ids, example.document_ids, window) for example, window in windows]
-    features = squad_data.input_arrays(inputs, vocab, arguments.max_seq_length)
+    features = squad_windows.input_arrays(inputs, vocab, arguments.max_seq_length)
     if arguments.is_training:
         positions = np.array(
             [
-                squad_data.answer_positions(example.answer, window, len(example.query_ids))
+                squad_windows.answer_positions(example.answer, window, len(example.query_ids))
                 for example, window in windows
             ],
             np.int32,
         )
         features["start_positions"], features["end_positions"] = positions[:, :1], positions[:, 1:]
     else:
-        unique_ids = squad_data.FIRST_UNIQUE_ID + np.arange(first, first + len(windows), dtype=np.int32)
+        unique_ids = squad_windows.FIRST_UNIQUE_ID + np.arange(first, first + len(windows), dtype=np.int32)
         features["unique_ids"] = unique_ids[:, np.newaxis]
     return features
 

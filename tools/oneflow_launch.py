@@ -1,4 +1,4 @@
-"""OneFlow's own launcher, `python -m oneflow.distributed.launch`, where its wheel alone cannot be imported (engine.py).
+"""OneFlow's own launcher, `python -m oneflow.distributed.launch`, on a machine where `import oneflow` alone fails.
 
     python tools/oneflow_launch.py --nproc_per_node=2 run_pretraining.py --gpu_num_per_node=2 --data_dir=...
 
@@ -12,12 +12,12 @@ import suite  # noqa: F401
 import runpy
 import subprocess
 
-import engine
+from engine import oneflow_loader
 from util import run_script
 
 
 def main():
-    engine.load()
+    oneflow_loader.load()
     try:
         runpy.run_module("oneflow.distributed.launch", run_name="__main__", alter_sys=True)
     except subprocess.CalledProcessError as error:

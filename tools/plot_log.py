@@ -22,11 +22,12 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-import run_folder
-from command_line import ArgumentParser
-from input_files import open_input
-from output_files import atomic_file, check_can_write
-from util import UserError, run_script
+from system.command_line import ArgumentParser
+from system.errors import UserError
+from system.input_files import open_input
+from system.output_files import atomic_file, check_can_write
+from training import run_folder
+from util import run_script
 
 FORMATS = ("png", "svg", "pdf")
 

@@ -16,14 +16,14 @@ import os
 import re
 from pathlib import Path
 
-import squad_file
-import squad_metric
-from command_line import ArgumentParser
-from input_files import read_json
-from output_files import atomic_file, check_can_write, check_is_no_input
-from progress import print_warning
-from squad_file import field
-from util import UserError, run_script
+from system.command_line import ArgumentParser
+from system.errors import UserError
+from system.input_files import read_json
+from system.output_files import atomic_file, check_can_write, check_is_no_input
+from system.progress import print_warning
+from text import squad_file, squad_metric
+from text.squad_file import field
+from util import run_script
 
 PAGE_FOLDER = Path(__file__).resolve().parent
 

@@ -5,4 +5,4 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
 
-import import_errors  # noqa: E402, F401
+from system import import_errors  # noqa: E402, F401

@@ -27,14 +27,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-import ofrecord
-import tfrecord
-from command_line import ArgumentParser, add_bool, positive_int
-from input_files import find_files
-from output_files import check_is_no_input, sync, temporary_folder
-from progress import progress_bar
-from util import RunError, UserError, one_line, run_script
-from workers import run_tasks
+from records import ofrecord, tfrecord
+from system.command_line import ArgumentParser, add_bool, positive_int
+from system.errors import RunError, UserError, one_line
+from system.input_files import find_files
+from system.output_files import check_is_no_input, sync, temporary_folder
+from system.progress import progress_bar
+from system.workers import run_tasks
+from util import run_script
 
 # So many records of a file are a piece of work at most.
 PIECE_RECORDS = 8192

@@ -23,14 +23,15 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.trainers import BpeTrainer
 
-import stopping
-from command_line import ArgumentParser, add_bool, positive_int
-from input_files import find_files
-from output_files import atomic_file, check_can_write, check_is_no_input
-from pretraining_text import read_lines
-from progress import bars_are_shown, end_in_place_of_bars, progress_bar
-from tokenization import split_words
-from util import UserError, one_line, run_script
+from system import signals
+from system.command_line import ArgumentParser, add_bool, positive_int
+from system.errors import UserError, one_line
+from system.input_files import find_files
+from system.output_files import atomic_file, check_can_write, check_is_no_input
+from system.progress import bars_are_shown, end_in_place_of_bars, progress_bar
+from text.pretraining_text import read_lines
+from text.tokenization import split_words
+from util import run_script
 
 SPECIAL_PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
@@ -130,7 +131,7 @@ def train(lines, characters, continuations, vocab_size, min_frequency):
         progress_format="json" if bars_are_shown() else "silent",
     )
     # Merging, the library does not return for minutes.
-    with show_merges() if bars_are_shown() else contextlib.nullcontext(), stopping.watched(end_in_place_of_bars):
+    with show_merges() if bars_are_shown() else contextlib.nullcontext(), signals.watched(end_in_place_of_bars):
         tokenizer.train_from_iterator((" ".join(words) for words in lines), trainer)
     vocab = tokenizer.get_vocab()
     return sorted(vocab, key=vocab.__getitem__)

@@ -9,10 +9,11 @@ import suite  # noqa: F401
 
 # isort: split
 
-import snapshot
-from command_line import ArgumentParser
-from progress import print_line, progress_bar
-from util import UserError, one_line, run_script
+from snapshots import layout
+from system.command_line import ArgumentParser
+from system.errors import UserError, one_line
+from system.progress import print_line, progress_bar
+from util import run_script
 
 # So many damaged variables are named in the last line; each has one of its own before.
 NAMED = 5
@@ -23,19 +24,19 @@ def main():
     parser.add_argument("snapshot_dir", help="folder of the snapshot")
     folder = parser.parse_args().snapshot_dir
 
-    names = snapshot.variable_names(folder)
-    digests = snapshot.read_checksums(folder, names)
+    names = layout.variable_names(folder)
+    digests = layout.read_checksums(folder, names)
     damaged = []
     for name in progress_bar(names, unit=" variables"):
         try:
-            snapshot.verify_variable(folder, name, digests)
+            layout.verify_variable(folder, name, digests)
         except UserError as error:
             damaged.append(name)
             print_line(one_line(error))
     if damaged:
         named = ", ".join(damaged[:NAMED]) + (", ..." if len(damaged) > NAMED else "")
         raise UserError(f"{folder}: damaged: {len(damaged)} of {len(names)} variables: {named}")
-    snapshot.check_owners(folder, names)
+    layout.check_owners(folder, names)
     print(f"{folder}: {len(names)} variables, of which {len(digests)} have a checksum, and nothing wrong")
 
 

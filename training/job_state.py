@@ -1,20 +1,14 @@
 """Saving and restoring a job: its model's parameters, Adam's moments and the train step, as a snapshot."""
 
 import os
-from typing import Any
 
 import numpy as np
 
-import bert_util
-import checksums
-import engine
-import run_state
-import snapshot
-from launch import from_first_rank, rank, wait_for_all_ranks
-from progress import print_line
-from util import RunError, UserError, describe_os_error
-
-flow: Any = engine.load()
+from engine.oneflow_loader import flow
+from ranks.ranks import from_first_rank, rank, wait_for_all_ranks
+from snapshots import checksums, layout, run_state, variables
+from system.errors import RunError, UserError, describe_os_error
+from system.progress import print_line
 
 _TRAIN_STEP = "System-Train-TrainStep"  # OneFlow's name for it within a graph
 _STEP_LIMIT = 2**53  # far beyond what any run comes to
@@ -22,7 +16,7 @@ _MODEL = "model."  # the prefix of the optimiser's variables: the graph's attrib
 
 
 def save(job, folder, state):
-    """Writes `job` after its last step as the snapshot `folder`, with `state` for run_state.py.
+    """Writes `job` after its last step as the snapshot `folder`, with `state` for snapshots/run_state.py.
 
     All ranks take part, the first writes. Where that fails, the snapshot that stood there stays; returns in words what
     has failed, on all ranks, or None. Raises RunError, on all ranks, if there are numbers in it that are not finite.
@@ -49,10 +43,10 @@ def save(job, folder, state):
 
 def _write(folder, arrays, files_of_step):
     """Writes a snapshot; returns None, or what is wrong, as save() tells it to all ranks."""
-    if os.path.lexists(folder) and not os.path.isfile(os.path.join(folder, snapshot.DONE_FILE)):
+    if os.path.lexists(folder) and not os.path.isfile(os.path.join(folder, layout.DONE_FILE)):
         return {"reason": f"{folder} is no snapshot, so a snapshot will not replace it", "poisoned": False}
     try:
-        with snapshot.open_writer(folder) as write:
+        with layout.open_writer(folder) as write:
             for name, array in arrays:
                 if not np.isfinite(array).all():
                     raise _PoisonedError(name)
@@ -77,12 +71,12 @@ def _tensors(job):
     """(name in a snapshot, global tensor) for all that a snapshot holds."""
     state = job.state_dict()
     for name, tensor in state["model"].items():
-        yield bert_util.variable_name(name), tensor
+        yield variables.variable_name(name), tensor
     for name, tensor in state.items():
         if name == _TRAIN_STEP:
             yield name_of_step(job), tensor
         elif name.startswith(_MODEL) and name.endswith(("-m", "-v")):
-            yield bert_util.variable_name(name[len(_MODEL) :]), tensor
+            yield variables.variable_name(name[len(_MODEL) :]), tensor
 
 
 def initialise(job, model_load_dir, skip_checksums=False):
@@ -101,7 +95,7 @@ def restore_for_prediction(job, folder, skip_checksums=False):
     """
     print(f"Restoring model from {folder}.", flush=True)
     parameters = _parameters(job)
-    names = from_first_rank(lambda: snapshot.variable_names(folder))
+    names = from_first_rank(lambda: layout.variable_names(folder))
     missing = [name for name in parameters if name not in names]
     if missing:
         raise UserError(f"{folder}: lacks {', '.join(missing)}; give the snapshot of a model fine-tuned for this task")
@@ -118,16 +112,16 @@ def restore(job, folder, skip_checksums=False):
     was copied into it leaves behind. Raises UserError for what does not fit or, unless `skip_checksums`, is damaged.
     """
     parameters = _parameters(job)
-    names = from_first_rank(lambda: snapshot.variable_names(folder))
+    names = from_first_rank(lambda: layout.variable_names(folder))
     step_name = name_of_step(job)
     step = from_first_rank(lambda: _read_step(folder, step_name)) if step_name in names else 0
     digests = _read_checksums(folder, names, skip_checksums)
-    stale = from_first_rank(lambda: snapshot.stale_moments(folder, names, digests))
+    stale = from_first_rank(lambda: layout.stale_moments(folder, names, digests))
     state = {}
     for name, (parameter_name, parameter) in parameters.items():
         if name in names:
             parameter.copy_(_read_like(parameter, folder, name, digests))
-        for suffix in snapshot.MOMENT_SUFFIXES:
+        for suffix in layout.MOMENT_SUFFIXES:
             if name + suffix in names and name + suffix not in stale:
                 state[_MODEL + parameter_name + suffix] = _read_like(parameter, folder, name + suffix, digests)
     if step > 0:
@@ -137,7 +131,7 @@ def restore(job, folder, skip_checksums=False):
     missing = [name for name in parameters if name not in names]
     if missing:
         print(f"Initialised, as the snapshot lacks them: {', '.join(missing)}.")
-    known = {name + suffix for name in parameters for suffix in ("", *snapshot.MOMENT_SUFFIXES)} | {step_name}
+    known = {name + suffix for name in parameters for suffix in ("", *layout.MOMENT_SUFFIXES)} | {step_name}
     if stale:
         print(f"Ignored {len(stale)} moment(s) of variables that have been replaced since.")
     others = [name for name in names if name not in known]
@@ -154,15 +148,15 @@ def name_of_step(job):
 def _parameters(job):
     """name in a snapshot -> (name in the model, parameter)."""
     model = job.model.to(flow.nn.Module)
-    return {bert_util.variable_name(name): (name, parameter) for name, parameter in model.named_parameters()}
+    return {variables.variable_name(name): (name, parameter) for name, parameter in model.named_parameters()}
 
 
 def _read_checksums(folder, names, skip_checksums):
     """The checksums by which the first rank, which reads for all, is to check what it reads."""
     if rank() > 0 or skip_checksums:
         return {}
-    digests = snapshot.read_checksums(folder, names)
-    snapshot.check_owners(folder, names)
+    digests = layout.read_checksums(folder, names)
+    layout.check_owners(folder, names)
     unchecked = [name for name in names if checksums.has_checksum(name) and name not in digests]
     if unchecked:
         print(f"Not verified, as it has no checksum: {len(unchecked)} variable(s) of the snapshot.", flush=True)
@@ -171,7 +165,7 @@ def _read_checksums(folder, names, skip_checksums):
 
 def _read_step(folder, name):
     """The train step of a snapshot. It has no checksum: raises UserError for what is no number of steps."""
-    step = int(snapshot.read_variable(folder, name, (1,), np.int64)[0])
+    step = int(layout.read_variable(folder, name, (1,), np.int64)[0])
     if not 0 <= step < _STEP_LIMIT:
         raise UserError(f"{folder}: {name} says {step}, which is no number of steps; zero its file out")
     return step
@@ -179,6 +173,6 @@ def _read_step(folder, name):
 
 def _read_like(parameter, folder, name, digests):
     """The variable `name`, of the shape and placement of `parameter`, read by the first rank for all."""
-    value = snapshot.read_variable(folder, name, parameter.shape, np.float32, digests) if rank() == 0 else []
+    value = layout.read_variable(folder, name, parameter.shape, np.float32, digests) if rank() == 0 else []
     on_first_rank = flow.tensor(value).to_global(placement=flow.placement("cpu", [0]), sbp=flow.sbp.broadcast)
     return on_first_rank.to_global(placement=parameter.placement, sbp=parameter.sbp)

@@ -12,11 +12,11 @@ from datetime import datetime
 from pathlib import Path
 
 import config
-from event_file import EventFile
-from launch import rank
-from progress import print_line, print_warning, progress_bar
-from run_folder import open_run_folder
-from util import describe_os_error
+from ranks.ranks import rank
+from system.errors import describe_os_error
+from system.progress import print_line, print_warning, progress_bar
+from training.event_file import EventFile
+from training.run_folder import open_run_folder
 
 
 class MetricLog:

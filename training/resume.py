@@ -1,25 +1,20 @@
 """--resume: goes on from the newest complete snapshot of --model_save_dir as if the run had never been stopped.
 
-What a snapshot keeps of its run (run_state.py) tells where the run was, and whether this one can be the same.
+What a snapshot keeps of its run (snapshots/run_state.py) tells where the run was, and whether this one can be the same.
 """
 
 import dataclasses
 import hashlib
 import os
-from typing import Any
 
 import config
-import engine
-import job_state
-import native
-import run_state
-import snapshot_series
-from launch import from_every_rank, from_first_rank, rank
-from output_files import remove_abandoned
-from util import UserError, one_line
-
-flow: Any = engine.load()
-nn: Any = flow.nn
+from engine import native
+from engine.oneflow_loader import nn
+from ranks.ranks import from_every_rank, from_first_rank, rank
+from snapshots import run_state, series
+from system.errors import UserError, one_line
+from system.output_files import remove_abandoned
+from training import job_state
 
 # A run with another value of one of these flags is another run; so is one of another job, data set or batch size.
 _FLAGS_OF_A_RUN = (
@@ -70,7 +65,7 @@ def start(job, args, data_set):
             print(
                 f"Notice: {args.model_save_dir} has no snapshot to resume from, so the run starts afresh.", flush=True
             )
-        number = from_first_rank(lambda: snapshot_series.next_run_number(args.model_save_dir))
+        number = from_first_rank(lambda: series.next_run_number(args.model_save_dir))
         train_step = job_state.initialise(job, args.model_load_dir, args.skip_checksums)
         if train_step > 0:
             _tell_rest_of_schedule(job, args, train_step)
@@ -113,7 +108,7 @@ def state_to_save(start, batches, iteration, losses):
 def _newest(args):
     """The newest snapshot in --model_save_dir, or None. Removes what killed processes have left there."""
     remove_abandoned(args.model_save_dir, lambda name: "snapshot" in name)
-    found = snapshot_series.complete_snapshots(args.model_save_dir)
+    found = series.complete_snapshots(args.model_save_dir)
     return str(found[-1]) if found else None
 
 

@@ -9,9 +9,9 @@ import json
 import os
 from pathlib import Path
 
-from input_files import read_json
-from output_files import atomic_file
-from util import UserError
+from system.errors import UserError
+from system.input_files import read_json
+from system.output_files import atomic_file
 
 RUN_FILE = "run.json"
 

@@ -1,20 +1,19 @@
 """What a run needs besides its model and data: folders that can be written, a device, and OneFlow loaded."""
 
 import os
+import re
 import tempfile
 from pathlib import Path
 
 import config
-import device
-import engine
-import native
-import prediction_file
-import snapshot
-import supervision
-from folder_lock import lock_folder
-from launch import from_first_rank, rank, wait_for_first_rank
-from output_files import check_can_write
-from util import UserError
+from engine import device, native, oneflow_loader
+from ranks import supervision
+from ranks.ranks import from_first_rank, rank, wait_for_first_rank
+from records import prediction_file
+from snapshots import layout
+from system.errors import UserError
+from system.folder_lock import lock_folder
+from system.output_files import check_can_write
 
 # Seconds: it is killed with its parent, but may still be giving back its memory when it is started again.
 _LONGEST_END_OF_A_KILLED_RUN = 10
@@ -31,19 +30,32 @@ def check_training_folders(args):
     if rank() != 0:
         return
     for flag, folder in (("--log_dir", args.log_dir), ("--model_save_dir", args.model_save_dir)):
-        if os.path.isfile(os.path.join(folder, snapshot.DONE_FILE)):
+        if os.path.isfile(os.path.join(folder, layout.DONE_FILE)):
             raise UserError(
                 f"{flag}={folder}: is a snapshot, which the next one of its name replaces; give another folder"
             )
-    if config.saves_snapshots(args):
+    if _saves_snapshots(args):
         _check_writable("--model_save_dir", args.model_save_dir)
         # Until this process ends.
         lock_folder(args.model_save_dir, _LONGEST_END_OF_A_KILLED_RUN)
     for folder in _folders_in("--model_save_dir", args.model_save_dir):
-        if config.saves_snapshot_named(args, folder.name) and not (folder / snapshot.DONE_FILE).is_file():
+        if _saves_snapshot_named(args, folder.name) and not (folder / layout.DONE_FILE).is_file():
             raise UserError(
                 f"--model_save_dir: {folder} is not a snapshot, so a snapshot will not replace it; move it away"
             )
+
+
+def _saves_snapshots(args):
+    """Whether this rank writes snapshots into --model_save_dir. The first rank writes them all."""
+    return rank() == 0 and (args.save_last_snapshot or args.iter_num >= args.model_save_every_n_iter)
+
+
+def _saves_snapshot_named(args, name):
+    """Whether a training run writes --model_save_dir/`name`."""
+    iteration = re.fullmatch(r"snapshot_([1-9][0-9]*)", name)
+    if iteration:
+        return int(iteration[1]) <= args.iter_num and int(iteration[1]) % args.model_save_every_n_iter == 0
+    return name == "last_snapshot" and args.save_last_snapshot
 
 
 def _folders_in(flag, folder):
@@ -74,7 +86,7 @@ def check_prediction_folders(args):
 def _check_model_load_dir(args):
     """Raises UserError where there is nothing to load, long before the model is made that it should go into."""
     if rank() == 0 and args.model_load_dir is not None:
-        snapshot.check_is_snapshot(args.model_load_dir)
+        layout.check_is_snapshot(args.model_load_dir)
 
 
 def _check_writable(flag, folder):
@@ -107,7 +119,7 @@ def start_engine(args):
         print(f"Notice: --cpu_threads={args.cpu_threads} has no effect on a GPU.", flush=True)
     wait_for_first_rank(args.rendezvous_timeout)
     supervision.start_engine_log(args.log_dir)
-    flow = engine.load(supervision.engine_log(args.log_dir))
+    flow = oneflow_loader.load(supervision.engine_log(args.log_dir))
     args.iter_num = from_first_rank(lambda: args.iter_num)
     flow.manual_seed(args.seed)
     if device_type == "cpu":

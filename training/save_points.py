@@ -3,14 +3,12 @@
 import os
 import signal
 
-import job_state
-import resume
-import run_state
-import snapshot_series
-from launch import rank
-from progress import print_warning
-from stopping import StoppedTogether
-from util import RunError, describe_os_error
+from ranks.ranks import rank
+from snapshots import run_state, series
+from system.errors import RunError, describe_os_error
+from system.progress import print_warning
+from system.signals import StoppedTogether
+from training import job_state, resume
 
 
 class SavePoints:
@@ -86,7 +84,7 @@ class SavePoints:
         self._newest, self._saved = folder, iteration
         if self._args.model_save_keep and rank() == 0:
             try:
-                snapshot_series.remove_oldest(self._args.model_save_dir, self._args.model_save_keep)
+                series.remove_oldest(self._args.model_save_dir, self._args.model_save_keep)
             except OSError as error:
                 _warn(f"an old snapshot could not be removed ({describe_os_error(error)})")
         return None
@@ -99,7 +97,7 @@ def complete(start, args):
         last = os.path.join(args.model_save_dir, "last_snapshot")
         if run_state.number_and_iteration(last) != (start.run_number, start.iteration):
             print(f"Copying {start.folder} to {last}.", flush=True)
-            snapshot_series.copy(start.folder, last)
+            series.copy(start.folder, last)
 
 
 def _warn(text):

@@ -5,7 +5,8 @@ import shutil
 
 import numpy as np
 
-from conftest import ROOT, random_pretraining_features, run
+from made_parts import random_pretraining_features
+from running import ROOT, run
 
 PAGE = (ROOT / "docs" / "adding-a-task.md").read_text()
 CODE = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
@@ -15,10 +16,12 @@ def test_the_pages_classifier_learns_its_labels(tmp_path):
     fields, writer, flags, model, script = CODE
     for path in ROOT.glob("*.py"):
         shutil.copy(path, tmp_path)
+    for room in ROOT.glob("*/__init__.py"):
+        shutil.copytree(room.parent, tmp_path / room.parent.name)
     (tmp_path / "kernels").mkdir()
     if (ROOT / "kernels" / "build").is_dir():
         (tmp_path / "kernels" / "build").symlink_to(ROOT / "kernels" / "build")
-    for name, code in (("records.py", fields), ("config.py", flags)):
+    for name, code in (("records/checks.py", fields), ("config.py", flags)):
         with open(tmp_path / name, "a") as file:
             file.write(f"\n\n{code}")
     (tmp_path / "classifier.py").write_text(model)

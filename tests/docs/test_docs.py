@@ -1,41 +1,71 @@
-"""docs/ and the other pages tell the truth about the code: its layers, and the files that they point to."""
+"""docs/ and the other pages tell the truth about the code: who imports whom, and the files that they point to."""
 
 import ast
 import re
 
 import pytest
 
-from conftest import ROOT
+from running import ROOT
 
 PAGES = sorted(path.relative_to(ROOT).as_posix() for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 
 
-def modules_used_by(path):
-    """The modules that a file imports, at its top or within functions."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            yield node.module
+ROOMS = ("system", "text", "snapshots", "engine", "ranks", "records", "training", "tools")
+FILES = [*ROOT.glob("*.py"), *(path for room in ROOMS for path in ROOT.glob(f"{room}/*.py"))]
 
 
-def test_layers_are_those_of_the_imports():
+def place_of(path):
+    """The row of the table of imports that a file belongs to."""
+    folder = path.parent.relative_to(ROOT).as_posix()
+    if folder != ".":
+        return f"{folder}/"
+    if path.name in table():
+        return path.name
+    return "scripts"
+
+
+def table():
+    """place -> the places that it may import, from the table in docs/architecture.md."""
     page = (ROOT / "docs" / "architecture.md").read_text()
-    rows = re.findall(r"^\| [\w ]+ \| (`.*) \|$", page, re.MULTILINE)
-    layer_of = {}
-    for layer, cell in enumerate(rows):
-        for name in re.findall(r"`([^`]+)`", cell):
-            for path in sorted((ROOT / name).glob("*.py")) if name.endswith("/") else [ROOT / name]:
-                layer_of[path] = layer
-    assert set(layer_of) == {*ROOT.glob("*.py"), *ROOT.glob("tools/*.py")}
-    layer_of_module = {path.stem: layer for path, layer in layer_of.items()}
-    upward = [
-        f"{path.name} uses {module}"
-        for path, layer in layer_of.items()
-        for module in modules_used_by(path)
-        if layer_of_module.get(module, layer) < layer
-    ]
-    assert upward == []
+    _, section = page.split("| who | may import |\n| --- | --- |\n")
+    rows = [line.strip("|").split("|") for line in section.split("\n\n")[0].splitlines()]
+    cells = [[re.findall(r"`([^`]+)`|(scripts)", cell) for cell in row] for row in rows]
+    return {place: {a or b for a, b in allowed} for places, allowed in cells for place in [a or b for a, b in places]}
+
+
+def imported_by(path):
+    """The files of the suite that a file imports, at its top, within functions or by LazyModule."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "LazyModule":
+            names = [node.args[0].value]
+        for name in names:
+            for folder in (ROOT, path.parent):
+                if (file := folder / f"{name.replace('.', '/')}.py").is_file():
+                    yield file
+
+
+def test_imports_are_those_of_the_table():
+    allowed = table()
+    assert {place_of(path) for path in FILES} == set(allowed)
+    wrong = []
+    for path in FILES:
+        place = place_of(path)
+        for imported in imported_by(path):
+            other = place_of(imported)
+            if other != place and other not in allowed[place] or (place == "scripts" == other and imported != path):
+                wrong.append(f"{path.relative_to(ROOT)} imports {imported.relative_to(ROOT)}")
+    assert wrong == []
+
+
+def test_the_root_holds_scripts_and_models_only():
+    scripts = {path.name for path in ROOT.glob("*.py") if path.read_text().rstrip().endswith("run_script(main)")}
+    others = {path.name for path in ROOT.glob("*.py")} - scripts
+    assert others == {"bert_util.py", "pretrain.py", "squad.py", "config.py", "util.py"}
 
 
 def undocumented(body, prefix):
@@ -50,7 +80,7 @@ def undocumented(body, prefix):
             yield from undocumented(node.body, f"{name}.")
 
 
-@pytest.mark.parametrize("path", [*ROOT.glob("*.py"), *ROOT.glob("tools/*.py")], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_public_functions_have_docstrings(path):
     tree = ast.parse(path.read_text())
     assert ast.get_docstring(tree)
@@ -64,7 +94,7 @@ def errors_raised_by(function):
     return names & {"UserError", "RunError"}
 
 
-@pytest.mark.parametrize("path", [*ROOT.glob("*.py"), *ROOT.glob("tools/*.py")], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_docstrings_tell_which_errors_are_raised(path):
     tree = ast.parse(path.read_text())
     scopes = [node for node in ast.walk(tree) if isinstance(node, ast.Module | ast.ClassDef)]
@@ -98,5 +128,6 @@ def test_files_that_are_named_exist(page):
     if page == "CHANGELOG.md":
         pytest.skip("tells of the past")
     text = (ROOT / page).read_text()
-    for name in re.findall(r"`((?:tests|tools|kernels|benchmarks|scripts|docs)/[\w./-]+\.\w+)`", text):
+    folders = "|".join([*ROOMS, "make", "tests", "kernels", "benchmarks", "scripts", "docs"])
+    for name in re.findall(rf"`((?:{folders})/[\w./-]+\.\w+)`", text):
         assert (ROOT / name).exists() or name.startswith("kernels/build/"), name

@@ -2,38 +2,15 @@
 
 import re
 import shlex
-import subprocess
 
 import config
-from conftest import ROOT
 from readme_blocks import README, blocks_of, commands
+from running import ROOT
 
 
 def blocks(language):
     """The texts of the README's blocks in `language`."""
     return [block.text for block in blocks_of(README) if block.language == language]
-
-
-def listed_paths():
-    """(files, folders that stand for all they hold) of the tree in the README."""
-    tree = next(block for block in blocks("text") if block.startswith("run_pretraining.py "))
-    files, folders, folder = set(), set(), ""
-    for line in filter(None, tree.splitlines()):
-        indentation, name = re.match(r"( *)(\S+)", line).groups()
-        if name.endswith("/"):
-            folder = name
-            folders.add(name)
-        else:
-            files.add(folder + name if indentation else name)
-    return files, {name for name in folders if not any(file.startswith(name) for file in files)}
-
-
-def test_tree_is_that_of_the_repository():
-    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
-    files, folders = listed_paths()
-    assert sorted(files - set(tracked)) == []
-    assert sorted(set(tracked) - files - {path for path in tracked if path.startswith(tuple(folders))}) == []
-    assert [name for name in folders if not any(path.startswith(name) for path in tracked)] == []
 
 
 def test_flags_table():

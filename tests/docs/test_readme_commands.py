@@ -16,11 +16,10 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-import bert_variables
 import namespaces
-import snapshot
-from conftest import ROOT
 from readme_blocks import README, Block, blocks_of
+from running import ROOT
+from snapshots import layout, variables
 
 
 class Change(NamedTuple):
@@ -105,11 +104,11 @@ def _write_models(folder):
     config = json.loads((ROOT / "dataset" / "bert_config.json").read_text()) | {"num_hidden_layers": 2}
     (model / "bert_config.json").write_text(json.dumps(config))
     shutil.copy(ROOT / "dataset" / "vocab.txt", model)
-    size = bert_variables.read_config(model / "bert_config.json")[0]
+    size = variables.read_config(model / "bert_config.json")[0]
     generator = np.random.default_rng(0)
     values = {
         name: (generator.standard_normal(shape, dtype=np.float32) * np.float32(0.02))
-        for name, shape in bert_variables.encoder_shapes(size).items()
+        for name, shape in variables.encoder_shapes(size).items()
     }
     names = {name: re.sub("/weight$", "/kernel", name.replace("-", "/")) for name in values}
     save_checkpoint(model / "bert_model.ckpt", {names[name]: value for name, value in values.items()})
@@ -117,7 +116,7 @@ def _write_models(folder):
     for name in ("train-v1.1.json", "dev-v1.1.json"):
         shutil.copy(ROOT / "dataset" / "squad" / name, downloads)
 
-    with snapshot.open_writer(downloads / "snapshot") as write:
+    with layout.open_writer(downloads / "snapshot") as write:
         for name, value in values.items():
             write(name, value)
     subprocess.run(
@@ -196,18 +195,6 @@ def test_commands_run(repository, block):
         if expected:
             assert_looks_like(output, expected)
     failed_before.clear()
-
-
-def test_end_of_make_test_is_one_of_these_tests():
-    # The tests do not run themselves once more: what is shown of them is held to the files that it names.
-    shown = next(block.text for block in blocks_of(README) if block.text.startswith("SKIPPED"))
-    *skipped, summary = shown.splitlines()
-    numbers = 0
-    for line in skipped:
-        number, path, reason = re.fullmatch(r"SKIPPED \[(\d+)\] (tests/\w+\.py):\d+: (.+)", line).groups()
-        assert reason in (ROOT / path).read_text(), line
-        numbers += int(number)
-    assert re.search(r"(\d+) skipped in", summary)[1] == str(numbers)
 
 
 def run_on_two_nodes(repository, text):

@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from conftest import ROOT
 from readme_blocks import README, blocks_of
+from running import ROOT
 
 CHINESE = (ROOT / "README.zh-CN.md").read_text(encoding="utf-8")
 # What is written otherwise in Chinese, or is a count that English has in words.

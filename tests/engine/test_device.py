@@ -4,8 +4,8 @@ import ctypes
 
 import pytest
 
-import device
-from util import UserError
+from engine import device
+from system.errors import UserError
 
 
 class Driver:

@@ -7,13 +7,12 @@ import sys
 
 import pytest
 
-from conftest import ROOT
+from running import ROOT
 
 PROGRAM = """
 import json, sys
-import engine, native
-flow = engine.load()
-import fused_operators
+from engine import native, operators
+from engine.oneflow_loader import flow
 flow.manual_seed(int(sys.argv[1]))
 native.set_seed(int(sys.argv[1]))
 ones = flow.nn.Parameter(flow.ones(8, 1000, placement=flow.placement("cpu", [0]), sbp=flow.sbp.broadcast))
@@ -25,7 +24,7 @@ class Job(flow.nn.Graph):
         self.add_optimizer(flow.optim.SGD([ones], lr=0.0))
 
     def build(self):
-        first, second = fused_operators.dropout(ones, 0.25), fused_operators.dropout(ones, 0.25)
+        first, second = operators.dropout(ones, 0.25), operators.dropout(ones, 0.25)
         (first + 3 * second).sum().backward()
         return first, second, ones.grad
 

@@ -1,6 +1,6 @@
 """The native kernels, one by one, against NumPy in float64: all instruction sets that this processor can run.
 
-tests/test_kernel_operators.py has them within OneFlow.
+tests/engine/test_operators.py has them within OneFlow.
 """
 
 import ctypes
@@ -10,7 +10,7 @@ import os
 import numpy as np
 import pytest
 
-import native
+from engine import native
 
 pytestmark = pytest.mark.skipif(not native.is_built(), reason="no native kernels: make kernels builds them")
 

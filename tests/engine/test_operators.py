@@ -8,8 +8,8 @@ import sys
 import numpy as np
 import pytest
 
-import native
-from conftest import ROOT, TINY_MODEL, run
+from engine import native
+from running import ROOT, TINY_MODEL, run
 
 pytestmark = pytest.mark.skipif(not native.is_built(), reason="no native kernels: make kernels builds them")
 
@@ -22,7 +22,7 @@ def kernels_are_used(monkeypatch):
 
 def run_operators(file, kernels):
     subprocess.run(
-        [sys.executable, str(ROOT / "tests" / "kernel_operators.py"), str(file)],
+        [sys.executable, str(ROOT / "tests" / "helpers" / "kernel_operators.py"), str(file)],
         env={**os.environ, "BERT_KERNELS": kernels},
         check=True,
     )
@@ -107,9 +107,10 @@ def test_dropout_gradients(own, ours):
 
 def test_memory_is_taken_where_it_is_used():
     code = """
-import engine, native, pathlib
+import pathlib
+from engine import native
 native.steady_graphs()
-flow = engine.load()
+from engine.oneflow_loader import flow
 def resident():
     return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * 4096
 before = resident()
@@ -124,8 +125,8 @@ def test_arrays_of_a_graph_share_memory():
     code = """
 import argparse, ctypes, pathlib
 import numpy as np
-import engine, native
-flow = engine.load()
+from engine import native
+from engine.oneflow_loader import flow
 import bert_util, pretrain
 placement = flow.placement("cpu", [0])
 config = bert_util.BertConfig(1000, 192, 4, 4, 768, 128, 2, 0.0, 0.0)
@@ -163,8 +164,8 @@ def test_outputs_that_prediction_does_not_read_share_memory():
     code = """
 import ctypes, pathlib
 import numpy as np
-import engine, native
-flow = engine.load()
+from engine import native
+from engine.oneflow_loader import flow
 import bert_util, squad
 placement = flow.placement("cpu", [0])
 config = bert_util.BertConfig(1000, 384, 12, 4, 1536, 128, 2, 0.1, 0.1)

@@ -17,8 +17,8 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 
 import hard_text
-import input_files
 from in_process import run_in_process
+from system import input_files
 
 # A script that takes damaged input of some kilobytes may use so much, on top of what the process has, and no longer.
 MOST_MEMORY = 1 << 30  # bytes, of address space

@@ -10,7 +10,7 @@ from unittest import mock
 
 import pytest
 
-from stopping import SIGNALS
+from system.signals import SIGNALS
 from util import run_script
 
 

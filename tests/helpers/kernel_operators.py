@@ -1,30 +1,27 @@
-"""Runs OneFlow's operators, eagerly and in graphs, and puts their results into a file: test_kernel_operators.py does so
-with the native kernels and without, in processes of their own, because an operator that has run keeps its kernel.
+"""Runs OneFlow's operators, eagerly and in graphs, and puts their results into a file.
+
+tests/engine/test_operators.py does so with the native kernels and without, in processes of their own, because an
+operator that has run keeps its kernel.
 
 usage: kernel_operators.py FILE.npz
 """
 
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
-import native  # noqa: E402
+from engine import native  # noqa: E402
 
 # Without this, OneFlow dies of graphs as small as these every now and then.
 native.steady_graphs()
 
-import engine  # noqa: E402
+from engine import operators  # noqa: E402
+from engine.oneflow_loader import flow, nn  # noqa: E402
+from training import optimizer as training_optimizer  # noqa: E402
 
-flow: Any = engine.load()
-
-import fused_operators  # noqa: E402
-import training  # noqa: E402
-
-nn: Any = flow.nn
 PLACEMENT = {"placement": flow.placement("cpu", [0]), "sbp": flow.sbp.broadcast}
 
 
@@ -113,9 +110,9 @@ def in_a_graph(function, *inputs):
 
 
 def clipped(max_norm):
-    """Three steps of AdamW on gradients that training.py clips: the norms, and the parameters after these."""
+    """Three steps of AdamW on gradients that training/loop.py clips: the norms, and the parameters after these."""
     inputs = [values(70, 33), values(33, 20), values(20)]
-    module = OfParameters(fused_operators.linear, inputs)
+    module = OfParameters(operators.linear, inputs)
     optimizer = flow.optim.AdamW(module.parameters(), lr=1e-2, eps=1e-6, weight_decay=0.1, do_bias_correction=False)
 
     class Step(nn.Graph):
@@ -128,7 +125,7 @@ def clipped(max_norm):
         def build(self):
             out = self.module()
             (out * out).sum().backward()
-            return training.clip_by_global_norm(list(module.parameters()), max_norm)
+            return training_optimizer.clip_by_global_norm(list(module.parameters()), max_norm)
 
     step = Step()
     norms = [step().numpy() for _ in range(3)]
@@ -136,11 +133,11 @@ def clipped(max_norm):
 
 
 def attention(query, key, value, mask):
-    return fused_operators.attention(query, key, value, mask.to(query.dtype) * -10000.0, heads=3, rate=0.0)
+    return operators.attention(query, key, value, mask.to(query.dtype) * -10000.0, heads=3, rate=0.0)
 
 
 def residual_norm(*tensors):
-    return fused_operators.residual_norm(*tensors, rate=0.0)
+    return operators.residual_norm(*tensors, rate=0.0)
 
 
 def fused_bias_gelu(x, bias):
@@ -180,9 +177,9 @@ CASES = {
     "swapped_axes": (lambda x: x.permute(0, 2, 1, 3) * 2, values(2, 3, 4, 5)),
     "other_axes": (lambda x: x.permute(2, 0, 1, 3) * 2, values(2, 3, 4, 5)),
     "no_dropout": (lambda x: C.dropout(x, 0.0), values(7, 9)),
-    "linear": (fused_operators.linear, values(70, 33), values(33, 20), values(20)),
-    "bias_gelu": (fused_operators.bias_gelu, values(70, 33), values(33)),
-    "layer_norm": (fused_operators.layer_norm, values(70, 33), values(33, seed=1), values(33)),
+    "linear": (operators.linear, values(70, 33), values(33, 20), values(20)),
+    "bias_gelu": (operators.bias_gelu, values(70, 33), values(33)),
+    "layer_norm": (operators.layer_norm, values(70, 33), values(33, seed=1), values(33)),
     "attention": (
         attention, values(20, 12), values(20, 12, seed=1), values(20, 12, seed=2), IDS[:4, :5] % 3 // 2,
     ),
@@ -199,8 +196,8 @@ CASES = {
         lambda x, label: C.sparse_softmax_cross_entropy(x, label), values(1, 3), np.array([2], np.int64),
     ),
     "gather_of_one": (lambda table, ids: C.gather(table, ids, axis=0), values(1, 1), np.zeros((1, 1), np.int64)),
-    "linear_of_one": (fused_operators.linear, values(1, 1), values(1, 1, seed=1), values(1)),
-    "bias_gelu_of_one": (fused_operators.bias_gelu, values(1, 1), values(1)),
+    "linear_of_one": (operators.linear, values(1, 1), values(1, 1, seed=1), values(1)),
+    "bias_gelu_of_one": (operators.bias_gelu, values(1, 1), values(1)),
     "attention_of_one": (
         attention, values(1, 3), values(1, 3, seed=1), values(1, 3, seed=2), np.zeros((1, 1), np.int32),
     ),

@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from conftest import ROOT, TINY_MODEL
+from running import ROOT, TINY_MODEL
 
 # Tiny pre-training in batches that divide by 4; without dropout all numbers of ranks compute the same.
 PRETRAINING = {
@@ -117,11 +117,11 @@ def slow_disk(folder, name):
     """
     (folder / "sitecustomize.py").write_text(
         "import time\n"
-        "import snapshot\n"
-        "own = snapshot._write_file\n"
+        "from snapshots import layout\n"
+        "own = layout._write_file\n"
         "def write(path, data):\n"
         f"    time.sleep(0.01 if '.{name}.' in path else 0)\n"
         "    own(path, data)\n"
-        "snapshot._write_file = write\n"
+        "layout._write_file = write\n"
     )
     return {"PYTHONPATH": f"{folder}:{ROOT}"}

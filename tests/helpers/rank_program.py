@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 
 import config
-import native
-import records
-import run_setup
-from launch import rank, run_on_all_ranks
+from engine import native
+from ranks.launcher import run_on_all_ranks
+from ranks.ranks import rank
+from records import checks
+from training import run_setup
 from util import run_script
 
 BATCH = 512
@@ -37,12 +38,11 @@ def observe(args):
         native.steady_graphs()
     placement = run_setup.start_engine(args)
 
-    import engine
-    import fused_operators
-    import training
-    from data_loader import OFRecordLoader
+    from engine import oneflow_loader, operators
+    from records.loader import OFRecordLoader
+    from training import job, optimizer
 
-    flow = engine.load()
+    flow = oneflow_loader.load()
     seen = {}
 
     class Read(flow.nn.Graph):
@@ -55,16 +55,16 @@ def observe(args):
 
     for name, parts, shuffle, batches in READINGS:
         args.data_part_num = parts
-        data_set = records.check_data_set(args, {"id": records.Field(1)}, shuffle)
+        data_set = checks.check_data_set(args, {"id": checks.Field(1)}, shuffle)
         read = Read(OFRecordLoader(data_set, BATCH, placement, shuffle, args.seed))
         seen[name] = np.stack([read().to_local().numpy()[:, 0] for _ in range(batches)])
 
     class Dropout(flow.nn.Graph):
         def build(self, x, bias, mask):
             outputs = (
-                fused_operators.dropout(x, 0.5),
-                fused_operators.residual_norm(x, bias, x, bias, bias, 0.5),
-                fused_operators.attention(x, x, x, mask, 2, 0.5),
+                operators.dropout(x, 0.5),
+                operators.residual_norm(x, bias, x, bias, bias, 0.5),
+                operators.attention(x, x, x, mask, 2, 0.5),
             )
             return [output.to_global(sbp=flow.sbp.broadcast) for output in outputs]
 
@@ -87,7 +87,7 @@ def observe(args):
             self.weight = flow.nn.Parameter(flow.zeros(64, 64, placement=placement, sbp=flow.sbp.broadcast))
 
         def forward(self, x):
-            return {"total_loss": training.over_all_ranks(flow._C.matmul(x, self.weight).mean())}
+            return {"total_loss": optimizer.over_all_ranks(flow._C.matmul(x, self.weight).mean())}
 
     class Ones(flow.nn.Module):
         def forward(self):
@@ -95,7 +95,7 @@ def observe(args):
 
     for stage in (0, 1):
         args.zero_stage = stage
-        job = training.TrainJob(Model(), Ones(), args)
+        job = job.TrainJob(Model(), Ones(), args)
         job()
         state = job.state_dict()
         tensors = {"weight": state["model"]["weight"], "m": state["model.weight-m"], "v": state["model.weight-v"]}

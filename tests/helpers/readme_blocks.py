@@ -3,7 +3,7 @@
 import re
 from typing import NamedTuple
 
-from conftest import ROOT
+from running import ROOT
 
 README = (ROOT / "README.md").read_text()
 

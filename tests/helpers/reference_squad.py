@@ -1,7 +1,7 @@
 """What google-research/bert publishes as the way from SQuAD to answers, written as plainly as possible, however slow.
 
 One character, one piece, one pair of positions at a time, over the parsed JSON file. It shares no code with the suite;
-`tests/test_against_google.py` holds the suite to Google's own scripts where a checkout of them is at hand.
+`tests/text/test_against_google.py` holds the suite to Google's own scripts where a checkout of them is at hand.
 """
 
 import json

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
+import bert_util
 import config
-import native
-import records
-import run_setup
-from launch import rank, run_on_all_ranks
+from engine import native
+from ranks.launcher import run_on_all_ranks
+from ranks.ranks import rank
+from records import checks
+from training import run_setup
 from util import run_script
 
 
@@ -22,13 +24,13 @@ def main():
 
 
 def observe(args):
-    data_set = records.check_data_set(args, records.pretraining_fields(args), shuffle=True)
+    data_set = checks.check_data_set(args, checks.pretraining_fields(args), shuffle=True)
     placement = run_setup.start_engine(args)
 
-    import job_state
     from bert_util import Initializer
-    from data_loader import OFRecordLoader
     from pretrain import BertForPretraining, PretrainJob
+    from records.loader import OFRecordLoader
+    from training import job_state
 
     class Job(PretrainJob):
         def build(self):
@@ -36,7 +38,7 @@ def observe(args):
             self.loader = lambda: batch
             return {**super().build(), "ids": batch["input_ids"]}
 
-    model = BertForPretraining(config.bert_config(args), Initializer(placement, args.seed))
+    model = BertForPretraining(bert_util.bert_config(args), Initializer(placement, args.seed))
     loader = OFRecordLoader(data_set, config.global_batch_size(args), placement, shuffle=True, seed=args.seed)
     job = Job(model, loader, args)
     first_step = job_state.initialise(job, args.model_load_dir)

@@ -13,7 +13,7 @@ from fcntl import ioctl
 
 import pyte
 
-from conftest import ROOT
+from running import ROOT
 
 ROWS, COLUMNS = 60, 250
 

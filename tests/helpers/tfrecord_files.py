@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-import ofrecord
+from records import ofrecord
 
 
 def serialize_example(features):

@@ -1,6 +1,6 @@
 """Run by a Python that has transformers and torch: loads a Hugging Face folder, and saves what its model computes.
 
-    python tests/transformers_outputs.py CLASS FOLDER BATCH.npz OUTPUTS.npz
+    python tests/helpers/transformers_outputs.py CLASS FOLDER BATCH.npz OUTPUTS.npz
 
 Prints, as JSON, what transformers says of the loading and how its tokenizer splits a text.
 """

@@ -2,25 +2,23 @@
 
 import json
 import re
-from typing import Any
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
 import bert_util
-import engine
-import job_state
-import ofrecord
 import pretrain
 import reference_bert
-import snapshot
-from conftest import ROOT, random_pretraining_features, run
+from engine.oneflow_loader import flow
+from made_parts import random_pretraining_features
+from records import ofrecord
+from running import ROOT, run
+from snapshots import layout
+from system.errors import UserError
 from tf_checkpoints import CONFIG, HEADS, POSITIONS, VOCAB, bert_variables_of, save_checkpoint
 from tfrecord_files import write_tfrecord_of_part
-from util import UserError
-
-flow: Any = engine.load()
+from training import job_state
 
 SEQ_LENGTH, PREDICTIONS = 20, 4
 
@@ -82,7 +80,7 @@ class Outputs(flow.nn.Graph):
 @pytest.mark.parametrize("step", [-1, 2**60])
 def test_a_train_step_that_is_no_number_of_steps(tmp_path, step):
     name = "System-Train-TrainStep-PretrainJob"
-    with snapshot.open_writer(tmp_path / "model") as write:
+    with layout.open_writer(tmp_path / "model") as write:
         write(name, np.array([step]))
     with pytest.raises(UserError, match=f"{name} says {step}, which is no number of steps"):
         job_state._read_step(tmp_path / "model", name)

@@ -6,15 +6,14 @@ import numpy as np
 import pytest
 
 import bert_util
-import data_loader
-import engine
 import pretrain
-import records
 import reference_bert
-import training
-from conftest import write_pretraining_part
-
-flow = engine.load()
+from engine.oneflow_loader import flow
+from made_parts import write_pretraining_part
+from records import checks, loader
+from snapshots.variables import variable_name
+from training import optimizer
+from training.job import TrainJob
 
 SEQ_LENGTH = 32
 NUM_HEADS = 2
@@ -59,12 +58,12 @@ def make_loader(path):
     args = argparse.Namespace(
         seq_length=SEQ_LENGTH, max_predictions_per_seq=5, vocab_size=CONFIG.vocab_size, type_vocab_size=2
     )
-    data_set = records.DataSet([path], records.pretraining_fields(args), BATCH)
-    return data_loader.OFRecordLoader(data_set, BATCH, flow.placement("cpu", [0]), shuffle=False, seed=1)
+    data_set = checks.DataSet([path], checks.pretraining_fields(args), BATCH)
+    return loader.OFRecordLoader(data_set, BATCH, flow.placement("cpu", [0]), shuffle=False, seed=1)
 
 
 def values_of(model):
-    return {bert_util.variable_name(name): value.numpy().copy() for name, value in model.named_parameters()}
+    return {variable_name(name): value.numpy().copy() for name, value in model.named_parameters()}
 
 
 def test_losses_and_gradients(batch):
@@ -72,7 +71,7 @@ def test_losses_and_gradients(batch):
     model = make_model()
     parameters = dict(model.named_parameters())
 
-    class Gradients(training.TrainJob):
+    class Gradients(TrainJob):
         def build(self):
             losses = self.model(self.loader())
             losses["total_loss"].backward()
@@ -82,9 +81,9 @@ def test_losses_and_gradients(batch):
     losses, gradients = Gradients(model, make_loader(path), ARGS)()
     expected_losses, expected = reference_bert.pretraining_gradients(variables, arrays, NUM_HEADS)
     np.testing.assert_allclose([loss.numpy() for loss in losses.values()], expected_losses, rtol=1e-5)
-    assert {bert_util.variable_name(name) for name in gradients} == set(expected)
+    assert {variable_name(name) for name in gradients} == set(expected)
     for name, gradient in gradients.items():
-        reference = expected[bert_util.variable_name(name)]
+        reference = expected[variable_name(name)]
         difference = np.linalg.norm(gradient.numpy() - reference)
         # The gradient of the keys' biases is zero in exact arithmetic; then only the scale of the others counts.
         scale = max(np.linalg.norm(reference), 1e-4)
@@ -110,11 +109,11 @@ def test_three_train_steps(batch):
         metrics = job()
         expected_losses, gradients = reference_bert.pretraining_gradients(variables, arrays, NUM_HEADS)
         norm = np.sqrt(sum(np.sum(np.square(gradient)) for gradient in gradients.values()))
-        assert norm > 2 * training.MAX_GRADIENT_NORM
+        assert norm > 2 * optimizer.MAX_GRADIENT_NORM
         np.testing.assert_allclose(metrics["total_loss"].numpy(), expected_losses[0], rtol=1e-5)
         np.testing.assert_allclose(metrics["gradient_norm"].numpy(), norm, rtol=1e-5)
         rate = reference_bert.learning_rate_at(step, ARGS.learning_rate, ARGS.iter_num, ARGS.warmup_batches)
-        assert training.learning_rate_at(step, ARGS) == pytest.approx(rate, rel=1e-12)
+        assert optimizer.learning_rate_at(step, ARGS) == pytest.approx(rate, rel=1e-12)
         variables, moments_m, moments_v = reference_bert.adam_step(
             variables, gradients, moments_m, moments_v, rate, ARGS.weight_decay_rate
         )
@@ -156,16 +155,16 @@ def test_three_train_steps_with_loss_scaling(batch):
             self.model, self.loader = model, make_loader(path)
             self._clips_itself, self.signals = False, None
             self._parameters = list(model.parameters())
-            optimizer, schedule = training.make_optimizer(self._parameters, ARGS, clips=True)
+            adam, schedule = optimizer.make_optimizer(self._parameters, ARGS, clips=True)
             self.set_grad_scaler(flow.amp.GradScaler(init_scale=2.0**10))
-            self.add_optimizer(optimizer, lr_sch=schedule)
+            self.add_optimizer(adam, lr_sch=schedule)
 
     job = ScaledJob()
     moments_m = moments_v = {}
     for step in range(3):
         job()
         _, gradients = reference_bert.pretraining_gradients(variables, arrays, NUM_HEADS)
-        rate = training.learning_rate_at(step, ARGS)
+        rate = optimizer.learning_rate_at(step, ARGS)
         variables, moments_m, moments_v = reference_bert.adam_step(
             variables, gradients, moments_m, moments_v, rate, ARGS.weight_decay_rate
         )
@@ -187,6 +186,6 @@ def test_gradient_norm_of_many_values(size):
 
         def build(self):
             (parameter + 1e-3).sum().backward()
-            return training.clip_by_global_norm([parameter], 1.0)
+            return optimizer.clip_by_global_norm([parameter], 1.0)
 
     np.testing.assert_allclose(Norm()().numpy(), np.sqrt(size), rtol=1e-5)

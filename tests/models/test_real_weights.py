@@ -8,7 +8,6 @@ import json
 import math
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,11 +15,9 @@ import tokenizers
 from safetensors import safe_open
 
 import bert_util
-import engine
-import job_state
-from conftest import run
-
-flow: Any = engine.load()
+from engine.oneflow_loader import flow
+from running import run
+from training import job_state
 
 pytestmark = pytest.mark.skipif(
     "REAL_WEIGHTS" not in os.environ, reason="needs the weights of a published model: make test-real-weights"

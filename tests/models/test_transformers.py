@@ -3,22 +3,21 @@
 import json
 import os
 import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-import bert_variables
 import reference_bert
-import snapshot
-from conftest import run
+from running import ROOT, run
+from snapshots import layout
+from snapshots.variables import ModelSize, encoder_shapes, head_shapes
 
 pytestmark = pytest.mark.skipif(
     "TRANSFORMERS_PYTHON" not in os.environ, reason="needs a Python with transformers: make test-transformers"
 )
 
 HEADS = 4
-SIZE = bert_variables.ModelSize(
+SIZE = ModelSize(
     vocab_size=60,
     hidden_size=32,
     num_hidden_layers=2,
@@ -53,9 +52,9 @@ CLASSES = {
 
 def random_variables(heads):
     generator = np.random.default_rng(0)
-    shapes = bert_variables.encoder_shapes(SIZE)
+    shapes = encoder_shapes(SIZE)
     for head in heads:
-        shapes |= bert_variables.head_shapes(SIZE)[head]
+        shapes |= head_shapes(SIZE)[head]
     return {
         name: generator.normal(1.0 if name.endswith("gamma") else 0.0, 0.2, shape).astype(np.float32)
         for name, shape in shapes.items()
@@ -68,7 +67,7 @@ def random_variables(heads):
 def test_exported_model_loads_and_computes_the_same(tmp_path, name, do_lower_case):
     heads, expected = CLASSES[name]
     variables = random_variables(heads)
-    with snapshot.open_writer(tmp_path / "of") as write:
+    with layout.open_writer(tmp_path / "of") as write:
         for variable, array in variables.items():
             write(variable, array)
     (tmp_path / "vocab.txt").write_text("\n".join(VOCABULARY) + "\n")
@@ -101,7 +100,7 @@ def test_exported_model_loads_and_computes_the_same(tmp_path, name, do_lower_cas
         subprocess.run(
             [
                 os.environ["TRANSFORMERS_PYTHON"],
-                Path(__file__).with_name("transformers_outputs.py"),
+                ROOT / "tests" / "helpers" / "transformers_outputs.py",
                 name,
                 *(tmp_path / file for file in ("hf", "batch.npz", "outputs.npz")),
             ],

@@ -13,18 +13,18 @@ import time
 
 import pytest
 
-import device
-import launch
-import nodes
-import stopping
-from conftest import ROOT, assert_fails_with_one_line, run, write_pretraining_part
+from engine import device
 from launched import PRETRAINING
-from stopping import Signalled
-from util import RunError, UserError
+from made_parts import write_pretraining_part
+from ranks import launcher, nodes, ranks
+from running import ROOT, assert_fails_with_one_line, run
+from system import signals
+from system.errors import RunError, UserError
+from system.signals import Signalled
 
 
 def arguments(**flags):
-    """The flags that launch.py reads."""
+    """The flags that ranks/launcher.py reads."""
     defaults = {
         "gpu_num_per_node": 1,
         "node_num": 1,
@@ -129,11 +129,11 @@ class TestBeforeAnythingStarts:
     def test_more_ranks_than_gpus(self, monkeypatch):
         monkeypatch.setattr(device, "usable_gpus", lambda: (["A100"], None))
         with pytest.raises(UserError, match="--gpu_num_per_node=4, but this machine has 1 GPU"):
-            launch.run_on_all_ranks(None, arguments(gpu_num_per_node=4, device="auto"))
+            launcher.run_on_all_ranks(None, arguments(gpu_num_per_node=4, device="auto"))
 
     def test_a_node_list_without_node_num_is_not_passed_over_in_silence(self, capsys, monkeypatch):
         monkeypatch.setenv("BERT_SUPERVISE", "0")  # no fork of the tests
-        assert launch.run_on_all_ranks(lambda args: 0, arguments(node_list="127.0.0.1,203.0.113.1")) == 0
+        assert launcher.run_on_all_ranks(lambda args: 0, arguments(node_list="127.0.0.1,203.0.113.1")) == 0
         assert capsys.readouterr().out == "Notice: --node_list has no effect, as --node_num is 1.\n"
 
 
@@ -158,13 +158,13 @@ class TestEnvironmentOfAnotherLauncher:
             if value is not None:
                 monkeypatch.setenv(name, value)
         with pytest.raises(UserError, match=message):
-            launch.run_on_all_ranks(None, arguments(node_num=2, gpu_num_per_node=2))
+            launcher.run_on_all_ranks(None, arguments(node_num=2, gpu_num_per_node=2))
 
     def test_oneflow_sets_rank_minus_1_where_there_is_none(self, monkeypatch):
         for name, value in {**self.COMPLETE, "RANK": "-1", "BERT_SUPERVISE": "0"}.items():
             monkeypatch.setenv(name, value)
-        assert launch.run_on_all_ranks(lambda args: 7, arguments()) == 7
-        assert launch.rank() == 0
+        assert launcher.run_on_all_ranks(lambda args: 7, arguments()) == 7
+        assert ranks.rank() == 0
 
 
 class Launcher(threading.Thread):
@@ -208,10 +208,10 @@ class TestLine:
         return free_port()
 
     def finish(self, launchers):
-        for launcher in launchers:
-            launcher.join(20)
-            assert not launcher.is_alive()
-        return [launcher.error for launcher in launchers]
+        for thread in launchers:
+            thread.join(20)
+            assert not thread.is_alive()
+        return [thread.error for thread in launchers]
 
     def test_all_come_and_finish(self, port):
         launchers = [Launcher(self.ADDRESSES, rank, port, {"--x": 1}) for rank in (1, 0, 2)]
@@ -294,12 +294,12 @@ class TestSignals:
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
     def test_the_first_ends_the_block(self, number):
         before = signal.getsignal(number)
-        with pytest.raises(Signalled) as raised, stopping.raised():
+        with pytest.raises(Signalled) as raised, signals.raised():
             os.kill(os.getpid(), number)
             time.sleep(1)
         assert raised.value.number == number and signal.getsignal(number) == before
 
-    @pytest.mark.parametrize("context", [stopping.raised, stopping.noted])
+    @pytest.mark.parametrize("context", [signals.raised, signals.noted])
     def test_nohup(self, context):
         before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
         try:
@@ -352,7 +352,7 @@ class TestHostsFile:
 
 def test_help_names_the_default_port():
     result = run("run_pretraining.py", "--help")
-    assert f"(default: {launch.DEFAULT_MASTER_PORT})" in " ".join(result.stdout.split())
+    assert f"(default: {launcher.DEFAULT_MASTER_PORT})" in " ".join(result.stdout.split())
 
 
 def test_proxies_are_not_for_ranks(tmp_path):
@@ -360,10 +360,10 @@ def test_proxies_are_not_for_ranks(tmp_path):
     program = tmp_path / "program.py"
     program.write_text(
         "import argparse, os, sys\n"
-        f"sys.path.insert(0, {str(os.path.dirname(launch.__file__))!r})\n"
-        "import launch\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
+        "from ranks import launcher\n"
         "args = argparse.Namespace(node_num=1, gpu_num_per_node=1, log_dir='.', device='cpu')\n"
-        "launch.run_on_all_ranks(lambda args: print(sorted(n for n in os.environ if 'proxy' in n.lower())), args)\n"
+        "launcher.run_on_all_ranks(lambda args: print(sorted(n for n in os.environ if 'proxy' in n.lower())), args)\n"
     )
     environment = {**os.environ, "http_proxy": "http://203.0.113.1:1", "HTTPS_PROXY": "http://203.0.113.1:1"}
     environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500", "WORLD_SIZE": "1", "RANK": "0"}

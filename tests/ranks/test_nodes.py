@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 import namespaces
-from conftest import ROOT, assert_fails_with_one_line, run, write_pretraining_part, write_squad_parts
 from launched import PRETRAINING, SQUAD, Launched
+from made_parts import write_pretraining_part, write_squad_parts
+from running import ROOT, assert_fails_with_one_line, run
 
 _REASON = namespaces.reason_for_none()
 pytestmark = pytest.mark.skipif(_REASON is not None, reason=str(_REASON))

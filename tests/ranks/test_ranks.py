@@ -12,12 +12,12 @@ import time
 import numpy as np
 import pytest
 
-import native
-import ofrecord
-import run_state
-import snapshot
-from conftest import ROOT, needs_kernels, run, write_pretraining_part, write_squad_parts
+from engine import native
 from launched import PRETRAINING, SQUAD, Launched
+from made_parts import write_pretraining_part, write_squad_parts
+from records import ofrecord
+from running import ROOT, needs_kernels, run
+from snapshots import layout, run_state
 
 GLOBAL_BATCH = 8
 ENDLESS = {"iter_num": 1000000, "batch_size_per_device": 4}
@@ -74,10 +74,10 @@ def resumed(data, runs, tmp_path_factory):
 
 
 def assert_same_snapshot(folder, expected):
-    names = snapshot.variable_names(folder)
-    assert names == snapshot.variable_names(expected)
+    names = layout.variable_names(folder)
+    assert names == layout.variable_names(expected)
     for name in names:
-        value, reference = snapshot.read_variable(folder, name), snapshot.read_variable(expected, name)
+        value, reference = layout.read_variable(folder, name), layout.read_variable(expected, name)
         # Adam turns a gradient that is all rounding into a step of full size, so sizes count, not single values.
         assert np.linalg.norm(value - reference) <= 1e-4 * np.linalg.norm(reference) + 1e-7, name
 
@@ -166,7 +166,7 @@ def seen(request, tmp_path_factory):
                 write(ofrecord.serialize({"id": np.array([number], dtype=np.int32)}))
     flags = {"data_dir": folder, "gpu_num_per_node": 2, "iter_num": 1, "log_dir": folder, "model_save_dir": folder}
     environment = {"BERT_KERNELS": request.param, "PYTHONPATH": str(ROOT)}
-    with Launched("tests/rank_program.py", folder / "output", environment=environment, **flags) as program:
+    with Launched("tests/helpers/rank_program.py", folder / "output", environment=environment, **flags) as program:
         assert program.wait() == 0, program.stderr
     return {**np.load(folder / "seen.npz"), "native": request.param == "" and native.is_built()}
 
@@ -243,7 +243,9 @@ def test_a_rank_of_another_launcher_whose_first_never_comes(data, tmp_path):
 def test_a_rank_that_is_sent_something_while_it_connects(data, tmp_path):
     """OneFlow, left to itself, lets it die of SIGSEGV if another is done with its own start and sends a message."""
     library = tmp_path / "slow_to_connect.so"
-    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, ROOT / "tests" / "slow_to_connect.c", "-ldl"], check=True)
+    subprocess.run(
+        ["cc", "-shared", "-fPIC", "-o", library, ROOT / "tests" / "helpers" / "slow_to_connect.c", "-ldl"], check=True
+    )
     flags = {**PRETRAINING, "data_dir": data, "iter_num": 2, "gpu_num_per_node": 2, "batch_size_per_device": 4}
     environment = {"LD_PRELOAD": str(library)}
     with Launched("run_pretraining.py", tmp_path / "output", environment=environment, **flags) as training:
@@ -354,7 +356,7 @@ class TestFailure:
         (tmp_path / "sitecustomize.py").write_text(
             "import os, sys\n"
             "if os.environ.get('RANK') == '1':\n"
-            "    import metrics\n"
+            "    from training import metrics\n"
             "    metrics.MetricLog.add = lambda *arguments: 1 / 0\n"
         )
         environment = {"PYTHONPATH": f"{tmp_path}:{ROOT}"}

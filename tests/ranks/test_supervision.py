@@ -11,14 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import ofrecord
-from conftest import ROOT, random_pretraining_features
 from launched import PRETRAINING, Launched
+from made_parts import random_pretraining_features
+from records import ofrecord
+from running import ROOT
 
 PROGRAM = """
 import argparse, os, signal, sys, time
-import launch
-from util import UserError, RunError, run_script
+from ranks import launcher
+from system.errors import RunError, UserError
+from util import run_script
 
 def wait():
     # Not by one long sleep: a signal that comes just before that begins is heeded when it ends.
@@ -30,7 +32,7 @@ def run(args):
     {body}
 
 args = argparse.Namespace(node_num=1, gpu_num_per_node=1, node_list=None, log_dir=".")
-run_script(lambda: launch.run_on_all_ranks(run, args))
+run_script(lambda: launcher.run_on_all_ranks(run, args))
 """
 
 
@@ -83,8 +85,8 @@ def wait_for_state(process_id, states):
             "-c: error: the engine was killed by SIGKILL, for lack of memory perhaps\n",
         ),
         (
-            "import supervision; supervision.start_engine_log('.'); os.write(2, b'why'); print('I', file=sys.stderr);"
-            " os.abort()",
+            "from ranks import supervision; supervision.start_engine_log('.'); os.write(2, b'why');"
+            " print('I', file=sys.stderr); os.abort()",
             1,
             "I\n-c: error: the engine was killed by SIGABRT; its last words are in ./oneflow.log\n",
         ),
@@ -210,8 +212,9 @@ def test_an_abort_of_the_engine(tmp_path):
 # Both the ranks and who watches over them are sent a signal when nothing is left to do, before Python's own end.
 ENDING = """
 import argparse, atexit, os, signal
-import launch
-from util import RunError, run_script
+from ranks import launcher
+from system.errors import RunError
+from util import run_script
 
 def run(args):
     {body}
@@ -219,7 +222,7 @@ def run(args):
 atexit.register(lambda: [os.kill(os.getpid(), number) for number in (signal.SIGTERM, signal.SIGHUP)])
 flags = {{"node_num": 1, "gpu_num_per_node": RANKS, "node_list": None, "node_rank": None, "master_port": None}}
 flags |= {{"rendezvous_timeout": 60, "device": "cpu", "log_dir": "."}}
-run_script(lambda: launch.run_on_all_ranks(run, argparse.Namespace(**flags)))
+run_script(lambda: launcher.run_on_all_ranks(run, argparse.Namespace(**flags)))
 """
 
 

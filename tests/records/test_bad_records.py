@@ -3,21 +3,19 @@
 import numpy as np
 import pytest
 
-import engine
-import native
-import ofrecord
-import records
-import snapshot
-from conftest import random_pretraining_features
+from batches_read import Read
+from engine import native, oneflow_loader
 from launched import PRETRAINING, Launched
-from test_reader_state import Read
-from util import UserError
+from made_parts import random_pretraining_features
+from records import checks, ofrecord
+from snapshots import layout
+from system.errors import UserError
 
-engine.load()
+oneflow_loader.load()
 
 pytestmark = pytest.mark.skipif(native.random_state() is None, reason="OneFlow's own reader aborts the process")
 
-FIELDS = {"id": records.Field(2, 2000), "weight": records.Field(3, dtype=np.dtype(np.float32))}
+FIELDS = {"id": checks.Field(2, 2000), "weight": checks.Field(3, dtype=np.dtype(np.float32))}
 
 
 def good():
@@ -57,13 +55,13 @@ def write_part(path, bad, index=20, count=40):
 
 
 def check_batch(job):
-    job.loader.to(engine.load().nn.Module).check_batch()
+    job.loader.to(oneflow_loader.load().nn.Module).check_batch()
 
 
 @pytest.mark.parametrize("text", BAD)
 def test_the_batch_that_has_it_is_refused(tmp_path, text):
     offset = write_part(tmp_path / "part-0", BAD[text])
-    job = Read(records.DataSet([tmp_path / "part-0"], FIELDS, None), shuffle=False)
+    job = Read(checks.DataSet([tmp_path / "part-0"], FIELDS, None), shuffle=False)
     # 8 records a batch. What comes after is all zeros.
     assert job.take(4) == [[1, 1999] * 8] * 2 + [[0] * 16] * 2
     check_batch(job)
@@ -78,7 +76,7 @@ def test_the_batch_that_has_it_is_refused(tmp_path, text):
 def test_a_part_vanishes(tmp_path):
     for part in range(2):
         write_part(tmp_path / f"part-{part}", ofrecord.serialize(good()), count=400)
-    job = Read(records.DataSet([tmp_path / "part-0", tmp_path / "part-1"], FIELDS, None), shuffle=False)
+    job = Read(checks.DataSet([tmp_path / "part-0", tmp_path / "part-1"], FIELDS, None), shuffle=False)
     job.take(1)
     (tmp_path / "part-1").unlink()
     job.take(51)
@@ -113,4 +111,4 @@ def test_a_training_run_ends(tmp_path, ranks):
         saved = sorted(training.output.glob("snapshot_*"))
         assert 1 <= len(saved) < 10
         for folder in saved:
-            assert (folder / snapshot.DONE_FILE).is_file()
+            assert (folder / layout.DONE_FILE).is_file()

@@ -3,10 +3,9 @@
 import numpy as np
 import pytest
 
-import ofrecord
-import tfrecord
+from records import ofrecord, tfrecord
+from system.errors import UserError
 from tfrecord_files import serialize_example
-from util import UserError
 
 
 def test_a_field_of_an_ofrecord(capfd):

@@ -2,53 +2,22 @@
 
 import itertools
 import json
-from typing import Any
 
 import numpy as np
 import pytest
 
-import engine
-import native
-import ofrecord
-import records
-import snapshot
-from conftest import ROOT, TINY_MODEL, run, write_pretraining_part
-from test_record_reader import expected_order
-from util import UserError
-
-flow: Any = engine.load()
-
-from data_loader import OFRecordLoader  # noqa: E402
+from batches_read import Read
+from engine import native
+from engine.oneflow_loader import flow
+from made_parts import write_pretraining_part
+from record_readers import expected_order
+from records import ofrecord
+from records.loader import OFRecordLoader  # noqa: E402
+from running import ROOT, TINY_MODEL, run
+from snapshots import layout
+from system.errors import UserError
 
 needs_kernels = pytest.mark.skipif(native.random_state() is None, reason="no native kernels")
-
-COUNTS = [30, 20, 50]
-
-
-@pytest.fixture
-def data_set(tmp_path):
-    """Three parts of records that hold one number: 1000 and more, counted on through the parts."""
-    paths = [tmp_path / f"part-{part}" for part in range(len(COUNTS))]
-    numbers = itertools.count(1000)
-    for path, count in zip(paths, COUNTS, strict=True):
-        with ofrecord.open_writer(path) as write:
-            for number in itertools.islice(numbers, count):
-                write(ofrecord.serialize({"id": np.array([number], dtype=np.int32)}))
-    return records.DataSet(paths, {"id": records.Field(1, 2000)}, sum(COUNTS))
-
-
-class Read(flow.nn.Graph):
-    """Gives what the loader gives, 8 records a batch."""
-
-    def __init__(self, data_set, shuffle=True, seed=3):
-        super().__init__()
-        self.loader = OFRecordLoader(data_set, 8, flow.placement("cpu", [0]), shuffle, seed)
-
-    def build(self):
-        return self.loader()["id"]
-
-    def take(self, batches):
-        return [self().to_local().numpy().ravel().tolist() for _ in range(batches)]
 
 
 def test_unshuffled_records_come_in_order(data_set):
@@ -190,7 +159,7 @@ def test_a_run_goes_on_as_if_it_had_never_stopped(tmp_path, monkeypatch, ranks):
     for output, load in (("through", {}), ("resumed", {"model_load_dir": tmp_path / "through" / "half"})):
         folder = tmp_path / output
         folder.mkdir()
-        result = run("tests/resume_program.py", **flags, **load, log_dir=folder, model_save_dir=folder)
+        result = run("tests/helpers/resume_program.py", **flags, **load, log_dir=folder, model_save_dir=folder)
         assert result.returncode == 0, result.stderr
     for rank in range(ranks):
         through, resumed = (np.load(tmp_path / output / f"seen_{rank}.npz") for output in ("through", "resumed"))
@@ -198,6 +167,6 @@ def test_a_run_goes_on_as_if_it_had_never_stopped(tmp_path, monkeypatch, ranks):
         assert through["ids"].tolist() == resumed["ids"].tolist()
         assert through["total_loss"].tolist() == resumed["total_loss"].tolist()
     if ranks == 1:
-        for name in snapshot.variable_names(tmp_path / "through" / "end"):
+        for name in layout.variable_names(tmp_path / "through" / "end"):
             through, resumed = (tmp_path / output / "end" / name / "out" for output in ("through", "resumed"))
             assert through.read_bytes() == resumed.read_bytes(), name

@@ -6,15 +6,12 @@ import numpy as np
 import pytest
 
 import bert_util
-import engine
-import prediction_file
-import records
 import squad
-import squad_windows
-from conftest import write_squad_parts
-from util import UserError
+from engine.oneflow_loader import flow
+from made_parts import write_squad_parts
+from records import checks, prediction_file, squad_batches
+from system.errors import UserError
 
-flow = engine.load()
 PLACEMENT = flow.placement("cpu", [0])
 SEQ_LENGTH = 160
 
@@ -26,7 +23,7 @@ def masks(lengths, whole):
 def test_every_window_is_in_a_batch_that_is_long_enough():
     generator = np.random.default_rng(0)
     lengths = generator.integers(1, 385, 1000)
-    batches = squad_windows.make_batches(masks(lengths, 384), 8, {})
+    batches = squad_batches.make_batches(masks(lengths, 384), 8, {})
     assert len(batches) == 125
     assert sorted(np.concatenate([rows for _, rows in batches])) == list(range(1000))
     for length, rows in batches:
@@ -40,18 +37,18 @@ def test_every_window_is_in_a_batch_that_is_long_enough():
 
 def test_a_length_that_does_not_pay_has_no_graph():
     mask = masks([20, 380], 384)
-    assert [length for length, _ in squad_windows.make_batches(mask, 1, {})] == [384, 384]
-    assert [length for length, _ in squad_windows.make_batches(mask, 1, {32})] == [32, 384]
+    assert [length for length, _ in squad_batches.make_batches(mask, 1, {})] == [384, 384]
+    assert [length for length, _ in squad_batches.make_batches(mask, 1, {32})] == [32, 384]
     many = masks([20] * 100 + [380], 384)
-    assert {length for length, _ in squad_windows.make_batches(many, 1, {})} == {32, 384}
+    assert {length for length, _ in squad_batches.make_batches(many, 1, {})} == {32, 384}
 
 
 def test_odd_windows():
     mask = masks([5, 0, 33], 50)
     mask[0, 40] = 1  # a token behind padding
-    lengths = {row: length for length, (row,) in squad_windows.make_batches(mask, 1, {64, 50, 32})}
+    lengths = {row: length for length, (row,) in squad_batches.make_batches(mask, 1, {64, 50, 32})}
     assert lengths == {0: 50, 1: 50, 2: 50}
-    ((length, rows),) = squad_windows.make_batches(masks([7, 9], 20), 5, {})
+    ((length, rows),) = squad_batches.make_batches(masks([7, 9], 20), 5, {})
     assert length == 20 and set(rows) == {0, 1} and len(rows) == 5
 
 
@@ -63,20 +60,20 @@ def data_set(tmp_path_factory):
     features[-1]["unique_ids"][:] = features[0]["unique_ids"]
     for index, window in enumerate(features):
         window["input_mask"][:] = np.arange(SEQ_LENGTH) < 10 + (index * 37) % 151
-    import ofrecord
+    from records import ofrecord
 
     for part in range(2):
         with ofrecord.open_writer(folder / f"part-{part}") as write:
             for window in features[35 * part : 35 * part + 35]:
                 write(ofrecord.serialize(window))
     args = argparse.Namespace(seq_length=SEQ_LENGTH, vocab_size=200, type_vocab_size=2)
-    return records.DataSet([folder / "part-0", folder / "part-1"], records.squad_predict_fields(args), 70)
+    return checks.DataSet([folder / "part-0", folder / "part-1"], checks.squad_predict_fields(args), 70)
 
 
 def test_same_logits(data_set, monkeypatch):
     """As those of all padding, at every token: in several goes, and with several graphs."""
-    monkeypatch.setattr(squad_windows, "WINDOWS_AT_A_TIME", 40)
-    monkeypatch.setattr(squad_windows, "_TOKENS_OF_A_GRAPH", 100)
+    monkeypatch.setattr(squad_batches, "WINDOWS_AT_A_TIME", 40)
+    monkeypatch.setattr(squad_batches, "_TOKENS_OF_A_GRAPH", 100)
     config = bert_util.BertConfig(200, 64, 2, 2, 256, SEQ_LENGTH, 2, 0.1, 0.1)
     model = squad.BertForQuestionAnswering(config, bert_util.Initializer(PLACEMENT, 3))
     for parameter in model.parameters():
@@ -91,7 +88,7 @@ def test_same_logits(data_set, monkeypatch):
     assert results["unique_id"].tolist() == list(range(1000000000, 1000000069))
 
     windows = {name: [] for name in data_set.fields}
-    for window in records.read_records(data_set):
+    for window in checks.read_records(data_set):
         for name, values in windows.items():
             values.append(window[name])
     whole = squad.SquadBatchJob(model)
@@ -112,9 +109,9 @@ def test_same_logits(data_set, monkeypatch):
 def test_bad_record(data_set, tmp_path):
     short = (data_set.paths[0]).read_bytes()
     (tmp_path / "part-0").write_bytes(short[:-5])
-    broken = records.DataSet([tmp_path / "part-0"], data_set.fields, 35)
+    broken = checks.DataSet([tmp_path / "part-0"], data_set.fields, 35)
     with pytest.raises(UserError, match="part-0: truncated"):
-        list(squad_windows.read_windows(broken, 100))
-    fields = {**data_set.fields, "input_ids": records.Field(SEQ_LENGTH, 100)}
+        list(squad_batches.read_windows(broken, 100))
+    fields = {**data_set.fields, "input_ids": checks.Field(SEQ_LENGTH, 100)}
     with pytest.raises(UserError, match="the record at byte 0: field input_ids holds"):
-        list(squad_windows.read_windows(records.DataSet(data_set.paths, fields, 70), 100))
+        list(squad_batches.read_windows(checks.DataSet(data_set.paths, fields, 70), 100))

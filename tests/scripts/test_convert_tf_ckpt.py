@@ -12,9 +12,9 @@ import pytest
 import tensorflow as tf
 
 import convert_tf_ckpt_to_of
-import snapshot
-from conftest import ROOT, assert_fails_with_one_line, run
 from in_process import full_disk, run_in_process
+from running import ROOT, assert_fails_with_one_line, run
+from snapshots import layout
 from tf_checkpoints import CONFIG, HIDDEN, POOLER, bert_variables_of, random_values, save_checkpoint
 
 
@@ -60,10 +60,10 @@ def test_writes_every_variable_and_moment_under_its_name(converted):
         expected[snapshot_name] = values[name]
         expected[f"{snapshot_name}-m"] = values[f"{name}/adam_m"]
         expected[f"{snapshot_name}-v"] = values[f"{name}/adam_v"]
-    assert snapshot.variable_names(target) == sorted(expected)
+    assert layout.variable_names(target) == sorted(expected)
     for name, value in expected.items():
         assert (target / name / "out").read_bytes() == value.astype("<f4").tobytes()
-        np.testing.assert_array_equal(snapshot.read_variable(target, name), value)
+        np.testing.assert_array_equal(layout.read_variable(target, name), value)
 
 
 def test_engine_reads_the_result(converted):
@@ -76,7 +76,7 @@ def test_engine_reads_the_result(converted):
     arrays = target.parent / "arrays.npz"
     subprocess.run([sys.executable, "-c", program, str(target), str(arrays)], cwd=ROOT, check=True, timeout=120)
     with np.load(arrays) as loaded:
-        assert sorted(loaded) == snapshot.variable_names(target)
+        assert sorted(loaded) == layout.variable_names(target)
         for name, (snapshot_name, _) in bert_variables_of().items():
             np.testing.assert_array_equal(loaded[snapshot_name], values[name])
 
@@ -84,7 +84,7 @@ def test_engine_reads_the_result(converted):
 def test_says_what_it_did(converted):
     target, values, result = converted
     lines = result.stdout.splitlines()
-    names = snapshot.variable_names(target)
+    names = layout.variable_names(target)
     assert sorted(lines[: len(names)]) == [f"saved to: {target}/{name}" for name in names]
     parameters = sum(np.size(value) for name, value in values.items() if name != "global_step")
     moments = 2 * len(bert_variables_of())
@@ -103,7 +103,7 @@ def test_prefix_and_its_files_name_the_same_checkpoint(checkpoint, converted, tm
     for number, name in enumerate(("bert_model.ckpt", "bert_model.ckpt.index", "bert_model.ckpt.data-00000-of-00001")):
         result = convert(folder / name, tmp_path / str(number))
         assert result.returncode == 0, result.stderr
-        assert snapshot.variable_names(tmp_path / str(number)) == snapshot.variable_names(converted[0])
+        assert layout.variable_names(tmp_path / str(number)) == layout.variable_names(converted[0])
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +117,7 @@ def test_folder_without_checkpoint_file(small_values, tmp_path):
     (tmp_path / "model" / "checkpoint").unlink()
     result = convert(tmp_path / "model", tmp_path / "out")
     assert result.returncode == 0, result.stderr
-    assert len(snapshot.variable_names(tmp_path / "out")) == len(small_values)
+    assert len(layout.variable_names(tmp_path / "out")) == len(small_values)
 
 
 def test_without_a_config_the_sizes_are_named_and_the_heads_left_open(small_values, tmp_path):
@@ -133,7 +133,7 @@ def test_checkpoint_file_chooses_among_several_also_after_a_move(small_values, t
     result = convert(tmp_path / "here", tmp_path / "out")
     assert result.returncode == 0, result.stderr
     np.testing.assert_array_equal(
-        snapshot.read_variable(tmp_path / "out", "bert-embeddings-word_embeddings"),
+        layout.read_variable(tmp_path / "out", "bert-embeddings-word_embeddings"),
         small_values["bert/embeddings/word_embeddings"] * 2,
     )
 
@@ -159,10 +159,10 @@ def test_squad_head_is_turned_to_the_orientation_of_a_dense_layer(small_values, 
     save_checkpoint(tmp_path / "model.ckpt", values)
     assert convert(tmp_path / "model.ckpt", tmp_path / "out").returncode == 0
     for suffix, offset in (("", 0), ("-m", 1000), ("-v", 2000)):
-        found = snapshot.read_variable(tmp_path / "out", f"cls-squad-output-weight{suffix}")
+        found = layout.read_variable(tmp_path / "out", f"cls-squad-output-weight{suffix}")
         assert found.shape == (HIDDEN, 2)
         np.testing.assert_array_equal(found, weights.T + offset)
-    np.testing.assert_array_equal(snapshot.read_variable(tmp_path / "out", "cls-squad-output-bias"), [3, 4])
+    np.testing.assert_array_equal(layout.read_variable(tmp_path / "out", "cls-squad-output-bias"), [3, 4])
 
 
 def test_narrow_and_wide_floats_become_float32(small_values, tmp_path):
@@ -176,7 +176,7 @@ def test_narrow_and_wide_floats_become_float32(small_values, tmp_path):
     save_checkpoint(tmp_path / "model.ckpt", values)
     result = convert(tmp_path / "model.ckpt", tmp_path / "out")
     for name in (word, position, token_type):
-        found = snapshot.read_variable(tmp_path / "out", name.replace("/", "-"))
+        found = layout.read_variable(tmp_path / "out", name.replace("/", "-"))
         assert found.dtype == np.float32
         np.testing.assert_array_equal(found, values[name].astype(np.float32))
     for dtype in ("float16", "bfloat16", "float64"):
@@ -194,7 +194,7 @@ def test_state_of_the_training_is_skipped_with_its_reason(small_values, tmp_path
     }
     save_checkpoint(tmp_path / "model.ckpt", values)
     result = convert(tmp_path / "model.ckpt", tmp_path / "out")
-    assert len(snapshot.variable_names(tmp_path / "out")) == len(small_values)
+    assert len(layout.variable_names(tmp_path / "out")) == len(small_values)
     skipped = [line for line in result.stdout.splitlines() if line.startswith("skipped")]
     assert [re.match("skipped (.*?): ", line)[1] for line in skipped] == [
         f"{gamma}/Adam, {gamma}/lamb_v",
@@ -219,16 +219,16 @@ def test_intermediate_size_of_its_own_is_among_the_flags(small_values, tmp_path)
 def test_existing_output_stays_unless_told_otherwise(small_values, tmp_path):
     save_checkpoint(tmp_path / "model.ckpt", small_values)
     assert convert(tmp_path / "model.ckpt", tmp_path / "out").returncode == 0
-    before = snapshot.read_variable(tmp_path / "out", "bert-embeddings-LayerNorm-gamma")
+    before = layout.read_variable(tmp_path / "out", "bert-embeddings-LayerNorm-gamma")
 
     save_checkpoint(tmp_path / "model.ckpt", {name: value + 1 for name, value in small_values.items()})
     result = convert(tmp_path / "model.ckpt", tmp_path / "out")
     assert_fails_with_one_line(result, tmp_path / "out", "exists already", "--overwrite")
-    gamma = snapshot.read_variable(tmp_path / "out", "bert-embeddings-LayerNorm-gamma")
+    gamma = layout.read_variable(tmp_path / "out", "bert-embeddings-LayerNorm-gamma")
     np.testing.assert_array_equal(gamma, before)
 
     assert convert(tmp_path / "model.ckpt", tmp_path / "out", "--overwrite").returncode == 0
-    gamma = snapshot.read_variable(tmp_path / "out", "bert-embeddings-LayerNorm-gamma")
+    gamma = layout.read_variable(tmp_path / "out", "bert-embeddings-LayerNorm-gamma")
     np.testing.assert_array_equal(gamma, before + 1)
 
 
@@ -327,8 +327,8 @@ def test_what_looks_like_a_moment_without_a_variable_is_kept(small_values, tmp_p
     result = convert(tmp_path / "model.ckpt", tmp_path / "out")
     assert result.returncode == 0, result.stderr
     for name in names.values():
-        np.testing.assert_array_equal(snapshot.read_variable(tmp_path / "out", name), [1, 1])
-    assert snapshot.stale_moments(tmp_path / "out", list(names.values()), {}) == []
+        np.testing.assert_array_equal(layout.read_variable(tmp_path / "out", name), [1, 1])
+    assert layout.stale_moments(tmp_path / "out", list(names.values()), {}) == []
 
 
 def test_names_that_become_the_same_are_refused(small_values, tmp_path):

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import hard_text
-import squad_metric
-from conftest import assert_fails_with_one_line, run
+from running import assert_fails_with_one_line, run
+from text import squad_metric
 
 SCRIPT = "evaluate-v1.1.py"
 

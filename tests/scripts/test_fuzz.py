@@ -23,20 +23,20 @@ import convert_tf_ckpt_to_of
 import create_pretraining_data
 import create_squad_data
 import hard_text
+import hugging_face_folders
 import npy2json
-import ofrecord
-import records
-import snapshot
-import test_convert_hf
-import test_npy2json
+import squad_questions
+import squad_results
 import tf_checkpoints
-import tfrecord
 import tfrecord_to_ofrecord
 import train_vocab
 import verify_snapshot
-from conftest import ROOT, write_pretraining_part
 from fuzzing import Victim, changed_json, changes, fuzz, json_values, replace
 from in_process import run_in_process
+from made_parts import write_pretraining_part
+from records import checks, ofrecord, tfrecord
+from running import ROOT
+from snapshots import layout
 from tfrecord_files import serialize_example, write_tfrecord
 
 
@@ -60,7 +60,7 @@ PRETRAINING = {"seq_length": 32, "max_predictions_per_seq": 5, "vocab_size": 200
 
 def check_pretraining_data():
     args = config.parse_pretraining_args()
-    records.check_data_set(args, records.pretraining_fields(args), shuffle=True)
+    checks.check_data_set(args, checks.pretraining_fields(args), shuffle=True)
 
 
 def pretraining_flags(folder):
@@ -99,7 +99,7 @@ values = st.one_of(
     st.lists(st.floats(width=32), max_size=40).map(lambda values: np.array(values, np.float32)),
     st.sampled_from([5, 32]).map(lambda length: np.ones(length, np.int32)),
 )
-PRETRAINING_NAMES = list(records.pretraining_fields(config.parse_pretraining_args(["--data_dir=x"])))
+PRETRAINING_NAMES = list(checks.pretraining_fields(config.parse_pretraining_args(["--data_dir=x"])))
 
 
 @fuzz
@@ -123,10 +123,10 @@ def test_records(part_victims, features, tail, number):
 
 @pytest.fixture(scope="module")
 def model_snapshot(folders):
-    table = test_convert_hf.MODELS["BertForPreTraining"]
-    variables = test_convert_hf.as_variables(test_convert_hf.random_tensors(table), table)
+    table = hugging_face_folders.MODELS["BertForPreTraining"]
+    variables = hugging_face_folders.as_variables(hugging_face_folders.random_tensors(table), table)
     folder = folders()
-    with snapshot.open_writer(folder / "model") as write:
+    with layout.open_writer(folder / "model") as write:
         for name, array in variables.items():
             write(name, array)
         write("bert-embeddings-word_embeddings-m", variables["bert-embeddings-word_embeddings"])
@@ -146,7 +146,7 @@ def snapshot_victims(model_snapshot, folders):
     (unverified / "model/snapshot_done").write_text("")
     with_config = folders()
     shutil.copytree(model_snapshot, with_config, dirs_exist_ok=True)
-    (with_config / "config.json").write_text(json.dumps(test_convert_hf.CONFIG))
+    (with_config / "config.json").write_text(json.dumps(hugging_face_folders.CONFIG))
     (with_config / "vocab.txt").write_text("\n".join(list(hard_text.VOCAB)[:50]))
     of_model = [f"model/{path.parent.name}/{path.name}" for path in model_snapshot.glob("model/bert-emb*/*")]
     return [
@@ -203,12 +203,12 @@ def test_meta(snapshot_victims, dims, dtype):
 @pytest.fixture(scope="module")
 def squad_folder(folders):
     folder = folders()
-    content = test_npy2json.one_paragraph(
+    content = squad_questions.one_paragraph(
         "The old lighthouse stood on the straße.",
         ("Which house?", "lighthouse", 8),
         ("Where?", "straße", 32),
     )
-    test_npy2json.write_inputs(folder, content, test_npy2json.make_results(content, seed=0, ties=False))
+    squad_results.write_inputs(folder, content, squad_results.make_results(content, seed=0, ties=False))
     predictions = {"q0": "lighthouse", "q1": "the straße"}
     (folder / "predictions.json").write_text(json.dumps(predictions))
     (folder / "bert_config.json").write_text(json.dumps({"vocab_size": 300, "max_position_embeddings": 50}))
@@ -223,7 +223,7 @@ def npy2json_flags(folder):
         "bert_config_file": folder / "bert_config.json",
         "output_dir": folder / "output/answers",
     }
-    return [f"--{name}={value}" for name, value in {**inputs, **test_npy2json.SETTINGS}.items()]
+    return [f"--{name}={value}" for name, value in {**inputs, **squad_results.SETTINGS}.items()]
 
 
 def squad_data_flags(folder, is_training):
@@ -232,7 +232,7 @@ def squad_data_flags(folder, is_training):
         "vocab_file": folder / "vocab.txt",
         "output_dir": folder / "output/parts",
         "is_training": is_training,
-        **{name: test_npy2json.SETTINGS[name] for name in ("max_seq_length", "doc_stride", "max_query_length")},
+        **{name: squad_results.SETTINGS[name] for name in ("max_seq_length", "doc_stride", "max_query_length")},
     }
     return [f"--{name}={value}" for name, value in flags.items()]
 
@@ -470,13 +470,13 @@ def hugging_face_victims(folders):
         ]
 
     whole, shards = folders() / "whole", folders() / "shards"
-    tensors = test_convert_hf.random_tensors(test_convert_hf.ENCODER)
-    test_convert_hf.write_hf_folder(whole, tensors)
-    test_convert_hf.write_shards(shards, tensors)
+    tensors = hugging_face_folders.random_tensors(hugging_face_folders.ENCODER)
+    hugging_face_folders.write_hf_folder(whole, tensors)
+    hugging_face_folders.write_shards(shards, tensors)
     for folder in (whole, shards):
         (folder / "vocab.txt").write_text("\n".join(list(hard_text.VOCAB)[:50]))
     tokenizer = folders() / "tokenizer"
-    test_convert_hf.write_hf_folder(tokenizer, tensors)
+    hugging_face_folders.write_hf_folder(tokenizer, tensors)
     model = tokenizers.models.WordPiece({piece: index for index, piece in enumerate("abcd")}, unk_token="a")
     tokenizers.Tokenizer(model).save(str(tokenizer / "tokenizer.json"))
     return [

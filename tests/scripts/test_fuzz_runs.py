@@ -12,19 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import config
-import native
-import nodes
 import plot_log
-import run_folder
-import run_state
 import show_squad
-import snapshot_series
-import test_npy2json
-from conftest import ROOT
+import squad_questions
+from engine import native
 from fuzzing import Victim, changed_json, changes, fuzz, fuzz_slowly, json_values, replace
-from stopping import Signalled
-from test_record_reader import Reader, library, write_parts  # noqa: F401
-from util import RunError, UserError
+from ranks import nodes
+from record_readers import Reader, library, write_parts  # noqa: F401
+from running import ROOT
+from snapshots import run_state, series
+from system.errors import RunError, UserError
+from system.signals import Signalled
+from training import run_folder
 
 # ---- predictions in a browser
 
@@ -32,7 +31,7 @@ from util import RunError, UserError
 @pytest.fixture(scope="module")
 def page_victim(tmp_path_factory):
     folder = tmp_path_factory.mktemp("template")
-    content = test_npy2json.one_paragraph("The old lighthouse.", ("Which?", "old", 4), ("What?", "lighthouse", 8))
+    content = squad_questions.one_paragraph("The old lighthouse.", ("Which?", "old", 4), ("What?", "lighthouse", 8))
     n_best = {"q0": [{"text": "old", "probability": 0.75}, {"text": "The", "probability": 0.25}]}
     for name, value in {"dev": content, "predictions": {"q0": "old", "q1": "The"}, "nbest": n_best}.items():
         (folder / f"{name}.json").write_text(json.dumps(value))
@@ -166,8 +165,8 @@ STATE = {
 def read_state():
     """What a run does with --resume, but for the engine's part."""
     args = config.parse_pretraining_args()
-    snapshot_series.next_run_number(args.model_save_dir)
-    folder = snapshot_series.complete_snapshots(args.model_save_dir)[-1]
+    series.next_run_number(args.model_save_dir)
+    folder = series.complete_snapshots(args.model_save_dir)[-1]
     state = run_state.read(folder)
     if not run_state.is_complete(state):
         raise UserError(f"{folder}: not complete")

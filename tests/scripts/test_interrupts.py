@@ -8,10 +8,11 @@ import string
 import numpy as np
 import pytest
 
-import prediction_file
-import snapshot
-from bert_variables import ModelSize, encoder_shapes, head_shapes
-from conftest import ROOT, TINY_MODEL, run, write_squad_parts
+from made_parts import write_squad_parts
+from records import prediction_file
+from running import ROOT, TINY_MODEL, run
+from snapshots import layout
+from snapshots.variables import ModelSize, encoder_shapes, head_shapes
 from terminals import Terminal
 from tf_checkpoints import save_checkpoint
 
@@ -92,19 +93,19 @@ def converting_from_tensorflow(folder):
     return "convert_tf_ckpt_to_of.py", {
         "tf_checkpoint_path": folder / "model.ckpt",
         "of_dump_path": folder / "output" / "snapshot",
-        "environment": slow_module(folder / "slow", "snapshot", "_write_file"),
+        "environment": slow_module(folder / "slow", "snapshots.layout", "_write_file"),
     }
 
 
 def exporting(folder):
-    with snapshot.open_writer(folder / "snapshot") as write:
+    with layout.open_writer(folder / "snapshot") as write:
         for name, value in random_variables(with_head=True).items():
             write(name, value)
     return "tools/convert_hf.py", {
         "snapshot_dir": folder / "snapshot",
         "num_attention_heads": 2,
         "hf_dump_path": folder / "output" / "model",
-        "environment": slow_module(folder / "slow", "snapshot", "read_variable"),
+        "environment": slow_module(folder / "slow", "snapshots.layout", "read_variable"),
     }
 
 
@@ -116,7 +117,7 @@ def importing(folder):
     return "tools/convert_hf.py", {
         "hf_dir": folder / "model",
         "of_dump_path": folder / "output" / "snapshot",
-        "environment": slow_module(folder / "slower", "snapshot", "_write_file"),
+        "environment": slow_module(folder / "slower", "snapshots.layout", "_write_file"),
     }
 
 
@@ -173,7 +174,7 @@ def prediction(tmp_path_factory):
     flags = {**TINY_MODEL, "seq_length": 32, "data_part_num": 1, "batch_size_per_device": 1, "log_dir": folder}
     size = ModelSize(200, 32, 2, 2, 128, 40, 2)
     generator = np.random.default_rng(0)
-    with snapshot.open_writer(folder / "snapshot") as write:
+    with layout.open_writer(folder / "snapshot") as write:
         for name, shape in (encoder_shapes(size) | head_shapes(size)["squad"]).items():
             write(name, generator.standard_normal(shape).astype(np.float32))
     (folder / "output").mkdir()

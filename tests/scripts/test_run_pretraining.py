@@ -1,6 +1,5 @@
 """run_pretraining.py as its users run it: the form of its output, snapshots, resumption, and one line for bad input."""
 
-import json
 import os
 import re
 import resource
@@ -9,52 +8,18 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-import engine
-import ofrecord
-import snapshot
-from conftest import ROOT, TINY_MODEL, assert_fails_with_one_line, run, write_pretraining_part
+from engine import oneflow_loader
+from made_parts import write_pretraining_part
+from pretraining_runs import LOSS_LINE, SCRIPT, logged, pretrain
+from records import ofrecord
+from running import ROOT, TINY_MODEL, assert_fails_with_one_line, run
+from snapshots import layout
 
-SCRIPT = "run_pretraining.py"
 NO_DROPOUT = {"attention_probs_dropout_prob": 0.0, "hidden_dropout_prob": 0.0}
-LOSS_LINE = re.compile(
-    r"iter (\d+), total_loss: (\d+\.\d{3}), mlm_loss: (\d+\.\d{3}), nsp_loss: (\d+\.\d{3}), "
-    r"speed: \d+\.\d{3}\(sec/batch\), \d+\.\d{3}\(sentences/sec\)"
-)
-
-
-def pretraining_flags(data_dir, output, **flags):
-    """The flags of a run of a tiny model; those given here win."""
-    return {
-        **TINY_MODEL,
-        "data_dir": data_dir,
-        "data_part_num": 1,
-        "seq_length": 32,
-        "max_predictions_per_seq": 5,
-        "batch_size_per_device": 4,
-        "learning_rate": 1e-3,
-        "warmup_batches": 2,
-        "iter_num": 4,
-        "loss_print_every_n_iter": 1,
-        "log_dir": output,
-        "model_save_dir": output,
-        **flags,
-    }
-
-
-def pretrain(data_dir, output, **flags):
-    """A run of a tiny model; flags given here win."""
-    return run(SCRIPT, **pretraining_flags(data_dir, output, **flags))
-
-
-def logged(output):
-    """The JSON lines of the one run that logged into `output`."""
-    (path,) = Path(output).glob("metrics-*.jsonl")
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def loss_lines(result):
@@ -176,13 +141,13 @@ def test_start_up_noise_is_in_the_log_file_only(first_run):
 def test_snapshot_layout(first_run):
     folder = first_run[1] / "last_snapshot"
     shapes = expected_variables()
-    variables = snapshot.variable_names(folder)
+    variables = layout.variable_names(folder)
     step = "System-Train-TrainStep-PretrainJob"
     assert set(variables) == {name + suffix for name in shapes for suffix in ("", "-m", "-v")} | {step}
     assert sorted(os.listdir(folder)) == sorted([*variables, "snapshot_done"])
     for name, shape in shapes.items():
         for suffix in ("", "-m", "-v"):
-            assert snapshot.read_meta(folder / (name + suffix)) == (shape, np.float32)
+            assert layout.read_meta(folder / (name + suffix)) == (shape, np.float32)
             assert (folder / (name + suffix) / "out").stat().st_size == 4 * np.prod(shape)
     assert (folder / step / "out").read_bytes() == (30).to_bytes(8, "little")
     assert (first_run[1] / "snapshot_12" / step / "out").read_bytes() == (12).to_bytes(8, "little")
@@ -190,10 +155,10 @@ def test_snapshot_layout(first_run):
 
 def test_oneflow_reads_the_snapshot(first_run):
     folder = first_run[1] / "last_snapshot"
-    loaded = engine.load().load(str(folder))
-    assert set(loaded) == set(snapshot.variable_names(folder))
+    loaded = oneflow_loader.load().load(str(folder))
+    assert set(loaded) == set(layout.variable_names(folder))
     for name, tensor in loaded.items():
-        np.testing.assert_array_equal(tensor.numpy(), snapshot.read_variable(folder, name))
+        np.testing.assert_array_equal(tensor.numpy(), layout.read_variable(folder, name))
 
 
 def test_snapshots_obey_the_umask(tiny_data, tmp_path):
@@ -229,7 +194,7 @@ def test_equal_seeds_give_equal_losses(tiny_data, tmp_path):
 
 
 def read_all(folder):
-    return {name: (folder / name / "out").read_bytes() for name in snapshot.variable_names(folder)}
+    return {name: (folder / name / "out").read_bytes() for name in layout.variable_names(folder)}
 
 
 def test_restored_step_equals_the_uninterrupted_one(tmp_path):
@@ -307,8 +272,8 @@ def test_kill_during_a_save_leaves_whole_snapshots(tiny_data, tmp_path):
     assert list(output.glob(".snapshot_3.*")), "the kill came too late to prove anything"
     assert sorted(path.name for path in output.glob("snapshot_*")) == ["snapshot_1", "snapshot_2"]
     for name in ("snapshot_1", "snapshot_2"):
-        for variable in snapshot.variable_names(output / name):
-            snapshot.read_variable(output / name, variable)
+        for variable in layout.variable_names(output / name):
+            layout.read_variable(output / name, variable)
     # The next save of the same name clears away what the killed one has left.
     result = run(SCRIPT, **flags, iter_num=3)
     assert result.returncode == 0, result.stderr

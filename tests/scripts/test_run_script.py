@@ -7,9 +7,8 @@ import sys
 
 import pytest
 
-import import_errors
-import util
-from conftest import ROOT
+from running import ROOT
+from system import errors, import_errors
 
 # Opens a file, which must not get the number of a standard stream, and talks to all three.
 PROGRAM = """
@@ -105,9 +104,9 @@ def test_two_dashes_are_no_value():
 
 
 def test_messages_are_one_printable_line_of_bounded_length():
-    assert util.one_line("a\r\nb\t c\u2028d") == "a b c d"
-    assert util.one_line("\x1b[2J\x00\u202e\ud800\xa0é中") == "\\x1b[2J\\x00\\u202e\\ud800 é中"
-    assert len(util.one_line("x" * 10**6)) == 2003
+    assert errors.one_line("a\r\nb\t c\u2028d") == "a b c d"
+    assert errors.one_line("\x1b[2J\x00\u202e\ud800\xa0é中") == "\\x1b[2J\\x00\\u202e\\ud800 é中"
+    assert len(errors.one_line("x" * 10**6)) == 2003
     result = subprocess.run(
         [sys.executable, "run_pretraining.py", "--data_dir=x", "--seed=1\r\x1b[2J\n2"],
         cwd=ROOT,

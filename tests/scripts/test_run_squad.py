@@ -8,18 +8,11 @@ import subprocess
 import numpy as np
 import pytest
 
-import ofrecord
-import prediction_file
 import reference_bert
-import snapshot
-from conftest import (
-    TINY_MODEL,
-    assert_fails_with_one_line,
-    needs_kernels,
-    run,
-    write_pretraining_part,
-    write_squad_parts,
-)
+from made_parts import write_pretraining_part, write_squad_parts
+from records import ofrecord, prediction_file
+from running import TINY_MODEL, assert_fails_with_one_line, needs_kernels, run
+from snapshots import layout
 
 COMMON = {**TINY_MODEL, "seq_length": 32, "data_part_num": 1, "batch_size_per_device": 4, "max_predictions_per_seq": 20}
 STEP = "System-Train-TrainStep-SquadFinetuneJob"
@@ -62,8 +55,8 @@ def logged(output):
 def parameters_of(model):
     """The model's own variables of a snapshot: name -> array."""
     return {
-        name: snapshot.read_variable(model, name)
-        for name in snapshot.variable_names(model)
+        name: layout.read_variable(model, name)
+        for name in layout.variable_names(model)
         if not name.endswith(("-m", "-v")) and not name.startswith("System")
     }
 
@@ -103,9 +96,9 @@ def test_output_and_snapshot(work):
     form = r"iter \d, total_loss: \d\.\d{3}, speed: \d+\.\d{3}\(sec/batch\), \d+\.\d{3}\(sentences/sec\)"
     assert len(losses) == 2 and all(re.fullmatch(form, line) for line in losses)
     model = work / "first" / "last_snapshot"
-    names = snapshot.variable_names(model)
-    assert snapshot.read_meta(model / "cls-squad-output-weight") == ((32, 2), np.float32)
-    assert snapshot.read_meta(model / "cls-squad-output-bias") == ((2,), np.float32)
+    names = layout.variable_names(model)
+    assert layout.read_meta(model / "cls-squad-output-weight") == ((32, 2), np.float32)
+    assert layout.read_meta(model / "cls-squad-output-bias") == ((2,), np.float32)
     assert (model / STEP / "out").read_bytes() == (4).to_bytes(8, "little")
     assert not [name for name in names if "pooler" in name or "predictions" in name]
 
@@ -224,7 +217,7 @@ ONEFLOW
         shutil.copytree(head, clean / head.name)
     result = train(work / "train", tmp_path / "direct", model_load_dir=clean)
     assert result.returncode == 0, result.stderr
-    for name in snapshot.variable_names(tmp_path / "direct" / "last_snapshot"):
+    for name in layout.variable_names(tmp_path / "direct" / "last_snapshot"):
         expected = (tmp_path / "direct" / "last_snapshot" / name / "out").read_bytes()
         assert (tmp_path / "merged" / "last_snapshot" / name / "out").read_bytes() == expected, name
 

@@ -9,8 +9,9 @@ import sys
 import numpy as np
 import pytest
 
-import ofrecord
-from conftest import ROOT, TINY_MODEL, assert_fails_with_one_line, run, write_pretraining_part
+from made_parts import write_pretraining_part
+from records import ofrecord
+from running import ROOT, TINY_MODEL, assert_fails_with_one_line, run
 
 PRODUCT = sorted([*ROOT.glob("*.py"), *ROOT.glob("tools/*.py")])
 # Ways for data to become code, or a command line.

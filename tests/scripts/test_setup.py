@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-PROJECT = Path(__file__).resolve().parent.parent
+PROJECT = Path(__file__).resolve().parent.parent.parent
 TOOLS = "cat dirname flock getconf mkdir mv rm sed sh sha256sum sleep tail tr uname".split()
 WAITING = "setup: waiting for another set-up of this folder\n"
 REAL_PYTHON = os.path.join(sys.base_exec_prefix, "bin", "python3.10")

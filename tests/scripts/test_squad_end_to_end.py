@@ -2,7 +2,7 @@
 
 import json
 
-from conftest import ROOT, run
+from running import ROOT, run
 
 QUESTIONS = ROOT / "dataset" / "squad" / "train-v1.1.json"
 VOCAB = ROOT / "dataset" / "vocab.txt"

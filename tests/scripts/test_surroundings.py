@@ -14,17 +14,17 @@ import pytest
 import config
 import convert_hf
 import create_pretraining_data
-import metrics
-import records
-import run_setup
-import run_state
-from conftest import ROOT, assert_fails_with_one_line, run, write_squad_parts
-from folder_lock import lock_folder
 from in_process import run_in_process
 from launched import PRETRAINING, SQUAD, Launched
-from output_files import atomic_folder
-from stopping import Signalled
-from util import UserError
+from made_parts import write_squad_parts
+from records import checks
+from running import ROOT, assert_fails_with_one_line, run
+from snapshots import run_state
+from system.errors import UserError
+from system.folder_lock import lock_folder
+from system.output_files import atomic_folder
+from system.signals import Signalled
+from training import metrics, run_setup
 
 FLAGS = {**PRETRAINING, "batch_size_per_device": 4, "save_last_snapshot": True}
 # root may read and write everything, but for what it is not capable of.
@@ -38,7 +38,7 @@ def check_run(**flags):
 
     def check():
         args = config.parse_pretraining_args()
-        records.check_data_set(args, records.pretraining_fields(args), shuffle=True)
+        checks.check_data_set(args, checks.pretraining_fields(args), shuffle=True)
         run_setup.check_training_folders(args)
 
     return run_in_process(check, "run_pretraining.py", **{**FLAGS, **flags})

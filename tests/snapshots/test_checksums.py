@@ -8,19 +8,20 @@ import subprocess
 import numpy as np
 import pytest
 
-import input_files
-import job_state
-import snapshot
 import verify_snapshot
-from conftest import TINY_MODEL, assert_fails_with_one_line, run, write_squad_parts
 from in_process import run_in_process
-from util import UserError
+from made_parts import write_squad_parts
+from running import TINY_MODEL, assert_fails_with_one_line, run
+from snapshots import layout
+from system import input_files
+from system.errors import UserError
+from training import job_state
 
 STEP = "System-Train-TrainStep-SquadFinetuneJob"
 
 
 def write_snapshot(folder, **arrays):
-    with snapshot.open_writer(folder) as write:
+    with layout.open_writer(folder) as write:
         for name, array in arrays.items():
             write(name, np.asarray(array))
 
@@ -36,9 +37,9 @@ def some_snapshot(tmp_path):
 
 def load(folder):
     """All variables of a snapshot, checked."""
-    names = snapshot.variable_names(folder)
-    digests = snapshot.read_checksums(folder, names)
-    return {name: snapshot.read_variable(folder, name, digests=digests) for name in names}
+    names = layout.variable_names(folder)
+    digests = layout.read_checksums(folder, names)
+    return {name: layout.read_variable(folder, name, digests=digests) for name in names}
 
 
 def merge(source, target):
@@ -77,8 +78,8 @@ def test_a_flipped_bit(some_snapshot, name, bit):
     flip_bit(some_snapshot / name / "out", bit)
     with pytest.raises(UserError, match=f"/{name}: the values are not those that were saved.*--skip_checksums"):
         load(some_snapshot)
-    names = snapshot.variable_names(some_snapshot)
-    assert len([snapshot.read_variable(some_snapshot, name) for name in names]) == 5
+    names = layout.variable_names(some_snapshot)
+    assert len([layout.read_variable(some_snapshot, name) for name in names]) == 5
 
 
 def test_a_truncated_file(some_snapshot):
@@ -127,11 +128,11 @@ def test_a_flipped_bit_in_what_a_moment_belongs_to(some_snapshot):
     """It would have the moment passed over, as one of a variable that was replaced."""
     flip_bit(some_snapshot / "one-m/of")
     with pytest.raises(UserError, match="/one-v: its file of is not that of one-m, so one of them is damaged"):
-        snapshot.check_owners(some_snapshot, snapshot.variable_names(some_snapshot))
+        layout.check_owners(some_snapshot, layout.variable_names(some_snapshot))
     result = run_in_process(verify_snapshot.main, "verify_snapshot.py", some_snapshot)
     assert_fails_with_one_line(result, "one-v: its file of")
     with pytest.raises(UserError, match="/one-v: its file of"):
-        job_state._read_checksums(some_snapshot, snapshot.variable_names(some_snapshot), skip_checksums=False)
+        job_state._read_checksums(some_snapshot, layout.variable_names(some_snapshot), skip_checksums=False)
     assert job_state._read_checksums(some_snapshot, ["one"], skip_checksums=True) == {}
 
 
@@ -151,10 +152,10 @@ def test_a_merge(some_snapshot, tmp_path, source):
         forget_checksums(other)
     merge(other, some_snapshot)
     assert (load(some_snapshot)["one"] == 9).all()
-    names = snapshot.variable_names(some_snapshot)
-    digests = snapshot.read_checksums(some_snapshot, names)
-    assert snapshot.stale_moments(some_snapshot, names, digests) == ["one-m", "one-v"]
-    snapshot.check_owners(some_snapshot, names)
+    names = layout.variable_names(some_snapshot)
+    digests = layout.read_checksums(some_snapshot, names)
+    assert layout.stale_moments(some_snapshot, names, digests) == ["one-m", "one-v"]
+    layout.check_owners(some_snapshot, names)
 
     flip_bit(some_snapshot / "one/out")
     flip_bit(some_snapshot / "two/out")
@@ -164,7 +165,7 @@ def test_a_merge(some_snapshot, tmp_path, source):
     assert digests.keys() == {"one", "one-m", "one-v", "two"}
     for name in ("one", "two"):
         with pytest.raises(UserError, match=f"/{name}: the values"):
-            snapshot.read_variable(some_snapshot, name, digests=digests)
+            layout.read_variable(some_snapshot, name, digests=digests)
 
 
 def test_a_merge_into_a_snapshot_without_checksums(some_snapshot, tmp_path):

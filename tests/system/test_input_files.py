@@ -1,4 +1,4 @@
-"""input_files.py: files, pipes, and what is neither."""
+"""system/input_files.py: files, pipes, and what is neither."""
 
 import os
 import socket
@@ -7,10 +7,10 @@ import sys
 
 import pytest
 
-import input_files
-from conftest import ROOT
-from input_files import find_files, open_input
-from util import UserError
+from running import ROOT
+from system import input_files
+from system.errors import UserError
+from system.input_files import find_files, open_input
 
 
 def test_a_file(tmp_path):

@@ -10,19 +10,19 @@ import sys
 import numpy as np
 import pytest
 
-import input_files
 import npy2json
-import output_files
-import prediction_file
 import show_squad
-import test_show_squad
+import squad_pages
 import tfrecord_to_ofrecord
 import train_vocab
-from conftest import ROOT, assert_fails_with_one_line, write_pretraining_part
 from in_process import run_in_process
-from output_files import atomic_file, atomic_folder, remove_abandoned
+from made_parts import write_pretraining_part
+from records import prediction_file
+from running import ROOT, assert_fails_with_one_line
+from system import input_files, output_files
+from system.errors import UserError
+from system.output_files import atomic_file, atomic_folder, remove_abandoned
 from tfrecord_files import serialize_example, write_tfrecord
-from util import UserError
 
 
 def test_a_device_stays_one(tmp_path):
@@ -77,7 +77,7 @@ class Interruption(BaseException):
 
 
 def interrupt_at(number, function, *arguments):
-    """Calls the function, with an Interruption before the line `number` of output_files.py that runs meanwhile.
+    """Calls the function, with an Interruption before the line `number` of system/output_files.py that runs meanwhile.
 
     Returns whether there was such a line.
     """
@@ -154,8 +154,8 @@ def test_a_vocabulary_over_its_text(tmp_path, name):
 
 
 def test_a_page_over_its_data(tmp_path):
-    content = test_show_squad.squad(test_show_squad.CONTEXT, test_show_squad.QUESTIONS)
-    test_show_squad.show(tmp_path, content, test_show_squad.PREDICTIONS)
+    content = squad_pages.squad(squad_pages.CONTEXT, squad_pages.QUESTIONS)
+    squad_pages.show(tmp_path, content, squad_pages.PREDICTIONS)
     flags = {"data_file": tmp_path / "data.json", "prediction_file": tmp_path / "predictions.json"}
     for path in flags.values():
         before = path.read_bytes()

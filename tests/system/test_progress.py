@@ -8,10 +8,11 @@ import select
 
 import pytest
 
-import progress
-from conftest import TINY_MODEL, write_pretraining_part, write_squad_parts
+from made_parts import write_pretraining_part, write_squad_parts
+from pretraining_runs import LOSS_LINE, pretraining_flags
+from running import TINY_MODEL
+from system import progress
 from terminals import Terminal
-from test_run_pretraining import LOSS_LINE, pretraining_flags
 
 TIME_LEFT = re.compile(r"\[\d\d:\d\d<(\d\d:\d\d), +[\d.]+(batch/s|s/batch)\]")
 

@@ -12,11 +12,10 @@ from pathlib import Path
 
 import pytest
 
-import run_state
-import snapshot
-import snapshot_series
-from conftest import ROOT, run, write_pretraining_part, write_squad_parts
 from launched import PRETRAINING, SQUAD, Launched
+from made_parts import write_pretraining_part, write_squad_parts
+from running import ROOT, run
+from snapshots import layout, run_state, series
 
 ENDLESS = {**PRETRAINING, "iter_num": 1000000, "batch_size_per_device": 4}
 
@@ -31,9 +30,9 @@ def data(tmp_path_factory):
 
 def iterations_of(folder):
     """How many iterations the run had done whose snapshot this is; all its variables can be read."""
-    for name in snapshot.variable_names(folder):
-        snapshot.read_variable(folder, name)
-    (step,) = snapshot.read_variable(folder, "System-Train-TrainStep-PretrainJob")
+    for name in layout.variable_names(folder):
+        layout.read_variable(folder, name)
+    (step,) = layout.read_variable(folder, "System-Train-TrainStep-PretrainJob")
     assert run_state.read(folder)["iteration"] == step
     return step
 
@@ -86,7 +85,7 @@ class TestPreemption:
             time.sleep(0.05)
             training.process.send_signal(signal.SIGTERM)
             training.assert_failed("ended by SIGTERM", status=143, within=2)
-        for folder in snapshot_series.complete_snapshots(tmp_path):
+        for folder in series.complete_snapshots(tmp_path):
             iterations_of(folder)
 
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -118,7 +117,7 @@ class TestPreemption:
             time.sleep(0.3)
             training.process.send_signal(signal.SIGTERM)
             training.assert_failed("ended by SIGTERM", status=143, within=3)
-        for folder in snapshot_series.complete_snapshots(tmp_path):
+        for folder in series.complete_snapshots(tmp_path):
             iterations_of(folder)
 
     def test_two_ranks_that_have_not_begun_to_train(self, data, tmp_path):
@@ -295,7 +294,7 @@ class TestSaving:
                 )
             assert iterations_of(disk / "snapshot_20") == 20
             failed = {re.search(r"snapshot_\d+", warning)[0] for warning in warnings}
-            saved = {path.name for path in snapshot_series.complete_snapshots(disk)}
+            saved = {path.name for path in series.complete_snapshots(disk)}
             assert not failed & saved and len(saved) >= 2
             assert {path.name for path in disk.iterdir()} == saved, "nothing half written stays"
 
@@ -329,7 +328,7 @@ class TestSaving:
 
 
 def names(folder):
-    return [path.name for path in snapshot_series.complete_snapshots(folder)]
+    return [path.name for path in series.complete_snapshots(folder)]
 
 
 class TestSeries:
@@ -337,7 +336,7 @@ class TestSeries:
     def make(folder, name, number=None, iteration=0):
         step = folder / name / "System-Train-TrainStep-PretrainJob"
         step.mkdir(parents=True)
-        (folder / name / snapshot.DONE_FILE).touch()
+        (folder / name / layout.DONE_FILE).touch()
         if number is not None:
             state = {"run_number": number, "iteration": iteration, "losses": {}}
             state |= {"run": {"same": {}, "similar": {}}, "positions": [{"reader": None, "random": None}]}
@@ -353,27 +352,27 @@ class TestSeries:
         (tmp_path / "snapshot_40").mkdir()
         expected = ["snapshot_90", "snapshot_100", "snapshot_120", "last_snapshot", "snapshot_30"]
         assert names(tmp_path) == expected
-        assert snapshot_series.next_run_number(tmp_path) == 5
-        assert snapshot_series.next_run_number(tmp_path / "nothing") == 1
+        assert series.next_run_number(tmp_path) == 5
+        assert series.next_run_number(tmp_path / "nothing") == 1
 
     def test_removing(self, tmp_path):
         for iteration, name in ((10, "snapshot_10"), (15, "last_snapshot"), (20, "snapshot_20"), (30, "snapshot_30")):
             self.make(tmp_path, name, 1, iteration)
         (tmp_path / "snapshot_5").mkdir()  # no snapshot
         (tmp_path / ".snapshot_1.removed.tmp").mkdir()  # left when one was killed
-        snapshot_series.remove_oldest(tmp_path, 2)
+        series.remove_oldest(tmp_path, 2)
         left = sorted(path.name for path in tmp_path.iterdir())
         assert left == ["last_snapshot", "snapshot_20", "snapshot_30", "snapshot_5"]
-        snapshot_series.remove_oldest(tmp_path, 5)
+        series.remove_oldest(tmp_path, 5)
         assert sorted(path.name for path in tmp_path.iterdir()) == left
 
     def test_removing_a_link_leaves_what_it_names(self, tmp_path):
         self.make(tmp_path / "elsewhere", "model", 1, 10)
         self.make(tmp_path / "saved", "snapshot_20", 1, 20)
         (tmp_path / "saved" / "snapshot_10").symlink_to(tmp_path / "elsewhere" / "model")
-        snapshot_series.remove_oldest(tmp_path / "saved", 1)
+        series.remove_oldest(tmp_path / "saved", 1)
         assert os.listdir(tmp_path / "saved") == ["snapshot_20"]
-        assert snapshot.check_is_snapshot(tmp_path / "elsewhere" / "model") is None
+        assert layout.check_is_snapshot(tmp_path / "elsewhere" / "model") is None
 
 
 class TestBadNumbers:

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-import workers
+from system import workers
 
 
 def test_an_interrupt_that_another_thread_takes_waits_for_the_end_of_the_block():

@@ -1,7 +1,7 @@
 """The suite's SQuAD data and answers against google-research/bert's own run_squad.py, feature for feature and byte for
 byte, on a few thousand hard questions. Runs where BERT_REPO names a checkout of google-research/bert:
 
-    BERT_REPO=/tmp/bert python -m pytest tests/test_against_google.py
+    BERT_REPO=/tmp/bert python -m pytest tests/text/test_against_google.py
 """
 
 import json
@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 import hard_text
-from conftest import ROOT, run
-from prediction_file import result_dtype
-from test_squad_data import read_records
+from records.prediction_file import result_dtype
+from running import ROOT, run
+from squad_questions import read_records
 
 BERT_REPO = os.environ.get("BERT_REPO")
 pytestmark = pytest.mark.skipif(not BERT_REPO, reason="BERT_REPO names no checkout of google-research/bert")

@@ -9,9 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import pretraining_instances
 import reference_pretraining
-from pretraining_instances import Documents, Pieces, choose_words, make_features, pieces_of_vocab, sentence_pairs
+from text import pretraining_instances
+from text.pretraining_instances import (
+    Documents,
+    Pieces,
+    choose_words,
+    make_features,
+    pieces_of_vocab,
+    sentence_pairs,
+)
 
 PADDING, CLASSIFIER, SEPARATOR, MASK = range(4)
 FIRST_TEXT_ID = 10

@@ -8,9 +8,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import hard_text
-import pretraining_text
 import reference_squad
-from pretraining_text import (
+from system.errors import RunError, UserError
+from text import pretraining_text
+from text.pretraining_text import (
     Extent,
     StretchIds,
     deal_extents,
@@ -18,7 +19,6 @@ from pretraining_text import (
     scan_file,
     split_blocks,
 )
-from util import RunError, UserError
 
 
 def nothing(number):

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from conftest import ROOT, run
-from prediction_file import result_dtype
-from test_squad_data import read_records
+from records.prediction_file import result_dtype
+from running import ROOT, run
+from squad_questions import read_records
 
 LIMITS = {"max_seq_length": 128, "doc_stride": 64, "vocab_file": ROOT / "dataset/vocab.txt"}
 FILES = ["train-v1.1.json", "dev-v1.1.json"]

@@ -1,4 +1,4 @@
-"""squad_data.py and tools/create_squad_data.py against the plain implementation in reference_squad.py."""
+"""text/squad_windows.py and tools/create_squad_data.py against the plain implementation in reference_squad.py."""
 
 import json
 import random
@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 
 import create_squad_data
 import hard_text
-import ofrecord
 import reference_squad
-import squad_data
-import squad_file
-from conftest import assert_fails_with_one_line, run
-from tokenization import Tokenizer
-from util import UserError
+from records import ofrecord
+from running import assert_fails_with_one_line, run
+from squad_questions import one_paragraph, read_records, squad_contents
+from system.errors import UserError
+from text import squad_file, squad_windows
+from text.tokenization import Tokenizer
 
 SCRIPT = "tools/create_squad_data.py"
 TOKENIZER = Tokenizer(hard_text.VOCAB, do_lower_case=True)
@@ -27,54 +27,11 @@ TOKENIZER = Tokenizer(hard_text.VOCAB, do_lower_case=True)
 LIMITS = {"max_seq_length": 24, "doc_stride": 5, "max_query_length": 6}
 
 
-def one_paragraph(context, *questions):
-    """The content of a SQuAD file of one context; a question is (text, answer, answer_start)."""
-    qas = [
-        {"id": f"q{number}", "question": text, "answers": [{"text": answer, "answer_start": start}]}
-        for number, (text, answer, start) in enumerate(questions)
-    ]
-    return {"version": "1.1", "data": [{"title": "t", "paragraphs": [{"context": context, "qas": qas}]}]}
-
-
-@st.composite
-def squad_contents(draw, version_2=False):
-    """SQuAD files over hard text, with answers anywhere, empty ones and wrong ones."""
-    paragraphs = []
-    for _ in range(draw(st.integers(1, 3))):
-        context = draw(st.lists(hard_text.texts, max_size=6).map(" ".join))
-        qas = []
-        for _ in range(draw(st.integers(1, 2))):
-            start = draw(st.integers(0, len(context)))
-            end = draw(st.integers(start, min(start + 12, len(context))))
-            answer = draw(st.one_of(st.just(context[start:end]), st.just(""), hard_text.texts))
-            qas.append(
-                {
-                    "id": f"{len(paragraphs)}-{len(qas)}",
-                    "question": draw(hard_text.texts),
-                    "answers": [{"text": answer, "answer_start": start}],
-                }
-            )
-            if version_2:
-                qas[-1]["is_impossible"] = draw(st.booleans())
-        paragraphs.append({"context": context, "qas": qas})
-    return {"version": "v2.0" if version_2 else "1.1", "data": [{"paragraphs": paragraphs}]}
-
-
 def write_inputs(folder, content, vocab=hard_text.VOCAB):
     """Writes content.json and vocab.txt to `folder` and returns the flags that name them."""
     (folder / "content.json").write_text(json.dumps(content))
     (folder / "vocab.txt").write_text("\n".join(vocab) + "\n", encoding="utf-8")
     return {"input_file": folder / "content.json", "vocab_file": folder / "vocab.txt"}
-
-
-def read_records(folder):
-    """The records of all parts of `folder`, in order: dicts of lists."""
-    records = []
-    for number in range(len(list(folder.iterdir()))):
-        for _, features in ofrecord.read(folder / f"part-{number}"):
-            assert all(values.dtype == "int32" for values in features.values())
-            records.append({name: values.tolist() for name, values in features.items()})
-    return records
 
 
 def expected_records(content, vocab, is_training, version_2=False, do_lower_case=True, shuffle_seed=None, **limits):
@@ -179,9 +136,9 @@ def test_question_of_more_than_64_pieces():
 )
 def test_answers_end_where_pieces_do(context, answer, expected):
     entry = {"answers": [{"text": answer, "answer_start": context.index(answer)}]}
-    document = squad_data.tokenize_document(context, TOKENIZER)
+    document = squad_windows.tokenize_document(context, TOKENIZER)
     question = squad_file.Question("id", "?", "here", entry)
-    first, last = squad_data.find_answer(question, document, context, TOKENIZER, version_2_with_negative=False)
+    first, last = squad_windows.find_answer(question, document, context, TOKENIZER, version_2_with_negative=False)
     assert " ".join(document.pieces[first : last + 1]).replace(" ##", "") == expected
 
 
@@ -210,24 +167,24 @@ def test_answers_that_are_not_there_are_left_out_and_counted(tmp_path, context, 
 
 
 def test_windows():
-    assert squad_data.make_windows(0, 10, 3) == []
-    assert squad_data.make_windows(10, 10, 3) == [(0, 10)]
-    assert squad_data.make_windows(11, 10, 3) == [(0, 10), (3, 8)]
+    assert squad_windows.make_windows(0, 10, 3) == []
+    assert squad_windows.make_windows(10, 10, 3) == [(0, 10)]
+    assert squad_windows.make_windows(11, 10, 3) == [(0, 10), (3, 8)]
     # A stride longer than the windows leaves nothing out.
-    assert squad_data.make_windows(25, 10, 100) == [(0, 10), (10, 10), (20, 5)]
+    assert squad_windows.make_windows(25, 10, 100) == [(0, 10), (10, 10), (20, 5)]
     # "bought" is seen best by the last of the windows in run_squad.py's explanation.
     words = "the man went to the store and bought a gallon of milk".split()
-    windows = [squad_data.Window(0, 5), squad_data.Window(3, 5), squad_data.Window(6, 5)]
-    assert squad_data.windows_of_maximum_context(windows)[words.index("bought")] == 2
+    windows = [squad_windows.Window(0, 5), squad_windows.Window(3, 5), squad_windows.Window(6, 5)]
+    assert squad_windows.windows_of_maximum_context(windows)[words.index("bought")] == 2
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.integers(1, 80), st.integers(1, 20), st.integers(1, 30))
 def test_maximum_context(num_pieces, max_length, doc_stride):
-    windows = squad_data.make_windows(num_pieces, max_length, doc_stride)
+    windows = squad_windows.make_windows(num_pieces, max_length, doc_stride)
     ranges = [range(start, start + length) for start, length in windows]
     expected = [reference_squad.max_context_window(ranges, piece) for piece in range(num_pieces)]
-    assert squad_data.windows_of_maximum_context(windows).tolist() == expected
+    assert squad_windows.windows_of_maximum_context(windows).tolist() == expected
 
 
 def test_parts_are_contiguous_blocks(tmp_path):

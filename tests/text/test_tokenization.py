@@ -1,4 +1,4 @@
-"""tokenization.py against the plain implementation in reference_squad.py, on hard text."""
+"""text/tokenization.py against the plain implementation in reference_squad.py, on hard text."""
 
 import sys
 
@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 import hard_text
 import reference_squad
-from tokenization import Tokenizer, check_case, read_vocab, split_words
-from util import UserError
+from system.errors import UserError
+from text.tokenization import Tokenizer, check_case, read_vocab, split_words
 
 
 @pytest.mark.parametrize("do_lower_case", [True, False])

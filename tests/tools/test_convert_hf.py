@@ -11,122 +11,48 @@ import tokenizers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
-from safetensors.numpy import save_file
 
-import bert_variables
 import convert_hf
-import snapshot
-from conftest import assert_fails_with_one_line, run
+from hugging_face_folders import (
+    CONFIG,
+    ENCODER,
+    HEADS,
+    HIDDEN,
+    MASKED_LM,
+    MODELS,
+    POOLER,
+    POSITIONS,
+    SQUAD,
+    VOCAB,
+    as_variables,
+    random_tensors,
+    write_hf_folder,
+    write_shards,
+)
 from in_process import full_disk, run_in_process
-from util import UserError
+from running import assert_fails_with_one_line, run
+from snapshots import layout
+from snapshots.variables import read_config
+from system.errors import UserError
 
 SCRIPT = "tools/convert_hf.py"
-VOCAB, HIDDEN, LAYERS, HEADS, INTERMEDIATE, POSITIONS, TYPES = 50, 16, 2, 4, 64, 24, 2
-CONFIG = {
-    "model_type": "bert",
-    "vocab_size": VOCAB,
-    "hidden_size": HIDDEN,
-    "num_hidden_layers": LAYERS,
-    "num_attention_heads": HEADS,
-    "intermediate_size": INTERMEDIATE,
-    "hidden_act": "gelu",
-    "max_position_embeddings": POSITIONS,
-    "type_vocab_size": TYPES,
-    "layer_norm_eps": 1e-12,
-}
 FLAGS_LINE = (
     "flags that fit this model: --num_hidden_layers=2 --num_attention_heads=4 --hidden_size_per_head=4 "
     "--vocab_size=50 --max_position_embeddings=24"
 )
 
-# The tensors of transformers' BERT with their shapes there (torch.nn.Linear: [outputs, inputs]), as its documentation
-# and its own files have them, beside the snapshot's names. T marks the linear weights.
-EMBEDDINGS = {
-    "bert.embeddings.word_embeddings.weight": ("bert-embeddings-word_embeddings", (VOCAB, HIDDEN)),
-    "bert.embeddings.position_embeddings.weight": ("bert-embeddings-position_embeddings", (POSITIONS, HIDDEN)),
-    "bert.embeddings.token_type_embeddings.weight": ("bert-embeddings-token_type_embeddings", (TYPES, HIDDEN)),
-    "bert.embeddings.LayerNorm.weight": ("bert-embeddings-LayerNorm-gamma", (HIDDEN,)),
-    "bert.embeddings.LayerNorm.bias": ("bert-embeddings-LayerNorm-beta", (HIDDEN,)),
-}
-LAYER = {
-    "attention.self.query.weight": ("attention-self-query-weight", (HIDDEN, HIDDEN), "T"),
-    "attention.self.query.bias": ("attention-self-query-bias", (HIDDEN,)),
-    "attention.self.key.weight": ("attention-self-key-weight", (HIDDEN, HIDDEN), "T"),
-    "attention.self.key.bias": ("attention-self-key-bias", (HIDDEN,)),
-    "attention.self.value.weight": ("attention-self-value-weight", (HIDDEN, HIDDEN), "T"),
-    "attention.self.value.bias": ("attention-self-value-bias", (HIDDEN,)),
-    "attention.output.dense.weight": ("attention-output-dense-weight", (HIDDEN, HIDDEN), "T"),
-    "attention.output.dense.bias": ("attention-output-dense-bias", (HIDDEN,)),
-    "attention.output.LayerNorm.weight": ("attention-output-LayerNorm-gamma", (HIDDEN,)),
-    "attention.output.LayerNorm.bias": ("attention-output-LayerNorm-beta", (HIDDEN,)),
-    "intermediate.dense.weight": ("intermediate-dense-weight", (INTERMEDIATE, HIDDEN), "T"),
-    "intermediate.dense.bias": ("intermediate-dense-bias", (INTERMEDIATE,)),
-    "output.dense.weight": ("output-dense-weight", (HIDDEN, INTERMEDIATE), "T"),
-    "output.dense.bias": ("output-dense-bias", (HIDDEN,)),
-    "output.LayerNorm.weight": ("output-LayerNorm-gamma", (HIDDEN,)),
-    "output.LayerNorm.bias": ("output-LayerNorm-beta", (HIDDEN,)),
-}
-ENCODER = EMBEDDINGS | {
-    f"bert.encoder.layer.{layer}.{key}": (f"bert-encoder-layer_{layer}-{name}", *rest)
-    for layer in range(LAYERS)
-    for key, (name, *rest) in LAYER.items()
-}
-POOLER = {
-    "bert.pooler.dense.weight": ("bert-pooler-dense-weight", (HIDDEN, HIDDEN), "T"),
-    "bert.pooler.dense.bias": ("bert-pooler-dense-bias", (HIDDEN,)),
-}
-MASKED_LM = {
-    "cls.predictions.bias": ("cls-predictions-output_bias", (VOCAB,)),
-    "cls.predictions.transform.dense.weight": ("cls-predictions-transform-dense-weight", (HIDDEN, HIDDEN), "T"),
-    "cls.predictions.transform.dense.bias": ("cls-predictions-transform-dense-bias", (HIDDEN,)),
-    "cls.predictions.transform.LayerNorm.weight": ("cls-predictions-transform-LayerNorm-gamma", (HIDDEN,)),
-    "cls.predictions.transform.LayerNorm.bias": ("cls-predictions-transform-LayerNorm-beta", (HIDDEN,)),
-}
-NEXT_SENTENCE = {
-    "cls.seq_relationship.weight": ("cls-seq_relationship-output_weights", (2, HIDDEN)),
-    "cls.seq_relationship.bias": ("cls-seq_relationship-output_bias", (2,)),
-}
-SQUAD = {
-    "qa_outputs.weight": ("cls-squad-output-weight", (2, HIDDEN), "T"),
-    "qa_outputs.bias": ("cls-squad-output-bias", (2,)),
-}
-MODELS = {
-    "BertForPreTraining": ENCODER | POOLER | MASKED_LM | NEXT_SENTENCE,
-    "BertForQuestionAnswering": ENCODER | SQUAD,
-    "BertForMaskedLM": ENCODER | MASKED_LM,
-    "BertForNextSentencePrediction": ENCODER | POOLER | NEXT_SENTENCE,
-    "BertModel": {key.removeprefix("bert."): entry for key, entry in (ENCODER | POOLER).items()},
-}
-
-
-def random_tensors(table, seed=0):
-    generator = np.random.default_rng(seed)
-    return {key: generator.standard_normal(entry[1]).astype(np.float32) for key, entry in table.items()}
-
-
-def as_variables(tensors, table):
-    """The snapshot's variables that those Hugging Face tensors are."""
-    return {table[key][0]: tensor.T if table[key][-1] == "T" else tensor for key, tensor in tensors.items()}
-
-
-def write_hf_folder(folder, tensors, **config):
-    folder.mkdir(parents=True)
-    save_file({key: np.ascontiguousarray(tensor) for key, tensor in tensors.items()}, folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps(CONFIG | config))
-    return folder
-
 
 def write_snapshot(folder, variables):
-    with snapshot.open_writer(folder) as write:
+    with layout.open_writer(folder) as write:
         for name, array in variables.items():
             write(name, np.asarray(array))
     return folder
 
 
 def assert_snapshot_holds(folder, variables):
-    assert snapshot.variable_names(folder) == sorted(variables)
+    assert layout.variable_names(folder) == sorted(variables)
     for name, expected in variables.items():
-        found = snapshot.read_variable(folder, name)
+        found = layout.read_variable(folder, name)
         assert found.dtype == np.float32
         np.testing.assert_array_equal(found, expected, err_msg=name)
 
@@ -229,18 +155,6 @@ def test_other_floats_become_float32(tmp_path, dtype):
     assert f"stored as float32: {len(tensors)} variables of " in result.stdout
 
 
-def write_shards(folder, tensors):
-    write_hf_folder(folder, {})
-    (folder / "model.safetensors").unlink()
-    keys = sorted(tensors)
-    shards = {f"model-0000{index + 1}-of-00003.safetensors": keys[index::3] for index in range(3)}
-    for name, of_shard in shards.items():
-        save_file({key: tensors[key] for key in of_shard}, folder / name)
-    weight_map = {key: name for name, of_shard in shards.items() for key in of_shard}
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    return folder
-
-
 def test_import_of_shards(tmp_path):
     tensors = random_tensors(ENCODER | POOLER)
     result = import_hf(write_shards(tmp_path / "hf", tensors), tmp_path / "of")
@@ -284,7 +198,7 @@ def test_round_trip_is_byte_for_byte(tmp_path, model):
     result = export_hf(tmp_path / "of", tmp_path / "hf", num_attention_heads=HEADS)
     assert f"left out {len(moments) + 1} variables: state of the training" in result.stdout
     assert import_hf(tmp_path / "hf", tmp_path / "again").returncode == 0
-    assert snapshot.variable_names(tmp_path / "again") == sorted(variables)
+    assert layout.variable_names(tmp_path / "again") == sorted(variables)
     for name in variables:
         for file in ("out", "meta"):
             assert (tmp_path / "again" / name / file).read_bytes() == (tmp_path / "of" / name / file).read_bytes(), name
@@ -576,7 +490,7 @@ json_values = st.recursive(
 def test_any_config_is_that_of_a_bert_or_a_user_error(tmp_path, config):
     (tmp_path / "config.json").write_text(json.dumps(config))
     try:
-        size, _ = bert_variables.read_config(tmp_path / "config.json")
+        size, _ = read_config(tmp_path / "config.json")
     except UserError as error:
         assert str(error).startswith(str(tmp_path / "config.json"))
     else:

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 import create_pretraining_data
-import ofrecord
 import reference_squad
-from conftest import ROOT, assert_fails_with_one_line, run
-from tokenization import read_vocab
-from util import RunError
+from records import ofrecord
+from running import ROOT, assert_fails_with_one_line, run
+from system.errors import RunError
+from text.tokenization import read_vocab
 
 SCRIPT = "tools/create_pretraining_data.py"
 VOCAB_FILE = ROOT / "dataset/vocab.txt"
@@ -394,7 +394,8 @@ def test_memory_does_not_grow_with_the_input(tmp_path):
     # Blocks and buckets are made small, so that a few megabytes are a large corpus.
     program = """
 import resource, sys
-import create_pretraining_data, pretraining_text
+import create_pretraining_data
+from text import pretraining_text
 pretraining_text.BLOCK_BYTES = pretraining_text.EXTENT_BYTES = 1 << 17
 create_pretraining_data.BUCKET_BYTES = 1 << 19
 create_pretraining_data.main()
@@ -416,7 +417,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 def test_dataset_is_what_its_corpus_makes(tmp_path):
     variables = [f"PYTHON={sys.executable}", f"BUILT_DATASET={tmp_path / 'set'}"]
-    command = ["make", "-f", "dataset.mk", "dataset-check", *variables]
+    command = ["make", "-f", "make/dataset.mk", "dataset-check", *variables]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
     records = read_part(ROOT / "dataset/part-0")

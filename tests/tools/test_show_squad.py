@@ -12,48 +12,16 @@ from html.parser import HTMLParser
 import pytest
 
 import show_squad
-import squad_metric
-from conftest import ROOT, assert_fails_with_one_line
 from in_process import run_in_process
+from running import ROOT, assert_fails_with_one_line
+from squad_pages import CONTEXT, PREDICTIONS, QUESTIONS, show, squad
+from text import squad_metric
 
 DEV_FILE = ROOT / "dataset" / "squad" / "dev-v1.1.json"
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 needs_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium on PATH (Debian: apt-get install chromium)")
 
 
-def show(folder, data, predictions, n_best=None):
-    """Runs the tool on files of these contents; returns (the finished process, the page's path)."""
-    for name, content in (("data.json", data), ("predictions.json", predictions), ("nbest.json", n_best)):
-        (folder / name).write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
-    flags = {"data_file": folder / "data.json", "prediction_file": folder / "predictions.json"}
-    if n_best is not None:
-        flags["nbest_file"] = folder / "nbest.json"
-    page = folder / "squad.html"
-    return run_in_process(show_squad.main, "show_squad.py", "-o", page, **flags), page
-
-
-def squad(context, questions, version="1.1"):
-    """The content of a SQuAD file; `questions`: id -> (question, list of true answers that stand in the context)."""
-    qas = [
-        {
-            "id": question_id,
-            "question": text,
-            "answers": [{"text": answer, "answer_start": context.index(answer)} for answer in answers],
-            "is_impossible": not answers,
-        }
-        for question_id, (text, answers) in questions.items()
-    ]
-    return {"version": version, "data": [{"title": "A_title", "paragraphs": [{"context": context, "qas": qas}]}]}
-
-
-CONTEXT = "Rollo swore fealty to Charles. Rollo came from Denmark, Iceland or Norway, with 42 ships."
-QUESTIONS = {
-    "right": ("Who swore?", ["Rollo"]),
-    "partly": ("Where from?", ["Denmark, Iceland or Norway", "Denmark"]),
-    "wrong": ("To whom?", ["Charles"]),
-    "none": ("How many ships?", ["42"]),
-}
-PREDICTIONS = {"right": "Rollo", "partly": "from Denmark,  Iceland", "wrong": "fealty"}
 N_BEST = {
     "right": [{"text": "Rollo", "probability": 0.75}, {"text": "Charles", "probability": 0.25}],
     "wrong": [{"text": "fealty", "probability": 1.0}],

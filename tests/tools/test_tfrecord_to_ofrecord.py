@@ -13,13 +13,13 @@ import tensorflow as tf
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import ofrecord
-import tfrecord
 import tfrecord_to_ofrecord
-from conftest import ROOT, assert_fails_with_one_line, random_pretraining_features, run
 from in_process import full_disk, run_in_process
+from made_parts import random_pretraining_features
+from records import ofrecord, tfrecord
+from running import ROOT, assert_fails_with_one_line, run
+from system.errors import UserError
 from tfrecord_files import serialize_example, write_tfrecord, write_tfrecord_of_part
-from util import UserError
 
 SCRIPT = "tools/tfrecord_to_ofrecord.py"
 HEAD_BYTES, TAIL_BYTES = 12, 4

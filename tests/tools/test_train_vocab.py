@@ -17,9 +17,9 @@ from tokenizers.trainers import WordPieceTrainer
 import hard_text
 import reference_squad
 import train_vocab
-from conftest import ROOT, assert_fails_with_one_line, run
+from running import ROOT, assert_fails_with_one_line, run
 from terminals import Terminal
-from tokenization import read_vocab, split_words
+from text.tokenization import read_vocab, split_words
 
 SCRIPT = "tools/train_vocab.py"
 CORPUS = ROOT / "dataset/corpus.txt"

@@ -7,9 +7,9 @@ import os
 import pytest
 
 import config
-import run_setup
-from conftest import TINY_MODEL, needs_kernels, run
-from util import UserError
+from running import TINY_MODEL, needs_kernels, run
+from system.errors import UserError
+from training import run_setup
 
 
 def threads(cpu_threads, ranks):

@@ -10,13 +10,13 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import metrics
 import plot_log
-import run_folder
-from conftest import ROOT, assert_fails_with_one_line, run, write_pretraining_part
-from event_file import EventFile
 from in_process import full_disk, run_in_process
-from test_run_pretraining import logged, pretrain, pretraining_flags
+from made_parts import write_pretraining_part
+from pretraining_runs import logged, pretrain, pretraining_flags
+from running import ROOT, assert_fails_with_one_line, run
+from training import metrics, run_folder
+from training.event_file import EventFile
 
 TAGS = {
     "loss/total_loss": "total_loss",

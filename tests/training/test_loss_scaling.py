@@ -1,13 +1,8 @@
 """Steps that mixed precision skips because a scaled gradient overflows, which a CPU can show as well."""
 
-from typing import Any
-
-import engine
 from config import parse_pretraining_args
-
-flow: Any = engine.load()
-
-import training  # noqa: E402
+from engine.oneflow_loader import flow
+from training.job import TrainJob
 
 PLACEMENT = flow.placement("cpu", [0])
 
@@ -31,7 +26,7 @@ class Model(flow.nn.Module):
         return {"total_loss": (self.weight * self.x).sum()}
 
 
-class ScaledJob(training.TrainJob):
+class ScaledJob(TrainJob):
     """A train job with loss scaling, as it is on a GPU with --use_fp16."""
 
     def __init__(self, model, args):

@@ -11,11 +11,10 @@ import time
 
 import pytest
 
-import run_state
-import snapshot
-import snapshot_series
-from conftest import ROOT, assert_fails_with_one_line, needs_kernels, run, write_pretraining_part
 from launched import PRETRAINING, Launched, slow_disk
+from made_parts import write_pretraining_part
+from running import ROOT, assert_fails_with_one_line, needs_kernels, run
+from snapshots import layout, run_state, series
 
 STEP = "System-Train-TrainStep-PretrainJob"
 # Shuffled, with dropout, and a line of losses that a save falls into.
@@ -208,7 +207,7 @@ class TestSlowDisk:
 
 
 def names(folder):
-    return [path.name for path in snapshot_series.complete_snapshots(folder)]
+    return [path.name for path in series.complete_snapshots(folder)]
 
 
 @pytest.fixture
@@ -277,7 +276,7 @@ class TestRefused:
         path = stopped / "snapshot_20" / STEP / run_state.FILE
         path.write_bytes(damage + path.read_bytes()[1:])
         # It does not even tell any more when it was saved, so it does not count as the newest.
-        assert snapshot_series.complete_snapshots(stopped)[-1] == stopped / "snapshot_10"
+        assert series.complete_snapshots(stopped)[-1] == stopped / "snapshot_10"
 
     def test_a_snapshot_of_an_older_version(self, data, whole, tmp_path):
         shutil.copytree(whole / "snapshot_20", tmp_path / "snapshot_20")
@@ -299,4 +298,4 @@ def test_older_readers_pass_over_the_state(whole):
     )
     command = [sys.executable, "-c", program, folder]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert int(result.stdout) == len(snapshot.variable_names(folder))
+    assert int(result.stdout) == len(layout.variable_names(folder))

@@ -1,0 +1,1 @@
+"""OneFlow made to work: loading it, devices, native kernels, operators."""

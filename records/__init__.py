@@ -1,0 +1,1 @@
+"""Data on disk and into the graph."""

@@ -1,0 +1,1 @@
+"""A training run: set-up, job, optimiser, loop, saving, resuming, logging."""
