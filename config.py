@@ -15,6 +15,16 @@ from system.command_line import (
 from system.errors import UserError
 
 _DEFAULT_ITER_NUM = 1144000
+# The tutorial's defaults of the flags that give the model's shape, for a run that does not start from a model.
+SHAPE_DEFAULTS = {
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "max_position_embeddings": 512,
+    "type_vocab_size": 2,
+    "vocab_size": 30522,
+    "hidden_size_per_head": 64,
+    "intermediate_size": None,  # 4 x the hidden size
+}
 MOST_CPU_THREADS = 4096  # some tens of thousands end in an abort of the engine
 
 
@@ -141,7 +151,9 @@ def _add_tutorial_flags(groups, iter_num_default=None, predicts_masks=True, trai
     data.add_argument(
         "--data_dir", required=True, metavar="DIR", help="folder of the OFRecord parts part-0, part-1, ..."
     )
-    data.add_argument("--data_part_num", type=positive_int, default=32, metavar="N", help="parts of data_dir to read")
+    data.add_argument(
+        "--data_part_num", type=positive_int, metavar="N", help="parts of data_dir to read (default: all)"
+    )
     add_bool(
         devices,
         "--use_fp16",
@@ -184,27 +196,25 @@ def _add_tutorial_flags(groups, iter_num_default=None, predicts_masks=True, trai
         metavar="N",
         help="masked tokens in a sequence, at most",
     )
-    model.add_argument("--num_hidden_layers", type=positive_int, default=24, metavar="N", help="layers")
-    model.add_argument(
-        "--num_attention_heads", type=positive_int, default=16, metavar="N", help="attention heads a layer"
-    )
-    model.add_argument(
-        "--max_position_embeddings", type=positive_int, default=512, metavar="N", help="positions, at least seq_length"
-    )
-    model.add_argument("--type_vocab_size", type=positive_int, default=2, metavar="N", help="segment types")
-    model.add_argument("--vocab_size", type=positive_int, default=30522, metavar="N", help="words in the vocabulary")
+    _add_shape(model, "num_hidden_layers", "layers")
+    _add_shape(model, "num_attention_heads", "attention heads a layer")
+    _add_shape(model, "max_position_embeddings", "positions, at least seq_length")
+    _add_shape(model, "type_vocab_size", "segment types")
+    _add_shape(model, "vocab_size", "pieces in the vocabulary")
     dropout.add_argument(
         "--attention_probs_dropout_prob", type=probability, default=0.1, metavar="P", help="dropout of attention"
     )
     dropout.add_argument(
         "--hidden_dropout_prob", type=probability, default=0.1, metavar="P", help="dropout of hidden units"
     )
-    model.add_argument(
-        "--hidden_size_per_head",
-        type=positive_int,
-        default=64,
-        metavar="N",
-        help="hidden units a head; the hidden size is heads x this",
+    _add_shape(model, "hidden_size_per_head", "hidden units a head; the hidden size is heads x this")
+
+
+def _add_shape(group, name, text):
+    """Adds a flag of the model's shape. Its default is None: training/model_flags.py settles what is in force."""
+    default = SHAPE_DEFAULTS[name] or "4 x the hidden size"
+    group.add_argument(
+        f"--{name}", type=positive_int, metavar="N", help=f"{text} (default: as the model has it, else {default})"
     )
 
 
@@ -238,8 +248,9 @@ def _add_later_flags(groups, trains=True):
         help="ZeRO: 1 divides parameters and Adam's moments among the ranks, not a copy on each; 2 and 3 also save "
         "memory of gradients and of gathered parameters, on GPUs",
     )
+    _add_shape(groups["model"], "intermediate_size", "feed-forward units")
     groups["model"].add_argument(
-        "--intermediate_size", type=positive_int, metavar="N", help="feed-forward units (default: 4 x the hidden size)"
+        "--bert_config_file", metavar="JSON", help="bert_config.json with the model's shape, for a model without one"
     )
     groups["devices"].add_argument(
         "--device",
@@ -266,6 +277,11 @@ def _add_later_flags(groups, trains=True):
         metavar="N",
         help="of the snapshot_<iteration> in model_save_dir keep the N newest only; 0: keep all",
     )
+    add_bool(
+        groups["output" if trains else "unused"],
+        "--reset_train_step",
+        help="begin the schedule of the learning rate anew, whatever step model_load_dir has",
+    )
     add_bool(groups["output"], "--skip_checksums", help="load model_load_dir without comparing checksums")
     devices.add_argument(
         "--cpu_threads",
@@ -278,11 +294,6 @@ def _add_later_flags(groups, trains=True):
 
 def _complete(args):
     """Fills in what follows from other flags; raises UserError where flags contradict each other."""
-    if args.seq_length > args.max_position_embeddings:
-        raise UserError(
-            f"--seq_length={args.seq_length} is more than --max_position_embeddings={args.max_position_embeddings}; "
-            "the model has no embedding for the last positions"
-        )
     if args.seed >= 2**31:
         raise UserError(f"--seed={args.seed} is too large; use a number below {2**31}")
     if args.cpu_threads is not None and args.cpu_threads > MOST_CPU_THREADS:
@@ -296,8 +307,6 @@ def _complete(args):
         if args.resume:
             raise UserError("--resume needs --model_save_dir, the folder of the snapshots to go on from")
         args.model_save_dir = f"./output/model_save-{datetime.now():%Y-%m-%d-%H:%M:%S}"
-    if args.intermediate_size is None:
-        args.intermediate_size = 4 * args.num_attention_heads * args.hidden_size_per_head
     return args
 
 

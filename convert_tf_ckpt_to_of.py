@@ -20,15 +20,14 @@ from pathlib import Path
 import numpy as np
 from google.protobuf import text_encoding
 
-from snapshots import layout, variables
+from snapshots import layout, model_files, variables
 from system.command_line import ArgumentParser, add_bool
 from system.errors import UserError, one_line
 from system.input_files import open_input
 from system.output_files import check_replaceable
 from system.progress import progress_bar
+from text.tokenization import read_vocab
 from util import run_script
-
-CONFIG_FILE = "bert_config.json"
 
 # Slots of google-research/bert's AdamWeightDecayOptimizer.
 _MOMENTS = {"adam_m": "m", "adam_v": "v"}
@@ -48,11 +47,17 @@ def parse_arguments():
         "--tf_checkpoint_path",
         required=True,
         metavar="PATH",
-        help=f"folder of the checkpoint, or its prefix (such as bert_model.ckpt); if a {CONFIG_FILE} lies beside it, "
-        "the flags that fit the model are printed",
+        help="folder of the checkpoint, or its prefix (such as bert_model.ckpt); the snapshot gets the "
+        "bert_config.json and the vocab.txt that lie beside it",
     )
     parser.add_argument("--of_dump_path", required=True, metavar="DIR", help="folder of the snapshot to write")
     add_bool(parser, "--overwrite", help="replace a snapshot that exists at --of_dump_path")
+    add_bool(
+        parser,
+        "--do_lower_case",
+        None,
+        "whether the model is uncased, for the snapshot to tell (default: by the folder's name, as Google names them)",
+    )
     return parser.parse_args()
 
 
@@ -238,12 +243,42 @@ def summarise(names, skipped, shapes, dtypes, folder):
     return lines
 
 
+def files_of_model(folder, config, size, do_lower_case):
+    """The files that describe the model in its snapshot, name -> bytes, from those beside the checkpoint in `folder`.
+
+    `config` is its configuration, or None; `do_lower_case` what the user says of the case, or None. Says what is not
+    known. Raises UserError if the vocabulary is not that of a model of this variables.ModelSize.
+    """
+    if config is None:
+        print(f"{folder} has no bert_config.json, nor has the snapshot: runs that load it need --num_attention_heads.")
+    vocab_file = folder / model_files.VOCAB_FILE
+    vocab_data = None
+    if vocab_file.is_file():
+        num_pieces = max(read_vocab(vocab_file).values()) + 1
+        if num_pieces > size.vocab_size:
+            raise UserError(
+                f"{vocab_file}: has {num_pieces} pieces, but the weights are of a model with {size.vocab_size}; put "
+                "the model's own there, or move it away"
+            )
+        vocab_data = model_files.read_vocab_bytes(vocab_file)
+    if do_lower_case is None:
+        do_lower_case = case_by_name(folder.resolve().name)
+    return model_files.encode(config, vocab_data, do_lower_case)
+
+
+def case_by_name(name):
+    """do_lower_case by the name of a folder as Google publishes them (uncased_L-12_..., multi_cased_...), or None."""
+    if re.match(r"((wwm_)?uncased|multilingual|chinese)_L-", name):
+        return True
+    return False if re.match(r"((wwm_)?cased|multi_cased)_L-", name) else None
+
+
 def main():
     arguments = parse_arguments()
     check_replaceable(arguments.of_dump_path, arguments.overwrite, layout.DONE_FILE)
     prefix = find_checkpoint(arguments.tf_checkpoint_path)
-    config_file = prefix.parent / CONFIG_FILE
-    config_size = variables.read_config(config_file)[0] if config_file.exists() else None
+    config_file = prefix.parent / model_files.CONFIG_FILE
+    config_size, config = variables.read_config(config_file) if config_file.exists() else (None, None)
 
     reader = open_checkpoint(prefix)
     shapes = {name: tuple(shape) for name, shape in reader.get_variable_to_shape_map().items()}
@@ -257,12 +292,15 @@ def main():
     if config_size is not None:
         variables.check_config_fits(config_size, size, config_file)
 
+    files = files_of_model(prefix.parent, config, size, arguments.do_lower_case)
+
     with layout.open_writer(os.path.realpath(arguments.of_dump_path)) as write:
         # On a terminal a bar, else a line for each variable.
         progress = progress_bar(targets.items(), unit=" variables")
         for name, target in progress:
             array = read_variable(reader, name, prefix).astype(np.float32, copy=False)
-            write(target, array.T if is_transposed(name) else array)
+            of_model = files if target == variables.WORD_EMBEDDINGS else None
+            write(target, array.T if is_transposed(name) else array, of_model)
             if progress.disable:
                 print(f"saved to: {os.path.join(arguments.of_dump_path, target)}", flush=True)
     print("\n".join(summarise(targets, skipped, shapes, dtypes, arguments.of_dump_path)))

@@ -16,16 +16,20 @@ from typing import NamedTuple
 
 import numpy as np
 
-from records import prediction_file
+from records import description, prediction_file
+from snapshots.model_files import read_vocab_bytes
 from system.command_line import ArgumentParser, add_bool, finite_float, positive_int
 from system.errors import UserError
 from system.input_files import open_input, read_json
 from system.output_files import atomic_file, check_is_no_input
 from system.progress import print_warning, progress_bar
 from text import squad_answers, squad_file, squad_windows
-from text.tokenization import Tokenizer, check_case, read_vocab
+from text.tokenization import Tokenizer, check_case, read_vocab, vocab_checksum
 from util import run_script
 
+# How google-research/bert's run_squad.py makes windows by default.
+DEFAULTS = {"max_seq_length": 384, "doc_stride": 128, "max_query_length": 64, "do_lower_case": True}
+LARGEST_DESCRIPTION = 1 << 16  # bytes
 OUTPUT_FILES = ("predictions.json", "nbest_predictions.json", "null_odds.json")
 
 
@@ -41,17 +45,20 @@ class Example(NamedTuple):
 
 def main():
     arguments = parse_arguments()
-    squad_windows.check_lengths(arguments.max_seq_length, arguments.max_query_length)
     output_dir = Path(arguments.output_dir)
     if output_dir.exists() and not output_dir.is_dir():
         raise UserError(f"--output_dir={output_dir}: not a folder; give another one")
     for name in OUTPUT_FILES:
         check_is_no_input(output_dir / name, (arguments.predict_file, arguments.vocab_file, arguments.all_results_file))
+    results, described = open_results(arguments.all_results_file)
+    settle_window_flags(arguments, described)
+    squad_windows.check_lengths(arguments.max_seq_length, arguments.max_query_length)
+    check_seq_length(results, arguments)
     vocab = read_vocab(arguments.vocab_file)
     num_spare = check_bert_config(arguments, vocab) if arguments.bert_config_file else 0
-    results = open_results(arguments.all_results_file, arguments.max_seq_length)
     _, paragraphs = squad_file.read_paragraphs(arguments.predict_file)
     squad_file.check_unique_ids(paragraphs, arguments.predict_file)
+    check_made_of(described, paragraphs, arguments)
 
     examples = make_examples(paragraphs, Tokenizer(vocab, arguments.do_lower_case), arguments)
     results = fit_results(results, examples, arguments)
@@ -84,14 +91,20 @@ def parse_arguments():
     files.add_argument("--output_dir", required=True, metavar="DIR", help="folder for the predictions")
 
     windows = parser.add_argument_group("how the records were made (as for tools/create_squad_data.py)")
-    windows.add_argument("--max_seq_length", type=positive_int, default=384, metavar="N", help="length of a record")
-    windows.add_argument(
-        "--doc_stride", type=positive_int, default=128, metavar="N", help="pieces from one window to the next"
+    for name, text in (
+        ("max_seq_length", "length of a record"),
+        ("doc_stride", "pieces from one window to the next"),
+        ("max_query_length", "of a question, in pieces"),
+    ):
+        windows.add_argument(
+            f"--{name}",
+            type=positive_int,
+            metavar="N",
+            help=f"{text} (default: as of the records, else {DEFAULTS[name]})",
+        )
+    add_bool(
+        windows, "--do_lower_case", None, "lower case and no accents, for uncased models (default: as of the records)"
     )
-    windows.add_argument(
-        "--max_query_length", type=positive_int, default=64, metavar="N", help="of a question, in pieces"
-    )
-    add_bool(windows, "--do_lower_case", True, "lower case and no accents, for uncased models")
 
     answers = parser.add_argument_group("answers")
     answers.add_argument("--n_best_size", type=positive_int, default=20, metavar="N", help="answers to a question")
@@ -143,8 +156,56 @@ def check_bert_config(arguments, vocab):
     return vocab_size - num_pieces
 
 
-def open_results(path, seq_length):
-    """Maps the records of all_results.npy: unique_id int64, start_logits and end_logits float32 [seq_length].
+def settle_window_flags(arguments, described):
+    """Sets the flags of the windows that were not given: as the records were made, else to run_squad.py's defaults.
+
+    `described` is their description, or None. Raises UserError where a flag that was given differs from it.
+    """
+    if described is None:
+        print(
+            f"Notice: {arguments.all_results_file} does not tell how its records were made: with another --vocab_file, "
+            "--doc_stride, --max_query_length or --do_lower_case the answers are wrong."
+        )
+    for name, default in DEFAULTS.items():
+        made, given = (described or {}).get(name), getattr(arguments, name)
+        if given is None:
+            setattr(arguments, name, default if made is None else made)
+        elif made not in (None, given):
+            raise UserError(
+                f"--{name}={given}, but {arguments.all_results_file} is of records made with {made}; leave the flag out"
+            )
+
+
+def check_made_of(described, paragraphs, arguments):
+    """Raises UserError if the results are not of the questions in --predict_file, or of another vocabulary."""
+    if described is None:
+        return
+    if described["vocab_sha256"] != vocab_checksum(read_vocab_bytes(arguments.vocab_file)):
+        raise UserError(
+            f"--vocab_file={arguments.vocab_file}: {arguments.all_results_file} is of records made with another "
+            f"vocabulary, of {described['vocab_size']} pieces; give that one"
+        )
+    if described.get("questions_sha256") not in (None, description.questions_checksum(paragraphs)):
+        raise UserError(
+            f"--predict_file={arguments.predict_file}: {arguments.all_results_file} is of other questions or contexts, "
+            "or of the same in another order; give the file of which the records were made"
+        )
+
+
+def check_seq_length(results, arguments):
+    """Raises UserError unless the results are of windows of --max_seq_length pieces."""
+    found_length = results.dtype["start_logits"].shape[0]
+    if found_length != arguments.max_seq_length:
+        raise UserError(
+            f"{arguments.all_results_file}: {len(results)} of {len(results)} results have logits for seq_length "
+            f"{found_length}, but --max_seq_length is {arguments.max_seq_length}; give what the records were made with"
+        )
+
+
+def open_results(path):
+    """(the results, the description of their records or None) in all_results.npy.
+
+    Maps the results: unique_id int64, start_logits and end_logits float32 [seq_length].
 
     Only the header is read, and held against the size of the file: one that declares more than there is costs no
     memory. Raises UserError if the file is not of that form.
@@ -161,17 +222,29 @@ def open_results(path, seq_length):
             f"{path}: expected records of unique_id int64, start_logits and end_logits float32 [seq_length], found an "
             f"array {shape} of {dtype}; make it with run_squad_predict.py"
         )
-    if offset + shape[0] * dtype.itemsize != size:
+    end = offset + shape[0] * dtype.itemsize
+    if shape[0] < 0 or end > size:
         raise UserError(
-            f"{path}: damaged or truncated: it has {size} bytes, but {shape[0]} results take "
-            f"{offset + shape[0] * dtype.itemsize}; make or copy it anew"
+            f"{path}: truncated: it has {size} bytes, but {shape[0]} results take {end}; make or copy it anew"
         )
-    if found_length != (seq_length,):
-        raise UserError(
-            f"{path}: {shape[0]} of {shape[0]} results have logits for seq_length {found_length[0]}, but "
-            f"--max_seq_length is {seq_length}; give what the records were made with"
-        )
-    return np.memmap(path, dtype, mode="r", offset=offset, shape=shape)
+    return np.memmap(path, dtype, mode="r", offset=offset, shape=shape), read_description(path, end)
+
+
+def read_description(path, offset):
+    """The description of the records that stands in all_results.npy from byte `offset` on, None if nothing does.
+
+    Raises UserError if something else stands there.
+    """
+    with open_input(path, "rb") as file:
+        file.seek(offset)
+        data = file.read(LARGEST_DESCRIPTION)
+    if not data:
+        return None
+    try:
+        described = json.loads(data)
+    except ValueError:
+        raise UserError(f"{path}: damaged: after its results stands no description of records; make it anew") from None
+    return description.check(described, path)
 
 
 def read_npy_header(file, path):

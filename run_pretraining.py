@@ -8,7 +8,7 @@ import config
 from ranks.launcher import run_on_all_ranks
 from records import checks
 from system.lazy import LazyModule
-from training import run_setup
+from training import model_flags, run_setup
 from util import run_script
 
 bert_util = LazyModule("bert_util")
@@ -25,7 +25,9 @@ def main():
 
 def train(args):
     """What each rank does."""
+    model_flags.settle(args)
     data_set = checks.check_data_set(args, checks.pretraining_fields(args), shuffle=True)
+    model_flags.check_records(args, data_set)
     run_setup.check_training_folders(args)
     config.print_args(args)
     placement = run_setup.start_engine(args)

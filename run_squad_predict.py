@@ -9,7 +9,7 @@ from ranks.launcher import run_on_all_ranks
 from ranks.ranks import expendable, rank
 from records import checks, prediction_file
 from system.lazy import LazyModule
-from training import run_setup
+from training import model_flags, run_setup
 from util import run_script
 
 bert_util = LazyModule("bert_util")
@@ -25,14 +25,16 @@ def main():
 
 def predict_answers(args):
     """What each rank does."""
+    model_flags.settle(args)
     data_set = checks.check_data_set(args, checks.squad_predict_fields(args), shuffle=False, count_records=True)
     config.set_prediction_iter_num(args, data_set.record_count)
+    model_flags.check_records(args, data_set)
     run_setup.check_prediction_folders(args)
     config.print_args(args)
     with expendable():
         results = predict_logits(data_set, args)
     if rank() == 0:
-        prediction_file.write(args.all_results_file, results)
+        prediction_file.write(args.all_results_file, results, data_set.description)
 
 
 def predict_logits(data_set, args):

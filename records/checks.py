@@ -13,7 +13,7 @@ import numpy as np
 
 import config
 from ranks.ranks import rank
-from records import ofrecord
+from records import description, ofrecord
 from system.errors import UserError
 from system.progress import progress_bar
 
@@ -85,8 +85,8 @@ _FLAG_OF_BOUND = {
 }
 
 
-def part_paths(data_dir, part_num):
-    """The paths of parts 0 to part_num - 1 in `data_dir`: part-0, part-1, ... or, zero-padded, part-00000, ...
+def part_paths(data_dir, part_num=None):
+    """The paths of the first `part_num` parts in `data_dir`, or of all: part-0, part-1, ... or, padded, part-00000, ...
 
     Raises UserError if the folder or one of the parts is missing.
     """
@@ -103,6 +103,11 @@ def part_paths(data_dir, part_num):
     if not first:
         raise UserError(f"--data_dir={data_dir}: holds no part-0; give a folder of OFRecord parts part-0, part-1, ...")
     digits = len(first[0]) - len("part-")
+    there = sum(re.fullmatch(rf"part-[0-9]{{{digits},}}", name) is not None for name in names)
+    if part_num is None:
+        part_num = there
+    elif part_num < there:
+        print(f"Notice: --data_part_num={part_num} reads {part_num} of the {there} parts in {data_dir}.", flush=True)
     # Not more of them than can be there: any number may have been asked for.
     paths = [folder / f"part-{index:0{digits}d}" for index in range(min(part_num, len(names) + 1))]
     missing = [path.name for path in paths if not path.is_file()]
@@ -122,21 +127,25 @@ class DataSet:
     fields: dict  # name -> Field
     record_count: int  # None where the parts are too large to be read through before a run, or not read by this rank
     readers: int = 1  # so many ranks, from the first on, read parts
+    description: dict | None = None  # what the records were made with (records/description.py), where they tell
 
 
 def check_data_set(args, fields, shuffle, count_records=False):
-    """The DataSet that --data_dir and --data_part_num name.
+    """The DataSet that --data_dir and --data_part_num name; sets args.data_part_num if it was not given.
 
     Raises UserError, saying file and place, unless its records hold `fields` as they should: the first record of
     every part, with --check_data every record. The records are counted if `count_records` says so or they are few.
     A rank that will not read needs no data: it checks nothing.
     """
+    if args.data_part_num is None:
+        args.data_part_num = len(part_paths(args.data_dir))
     readers = _count_readers(args, shuffle)
     if rank() >= readers:
         # The names as far as they can be told from here; OneFlow goes by those of the first rank.
         return DataSet([Path(args.data_dir) / f"part-{i}" for i in range(args.data_part_num)], fields, None, readers)
     paths = part_paths(args.data_dir, args.data_part_num)
-    return DataSet(paths, fields, _check_parts(paths, fields, args.check_data, count_records), readers)
+    described = description.read(args.data_dir)
+    return DataSet(paths, fields, _check_parts(paths, fields, args.check_data, count_records), readers, described)
 
 
 def _count_readers(args, shuffle):

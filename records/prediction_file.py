@@ -1,5 +1,10 @@
-"""all_results.npy: what run_squad_predict.py hands to npy2json.py."""
+"""all_results.npy: what run_squad_predict.py hands to npy2json.py.
 
+Behind the array, where NumPy does not look, stands the description of the records that were predicted, as JSON
+(records/description.py). Files of older versions have none.
+"""
+
+import json
 import os
 
 import numpy as np
@@ -37,8 +42,13 @@ def check_replaceable(path):
         raise UserError(f"--all_results_file={path}: exists and is not a NumPy file, so results will not replace it")
 
 
-def write(path, results):
-    """Writes `results`, an array of `result_dtype`, so that np.load(path, allow_pickle=False) reads them."""
+def write(path, results, described=None):
+    """Writes `results`, an array of `result_dtype`, so that np.load(path, allow_pickle=False) reads them.
+
+    `described` is the description of the records that they are of, if there is one.
+    """
     with atomic_file(path) as file:
         np.save(file, results, allow_pickle=False)
+        if described is not None:
+            file.write(json.dumps(described).encode())
     print(f"Saved {len(results)} results to {path}.", flush=True)

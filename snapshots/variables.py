@@ -8,6 +8,7 @@ import json
 import re
 from pathlib import Path
 
+from snapshots import layout
 from system.errors import UserError
 from system.input_files import open_input
 
@@ -88,6 +89,18 @@ def _dense_shapes(prefix, inputs, outputs):
 
 def _layer_norm_shapes(prefix, width):
     return {f"{prefix}-gamma": (width,), f"{prefix}-beta": (width,)}
+
+
+def shapes_by_meta(folder, names):
+    """name -> shape, of the variables `names` in the snapshot `folder` that have a meta file.
+
+    Legacy snapshots hold the position embeddings with a leading 1, which is left out.
+    """
+    metas = {name: layout.read_meta(Path(folder) / name) for name in names}
+    shapes = {name: meta[0] for name, meta in metas.items() if meta is not None}
+    if POSITION_EMBEDDINGS in shapes:
+        shapes[POSITION_EMBEDDINGS] = shapes[POSITION_EMBEDDINGS][-2:]
+    return shapes
 
 
 def infer_size(shapes, source):

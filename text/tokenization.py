@@ -5,6 +5,8 @@ The words are made here, with this Python's own Unicode tables, as google's scri
 Unicode). The pieces of a word are found by `tokenizers`.
 """
 
+import codecs
+import hashlib
 import unicodedata
 
 from tokenizers.models import WordPiece
@@ -54,6 +56,17 @@ def read_vocab(path, required=(UNKNOWN, CLASSIFIER, SEPARATOR)):
     if missing:
         raise UserError(f"{path}: not a BERT vocabulary: it has {len(vocab)} pieces, but no {' and no '.join(missing)}")
     return vocab
+
+
+def vocab_checksum(data):
+    """A checksum, in hex digits, of the pieces and their ids in a vocabulary file with the bytes `data`.
+
+    Line ends, blanks around a piece and empty lines at the end make no difference.
+    """
+    lines = [line.strip() for line in data.removeprefix(codecs.BOM_UTF8).split(b"\n")]
+    while lines and not lines[-1]:
+        lines.pop()
+    return hashlib.sha256(b"\n".join(lines)).hexdigest()
 
 
 def check_case(path, vocab, do_lower_case):

@@ -394,16 +394,7 @@ def model_size(arguments, names):
                 "its own configuration"
             )
         return size, config
-    shapes = {}
-    for name in names:
-        meta = layout.read_meta(folder / name)
-        if meta is not None:
-            shapes[name] = meta[0]
-    # Legacy snapshots hold the position embeddings with a leading 1.
-    positions = variables.POSITION_EMBEDDINGS
-    if positions in shapes:
-        shapes[positions] = shapes[positions][-2:]
-    size = variables.infer_size(shapes, f"{folder} (going by its meta files)")
+    size = variables.infer_size(variables.shapes_by_meta(folder, names), f"{folder} (going by its meta files)")
     size = dataclasses.replace(size, num_attention_heads=arguments.num_attention_heads)
     variables.check_heads(size, folder)
     return size, {}

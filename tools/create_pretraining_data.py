@@ -25,9 +25,7 @@ import argparse
 import contextlib
 import errno
 import functools
-import hashlib
 import itertools
-import json
 import os
 import random
 import tempfile
@@ -35,12 +33,12 @@ import unicodedata
 from pathlib import Path
 from typing import NamedTuple
 
-from records import ofrecord
+from records import description, ofrecord
+from snapshots.model_files import read_vocab_bytes
 from system.command_line import ArgumentParser, add_bool, fraction, non_negative_int, positive_int
 from system.errors import UserError
 from system.folder_lock import lock_folder
 from system.input_files import find_files, read_json
-from system.output_files import atomic_file
 from system.progress import print_line, progress_bar
 from system.workers import run_tasks
 from text.pretraining_instances import MIN_SEQ_LENGTH, make_features, pieces_of_vocab, sentence_pairs
@@ -56,15 +54,11 @@ from text.pretraining_text import (
 from text.tokenization import UNKNOWN, check_case, read_vocab
 from util import run_script
 
-SETTINGS_FILE = "create_pretraining_data.json"
 # Raise it with any change that makes other instances of the same text and flags.
 ALGORITHM = 1
-# The flags on which the parts depend.
+# The flags on which the parts depend, beside those in every description of records.
 FLAGS_IN_SETTINGS = (
-    "do_lower_case",
     "do_whole_word_mask",
-    "max_seq_length",
-    "max_predictions_per_seq",
     "masked_lm_prob",
     "short_seq_prob",
     "dupe_factor",
@@ -95,7 +89,8 @@ def main():
         scans = scan_input(paths, arguments)
         extents = [extent for scan in scans for extent in scan.extents]
         dealt = deal_extents(extents, arguments.part_num, arguments.random_seed)
-        accept_settings(output_dir, make_settings(arguments, vocab, scans))
+        vocab_data = read_vocab_bytes(arguments.vocab_file)
+        accept_settings(output_dir, make_settings(arguments, vocab, vocab_data, scans), vocab_data)
         wanted = arguments.parts or range(arguments.part_num)
         remove_temporary_files(output_dir, wanted)
         missing = [part for part in wanted if not (output_dir / f"part-{part}").exists()]
@@ -122,7 +117,7 @@ def parse_arguments():
         required=True,
         type=Path,
         metavar="FOLDER",
-        help=f"gets part-0, part-1, ... and {SETTINGS_FILE}; the same command goes on where an interrupted one was",
+        help=f"gets part-0, part-1, ... and {description.FILE}; the same command goes on where an interrupted one was",
     )
     group.add_argument("--part_num", type=positive_int, default=1, metavar="N", help="number of parts")
     group.add_argument(
@@ -195,7 +190,8 @@ def open_output_folder(folder):
         yield
     finally:
         if folder in missing and not any(folder.glob("part-*")):
-            (folder / SETTINGS_FILE).unlink(missing_ok=True)
+            for name in (description.FILE, description.VOCAB_FILE):
+                (folder / name).unlink(missing_ok=True)
             with contextlib.suppress(OSError):
                 for path in missing:
                     path.rmdir()
@@ -239,29 +235,32 @@ def scan_input(paths, arguments):
 # Settings: a folder holds parts of one data set only
 
 
-def make_settings(arguments, vocab, scans):
-    """All on which the parts depend, to be kept beside them."""
-    pieces = "\n".join(f"{piece} {index}" for piece, index in vocab.items())
-    return {
-        "algorithm": ALGORITHM,
-        "unicode": unicodedata.unidata_version,
-        "vocab_sha256": hashlib.sha256(pieces.encode()).hexdigest(),
+def make_settings(arguments, vocab, vocab_data, scans):
+    """All on which the parts depend, to be kept beside them: a description of records, and more."""
+    return description.describe(
+        description.PRETRAINING,
+        vocab,
+        vocab_data,
+        arguments.do_lower_case,
+        arguments.max_seq_length,
+        max_predictions_per_seq=arguments.max_predictions_per_seq,
         **{name: getattr(arguments, name) for name in FLAGS_IN_SETTINGS},
-        "input_sha256": [scan.sha256 for scan in scans],
-    }
+        algorithm=ALGORITHM,
+        unicode=unicodedata.unidata_version,
+        input_sha256=[scan.sha256 for scan in scans],
+    )
 
 
-def accept_settings(output_dir, settings):
-    """Writes the settings file, or raises UserError if the folder holds parts that were made with other settings."""
-    path = output_dir / SETTINGS_FILE
+def accept_settings(output_dir, settings, vocab_data):
+    """Writes the settings and the vocabulary; raises UserError if the folder's parts were made with other settings."""
+    path = output_dir / description.FILE
     parts = sorted(output_dir.glob("part-*"))
     if not parts:
-        with atomic_file(path, "w") as file:
-            file.write(json.dumps(settings, indent=2) + "\n")
+        description.write(output_dir, settings, vocab_data)
         return
     advice = "give another --output_dir, or delete this one"
     if not os.path.lexists(path):
-        raise UserError(f"{output_dir}: holds {parts[0].name}, but no {SETTINGS_FILE}; {advice}")
+        raise UserError(f"{output_dir}: holds {parts[0].name}, but no {description.FILE}; {advice}")
     try:
         found = read_json(path)
     except UserError as error:

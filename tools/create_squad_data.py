@@ -7,17 +7,18 @@ import suite  # noqa: F401
 
 # isort: split
 
+import os
 import random
-import re
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from records import ofrecord
+from records import description, ofrecord
+from snapshots.model_files import read_vocab_bytes
 from system.command_line import ArgumentParser, add_bool, parse_bool, positive_int
 from system.errors import UserError
-from system.output_files import atomic_folder
+from system.output_files import atomic_folder, check_replaceable
 from system.progress import print_warning, progress_bar
 from text import squad_file, squad_windows
 from text.tokenization import Tokenizer, check_case, read_vocab
@@ -40,7 +41,8 @@ class Example(NamedTuple):
 def main():
     arguments = parse_arguments()
     squad_windows.check_lengths(arguments.max_seq_length, arguments.max_query_length)
-    check_output_dir(arguments.output_dir)
+    if not is_empty_folder(arguments.output_dir):
+        check_replaceable(arguments.output_dir, arguments.overwrite, description.FILE)
     vocab = read_vocab(arguments.vocab_file)
     tokenizer = Tokenizer(vocab, arguments.do_lower_case)
     _, paragraphs = squad_file.read_paragraphs(arguments.input_file)
@@ -62,7 +64,7 @@ def main():
     check_case(arguments.vocab_file, vocab, arguments.do_lower_case)
     for warning in warnings:
         print_warning(warning)
-    write_parts(windows, vocab, arguments)
+    write_parts(windows, vocab, describe(paragraphs, vocab, arguments), arguments)
     print(
         f"{len(examples)} questions, {len(windows)} records of length {arguments.max_seq_length} in "
         f"{arguments.output_dir}, --data_part_num={arguments.part_num}"
@@ -74,8 +76,9 @@ def parse_arguments():
     files = parser.add_argument_group("files")
     files.add_argument("--input_file", required=True, metavar="JSON", help="SQuAD questions, v1.1 or v2.0")
     files.add_argument(
-        "--output_dir", required=True, metavar="DIR", help="folder for part-0, part-1, ...; earlier parts are replaced"
+        "--output_dir", required=True, metavar="DIR", help="folder for part-0, part-1, ..., new or empty"
     )
+    add_bool(files, "--overwrite", help="replace records that this tool has made in output_dir")
     files.add_argument("--vocab_file", required=True, metavar="TXT", help="vocabulary of the model, one piece a line")
     files.add_argument("--part_num", type=positive_int, default=1, metavar="N", help="number of parts")
 
@@ -111,16 +114,9 @@ def parse_arguments():
     return arguments
 
 
-def check_output_dir(output_dir):
-    """Raises UserError unless the folder is new, empty or holds parts only, for it is replaced as a whole."""
-    output_dir = Path(output_dir)
-    if not output_dir.exists():
-        return
-    if not output_dir.is_dir():
-        raise UserError(f"--output_dir={output_dir}: not a folder; give another one")
-    for path in output_dir.iterdir():
-        if not re.fullmatch(r"part-\d+", path.name):
-            raise UserError(f"--output_dir={output_dir}: holds {path.name} too; choose a folder for the parts alone")
+def is_empty_folder(path):
+    """Whether there is a folder at `path` with nothing in it."""
+    return os.path.isdir(path) and not os.listdir(path)
 
 
 def make_examples(paragraphs, tokenizer, arguments):
@@ -172,12 +168,32 @@ def windows_of(example, arguments):
     return squad_windows.make_windows(len(example.document_ids), max_length, arguments.doc_stride)
 
 
-def write_parts(windows, vocab, arguments):
-    """Writes the records of `windows`, (Example, Window) each, to part-0 ...: contiguous blocks of near equal size."""
+def describe(paragraphs, vocab, arguments):
+    """(the description of the records, the bytes of the vocabulary)."""
+    vocab_data = read_vocab_bytes(arguments.vocab_file)
+    described = description.describe(
+        description.SQUAD_TRAINING if arguments.is_training else description.SQUAD_PREDICTION,
+        vocab,
+        vocab_data,
+        arguments.do_lower_case,
+        arguments.max_seq_length,
+        doc_stride=arguments.doc_stride,
+        max_query_length=arguments.max_query_length,
+        questions_sha256=description.questions_checksum(paragraphs),
+    )
+    return described, vocab_data
+
+
+def write_parts(windows, vocab, described, arguments):
+    """Writes the records of `windows`, (Example, Window) each, to part-0 ...: contiguous blocks of near equal size.
+
+    `described` is what describe() gives; it goes into the folder as well.
+    """
     with (
         atomic_folder(Path(arguments.output_dir).resolve()) as folder,
         progress_bar(total=len(windows), desc="writing", unit="record") as progress,
     ):
+        description.write(folder, *described)
         for part in range(arguments.part_num):
             begin, end = (number * len(windows) // arguments.part_num for number in (part, part + 1))
             with ofrecord.open_writer(folder / f"part-{part}") as write:

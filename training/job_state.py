@@ -15,8 +15,10 @@ _STEP_LIMIT = 2**53  # far beyond what any run comes to
 _MODEL = "model."  # the prefix of the optimiser's variables: the graph's attribute that holds the model
 
 
-def save(job, folder, state):
+def save(job, folder, state, files):
     """Writes `job` after its last step as the snapshot `folder`, with `state` for snapshots/run_state.py.
+
+    `files`, name -> bytes, describe the model (snapshots/model_files.py).
 
     All ranks take part, the first writes. Where that fails, the snapshot that stood there stays; returns in words what
     has failed, on all ranks, or None. Raises RunError, on all ranks, if there are numbers in it that are not finite.
@@ -28,7 +30,7 @@ def save(job, folder, state):
     failure = None
     if rank() == 0:
         try:
-            failure = _write(folder, arrays, {run_state.FILE: run_state.encode(state)})
+            failure = _write(folder, arrays, {run_state.FILE: run_state.encode(state)}, files)
         except OSError as error:
             failure = {"reason": describe_os_error(error), "poisoned": False}
     for _ in arrays:
@@ -41,7 +43,7 @@ def save(job, folder, state):
     return failure["reason"]
 
 
-def _write(folder, arrays, files_of_step):
+def _write(folder, arrays, files_of_step, files_of_model):
     """Writes a snapshot; returns None, or what is wrong, as save() tells it to all ranks."""
     if os.path.lexists(folder) and not os.path.isfile(os.path.join(folder, layout.DONE_FILE)):
         return {"reason": f"{folder} is no snapshot, so a snapshot will not replace it", "poisoned": False}
@@ -50,7 +52,8 @@ def _write(folder, arrays, files_of_step):
             for name, array in arrays:
                 if not np.isfinite(array).all():
                     raise _PoisonedError(name)
-                write(name, array, files_of_step if name.startswith(_TRAIN_STEP) else None)
+                files = files_of_model if name == variables.WORD_EMBEDDINGS else None
+                write(name, array, files_of_step if name.startswith(_TRAIN_STEP) else files)
     except _PoisonedError as error:
         return {"reason": f"{error} has values that are not finite, so {folder} is not saved", "poisoned": True}
     return None
@@ -79,11 +82,11 @@ def _tensors(job):
             yield variables.variable_name(name[len(_MODEL) :]), tensor
 
 
-def initialise(job, model_load_dir, skip_checksums=False):
+def initialise(job, model_load_dir, skip_checksums=False, reset_train_step=False):
     """Readies `job` for its first step, from the snapshot `model_load_dir` if there is one; returns the train step."""
     if model_load_dir:
         print(f"Restoring model from {model_load_dir}.", flush=True)
-        return restore(job, model_load_dir, skip_checksums)
+        return restore(job, model_load_dir, skip_checksums, reset_train_step)
     print("Init model on demand", flush=True)
     return 0
 
@@ -104,17 +107,19 @@ def restore_for_prediction(job, folder, skip_checksums=False):
         parameter.copy_(_read_like(parameter, folder, name, digests))
 
 
-def restore(job, folder, skip_checksums=False):
+def restore(job, folder, skip_checksums=False, reset_train_step=False):
     """Takes the state of `job`, before its first step, from the snapshot `folder`; returns the train step.
 
-    Only the first rank reads. Parameters that the folder lacks keep their initial values and are named in one line;
-    other variables it has are counted, and so are moments of other values than the folder's, which a variable that
-    was copied into it leaves behind. Raises UserError for what does not fit or, unless `skip_checksums`, is damaged.
+    With `reset_train_step` that is 0, whatever the folder has. Only the first rank reads. Parameters that the folder
+    lacks keep their initial values and are named in one line; other variables it has are counted, and so are moments of
+    other values than the folder's, which a variable that was copied into it leaves behind. Raises UserError for what
+    does not fit or, unless `skip_checksums`, is damaged.
     """
     parameters = _parameters(job)
     names = from_first_rank(lambda: layout.variable_names(folder))
     step_name = name_of_step(job)
-    step = from_first_rank(lambda: _read_step(folder, step_name)) if step_name in names else 0
+    has_step = step_name in names and not reset_train_step
+    step = from_first_rank(lambda: _read_step(folder, step_name)) if has_step else 0
     digests = _read_checksums(folder, names, skip_checksums)
     stale = from_first_rank(lambda: layout.stale_moments(folder, names, digests))
     state = {}

@@ -7,7 +7,7 @@ from engine.oneflow_loader import nn
 from ranks.ranks import has_launcher
 from system import signals
 from system.errors import RunError
-from training import save_points
+from training import notices, save_points
 from training.job import OVERFLOW, SIGNALS
 from training.metrics import MetricLog
 from training.optimizer import learning_rate_at
@@ -32,6 +32,7 @@ def train(job, args, start):
     if start.iteration >= args.iter_num:
         save_points.complete(start, args)
         return
+    notices.tell(args, start)
     with (
         MetricLog(args, type(job).__name__, start.train_step, start.losses) as log,
         signals.noted(second_kills=not has_launcher()) as received,

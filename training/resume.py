@@ -14,7 +14,7 @@ from ranks.ranks import from_every_rank, from_first_rank, rank
 from snapshots import run_state, series
 from system.errors import UserError, one_line
 from system.output_files import remove_abandoned
-from training import job_state
+from training import job_state, model_flags
 
 # A run with another value of one of these flags is another run; so is one of another job, data set or batch size.
 _FLAGS_OF_A_RUN = (
@@ -50,6 +50,7 @@ class Start:
     run_number: int  # of the runs that save in --model_save_dir, from 1
     run: dict  # as _describe_run gives it, for whoever resumes this run
     losses: dict  # name -> the losses of the iterations since the last printed line
+    files: dict  # name -> bytes of the files that describe the model in its snapshots
     folder: str | None = None  # the snapshot that the run goes on from, with --resume
 
 
@@ -58,6 +59,7 @@ def start(job, args, data_set):
 
     Raises UserError if the newest snapshot cannot be one of this run.
     """
+    files = model_flags.files_of_model(args, data_set)
     run = from_first_rank(lambda: _describe_run(job, args, data_set))
     folder = from_first_rank(lambda: _newest(args)) if args.resume else None
     if folder is None:
@@ -66,17 +68,17 @@ def start(job, args, data_set):
                 f"Notice: {args.model_save_dir} has no snapshot to resume from, so the run starts afresh.", flush=True
             )
         number = from_first_rank(lambda: series.next_run_number(args.model_save_dir))
-        train_step = job_state.initialise(job, args.model_load_dir, args.skip_checksums)
+        train_step = job_state.initialise(job, args.model_load_dir, args.skip_checksums, args.reset_train_step)
         if train_step > 0:
             _tell_rest_of_schedule(job, args, train_step)
-        return Start(0, train_step, number, run, {})
+        return Start(0, train_step, number, run, {}, files)
     state = from_first_rank(lambda: _read_state(folder, run))
     train_step = job_state.initialise(job, folder, args.skip_checksums)
     notices = state["notices"] + _restore_position(job, args, state)
     print(f"Resuming after {state['iteration']} of {args.iter_num} iterations.", flush=True)
     for notice in notices:
         print(one_line(f"Notice: {notice}."), flush=True)
-    return Start(state["iteration"], train_step, state["run_number"], run, state["losses"], folder)
+    return Start(state["iteration"], train_step, state["run_number"], run, state["losses"], files, folder)
 
 
 def _tell_rest_of_schedule(job, args, train_step):
@@ -84,7 +86,7 @@ def _tell_rest_of_schedule(job, args, train_step):
     learning = max(0, args.iter_num - train_step)
     print(
         f"Notice: the train step of the snapshot is {train_step}, so the learning rate is 0 after {learning} of "
-        f"{args.iter_num} iterations; zero its {job_state.name_of_step(job)}/out to begin the schedule anew.",
+        f"{args.iter_num} iterations; give --reset_train_step to begin the schedule anew.",
         flush=True,
     )
 

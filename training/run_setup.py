@@ -14,6 +14,7 @@ from snapshots import layout
 from system.errors import UserError
 from system.folder_lock import lock_folder
 from system.output_files import check_can_write
+from training import model_flags
 
 # Seconds: it is killed with its parent, but may still be giving back its memory when it is started again.
 _LONGEST_END_OF_A_KILLED_RUN = 10
@@ -121,6 +122,7 @@ def start_engine(args):
     supervision.start_engine_log(args.log_dir)
     flow = oneflow_loader.load(supervision.engine_log(args.log_dir))
     args.iter_num = from_first_rank(lambda: args.iter_num)
+    model_flags.check_same_on_all_ranks(args)
     flow.manual_seed(args.seed)
     if device_type == "cpu":
         native.set_seed(args.seed)

@@ -76,7 +76,7 @@ class SavePoints:
         batches = iteration - self._start.iteration
         state = resume.state_to_save(self._start, batches, iteration, self._log.losses_since_line())
         try:
-            reason = job_state.save(self._job, folder, state)
+            reason = job_state.save(self._job, folder, state, self._start.files)
         except RunError as error:
             raise RunError(f"after {iteration} iterations {error}; {self.tell_newest()}") from None
         if reason is not None:

@@ -70,7 +70,7 @@ def test_engine_reads_the_result(converted):
     target, values, _ = converted
     # In a process of its own, so that this one need not hold the engine beside TensorFlow.
     program = (
-        "import sys, numpy, engine; flow = engine.load(); variables = flow.load(sys.argv[1]);"
+        "import sys, numpy; from engine.oneflow_loader import flow; variables = flow.load(sys.argv[1]);"
         "numpy.savez(sys.argv[2], **{name: tensor.numpy() for name, tensor in variables.items()})"
     )
     arrays = target.parent / "arrays.npz"

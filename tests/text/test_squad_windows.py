@@ -200,7 +200,9 @@ def test_parts_are_contiguous_blocks(tmp_path):
     assert set(records[0]) == {"unique_ids", "input_ids", "input_mask", "segment_ids"}
 
     # The same again with fewer parts leaves none of the first ones.
-    assert run(SCRIPT, output_dir=tmp_path / "parts", is_training=False, part_num=2, **flags).returncode == 0
+    again = {"output_dir": tmp_path / "parts", "is_training": False, "part_num": 2, **flags}
+    assert_fails_with_one_line(run(SCRIPT, **again), "exists already", "--overwrite")
+    assert run(SCRIPT, **again, overwrite=True).returncode == 0
     assert read_records(tmp_path / "parts") == records
 
 
@@ -314,8 +316,8 @@ def test_hostile_json_gets_one_line(tmp_path, content, fragments):
         ({"part_num": 2}, ["makes only 1 records", "--part_num=2"]),
         ({"is_training": "maybe"}, ["is_training", "maybe"]),
         ({"is_training": False, "shuffle": True}, ["shuffle"]),
-        ({"output_dir": "content.json"}, ["content.json: not a folder"]),
-        ({"output_dir": "."}, ["--output_dir", "too"]),
+        ({"output_dir": "content.json"}, ["content.json: exists already"]),
+        ({"output_dir": "."}, ["exists already"]),
         ({"do_lowercase": True}, ["--do_lowercase"]),
     ],
 )

@@ -293,7 +293,7 @@ def test_older_readers_pass_over_the_state(whole):
     """OneFlow's, without a warning, and ours."""
     folder = whole / "last_snapshot"
     program = (
-        "import warnings, sys, engine; flow = engine.load(); warnings.simplefilter('error');"
+        "import warnings, sys; from engine.oneflow_loader import flow; warnings.simplefilter('error');"
         "print(len(flow.load(sys.argv[1])))"
     )
     command = [sys.executable, "-c", program, folder]

@@ -1,0 +1,112 @@
+"""What the records of a folder were made with, in a small file beside the parts.
+
+    <folder>/records.json   kind of record, vocabulary, case, lengths, and for SQuAD the windows and the questions
+    <folder>/vocab.txt      the vocabulary itself
+
+A description is a dict of what JSON can carry. Nothing is known of parts without one: they are older, or of another
+maker.
+"""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+from system.errors import UserError
+from system.input_files import read_json
+from system.output_files import atomic_file
+from text.tokenization import vocab_checksum
+
+FILE = "records.json"
+VOCAB_FILE = "vocab.txt"
+
+# The kinds of record.
+PRETRAINING = "pre-training"
+SQUAD_TRAINING = "SQuAD training"
+SQUAD_PREDICTION = "SQuAD prediction"
+
+_TYPES = {
+    "kind": str,
+    "vocab_size": int,
+    "vocab_sha256": str,
+    "do_lower_case": bool,
+    "max_seq_length": int,
+    "max_predictions_per_seq": int,
+    "doc_stride": int,
+    "max_query_length": int,
+    "questions_sha256": str,
+}
+# What every description has.
+_REQUIRED = ("kind", "vocab_size", "vocab_sha256", "do_lower_case", "max_seq_length")
+
+
+def describe(kind, vocab, vocab_data, do_lower_case, max_seq_length, **others):
+    """The description of records of that `kind`; `vocab` is piece -> id, `vocab_data` the bytes of its file."""
+    return {
+        "kind": kind,
+        "vocab_size": max(vocab.values()) + 1,
+        "vocab_sha256": vocab_checksum(vocab_data),
+        "do_lower_case": do_lower_case,
+        "max_seq_length": max_seq_length,
+        **others,
+    }
+
+
+def questions_checksum(paragraphs):
+    """A checksum of the questions of a SQuAD file and their contexts, in order: hex digits.
+
+    `paragraphs` are those of squad_file.read_paragraphs.
+    """
+    digest = hashlib.sha256()
+    for paragraph in paragraphs:
+        texts = [
+            paragraph.context,
+            *(text for question in paragraph.questions for text in (question.id, question.text)),
+        ]
+        digest.update(json.dumps(texts).encode())
+    return digest.hexdigest()
+
+
+def write(folder, description, vocab_data):
+    """Writes the description and the vocabulary into the folder of the parts."""
+    with atomic_file(Path(folder) / VOCAB_FILE) as file:
+        file.write(vocab_data)
+    with atomic_file(Path(folder) / FILE, "w", encoding="utf-8") as file:
+        file.write(json.dumps(description, indent=2) + "\n")
+
+
+def read(folder):
+    """The description in `folder`, or None if there is none. Raises UserError if it is damaged."""
+    path = Path(folder) / FILE
+    if not os.path.lexists(path):
+        return None
+    return check(read_json(path), path)
+
+
+def check(description, source):
+    """Returns `description`. Raises UserError, naming its `source`, unless it is one."""
+    is_right = (
+        isinstance(description, dict)
+        and all(name in description for name in _REQUIRED)
+        and all(type(description[name]) is kind for name, kind in _TYPES.items() if name in description)
+    )
+    if not is_right:
+        raise UserError(f"{source}: damaged: not a description of records; make the records anew")
+    return description
+
+
+def check_same_text(records, model_vocab_sha256, model_do_lower_case, records_name, model_name):
+    """Raises UserError if the records of that description were not made for a model of that vocabulary and case.
+
+    None for what is not known of the model.
+    """
+    if model_vocab_sha256 not in (None, records["vocab_sha256"]):
+        raise UserError(
+            f"{records_name}: its records were made with another vocabulary than that of {model_name}; make them anew "
+            f"with --vocab_file={model_name}"
+        )
+    if model_do_lower_case not in (None, records["do_lower_case"]):
+        raise UserError(
+            f"{records_name}: its records were made with --do_lower_case={records['do_lower_case']}, the model of "
+            f"{model_name} has {model_do_lower_case}; make them anew"
+        )

@@ -1,0 +1,87 @@
+"""What a snapshot says of its model beside the weights: configuration, vocabulary, case.
+
+    <snapshot>/bert-embeddings-word_embeddings/bert_config.json       in the keys of google-research/bert
+    <snapshot>/bert-embeddings-word_embeddings/vocab.txt              one piece a line
+    <snapshot>/bert-embeddings-word_embeddings/tokenizer_config.json  {"do_lower_case": ...}, as Hugging Face names it
+
+Each file may be missing. They lie in the folder of a variable of the backbone: `cp -R` of a BERT over a snapshot takes
+them along, and `oneflow.load` passes over them.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+
+from snapshots import variables
+from system.errors import UserError
+from system.input_files import open_input, read_json
+
+CONFIG_FILE = "bert_config.json"
+VOCAB_FILE = "vocab.txt"
+TOKENIZER_FILE = "tokenizer_config.json"
+
+# Of a BERT as this suite computes it, whatever its size.
+_FIXED = {"hidden_act": "gelu", "initializer_range": 0.02}
+_LARGEST_VOCAB = 1 << 28  # bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelFiles:
+    """The paths of the files that a snapshot has, None for one that it lacks, and what the smallest of them says."""
+
+    config: Path | None = None
+    vocab: Path | None = None
+    do_lower_case: bool | None = None
+
+
+def find(snapshot):
+    """The ModelFiles of the snapshot folder `snapshot`. Raises UserError if the case cannot be read."""
+    folder = Path(snapshot) / variables.WORD_EMBEDDINGS
+    config, vocab, tokenizer = (
+        path if path.is_file() else None
+        for path in (folder / name for name in (CONFIG_FILE, VOCAB_FILE, TOKENIZER_FILE))
+    )
+    return ModelFiles(config, vocab, read_case(tokenizer) if tokenizer else None)
+
+
+def read_case(path):
+    """`do_lower_case` of a tokenizer_config.json, None if it has none. Raises UserError if the file is damaged."""
+    content = read_json(path)
+    value = content.get("do_lower_case") if isinstance(content, dict) else None
+    if value is not None and not isinstance(value, bool):
+        raise UserError(f"{path}: do_lower_case is {value!r:.40}; it must be true or false")
+    return value
+
+
+def config_of(size, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1):
+    """The bert_config.json, as a dict, of a BERT of that variables.ModelSize."""
+    dropout = {
+        "hidden_dropout_prob": hidden_dropout_prob,
+        "attention_probs_dropout_prob": attention_probs_dropout_prob,
+    }
+    return _FIXED | dropout | dataclasses.asdict(size)
+
+
+def encode(config=None, vocab=None, do_lower_case=None):
+    """name -> bytes of the files that a snapshot gets: for a dict, the bytes of a vocabulary, a bool, if not None."""
+    files = {}
+    if config is not None:
+        files[CONFIG_FILE] = _encode_json(config)
+    if vocab is not None:
+        files[VOCAB_FILE] = vocab
+    if do_lower_case is not None:
+        files[TOKENIZER_FILE] = _encode_json({"do_lower_case": do_lower_case})
+    return files
+
+
+def read_vocab_bytes(path):
+    """The bytes of a vocabulary file. Raises OSError, and UserError if it is larger than any vocabulary."""
+    with open_input(path, "rb") as file:
+        data = file.read(_LARGEST_VOCAB + 1)
+    if len(data) > _LARGEST_VOCAB:
+        raise UserError(f"{path}: too large for a vocabulary")
+    return data
+
+
+def _encode_json(content):
+    return (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()
