@@ -131,11 +131,15 @@ def read_lines(path, on_data):
 
 
 def decode(data, path, offset):
-    """The text of `data`, which stands at byte `offset` of the file; raises UserError if it is not UTF-8."""
+    """The text of `data`, which stands at byte `offset` of the file; raises UserError if it is not UTF-8.
+
+    A byte order mark at the beginning of the file is no part of it.
+    """
     try:
-        return data.decode()
+        text = data.decode()
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8: byte {offset + error.start} is {data[error.start]:#04x}") from None
+    return text if offset else text.removeprefix("\ufeff")
 
 
 def deal_extents(extents, part_num, random_seed):
@@ -247,8 +251,8 @@ def read_extent(extent, paths):
         file.seek(extent.offset)
         data = file.read(extent.size)
     try:
-        text = data.decode()
-    except UnicodeDecodeError:
+        text = decode(data, path, extent.offset)
+    except UserError:
         text = ""
     if len(data) < extent.size or not text:
         raise RunError(f"{path}: has changed since it was scanned; run the command again")

@@ -10,7 +10,7 @@ import unicodedata
 from tokenizers.models import WordPiece
 
 from system.errors import UserError
-from system.input_files import open_input
+from system.input_files import open_input, reading
 from system.progress import print_warning
 
 UNKNOWN = "[UNK]"
@@ -37,19 +37,26 @@ _CJK_BLOCKS = (
 _ASCII_PUNCTUATION = frozenset("!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~")
 
 
-def read_vocab(path, required=(UNKNOWN, CLASSIFIER, SEPARATOR)):
-    """Reads a vocabulary file, one piece a line, into a dict: piece -> id, the number of its line from 0.
+def read_pieces(path, name=None):
+    """Reads a vocabulary file, one piece a line, into a list: the piece at index i has the id i.
 
-    Of a piece that occurs twice the last line counts. Raises UserError if the file cannot be read, is not UTF-8 or
-    lacks one of the `required` pieces.
+    A line without one is "": it keeps its number, unless it is at the end of the file. Raises UserError if the file
+    cannot be read or is not UTF-8; it is called `name` there, or by its path.
     """
-    try:
-        with open_input(path, encoding="utf-8", newline="\n") as file:
-            vocab = {line.strip(): index for index, line in enumerate(file)}
-    except OSError as error:
-        raise UserError(f"--vocab_file={path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not a vocabulary: byte {error.start} is not UTF-8") from None
+    with reading(name or path), open_input(path, newline="\n") as file:
+        pieces = [line.strip() for line in file]
+    while pieces and not pieces[-1]:
+        pieces.pop()
+    return pieces
+
+
+def read_vocab(path, required=(UNKNOWN, CLASSIFIER, SEPARATOR)):
+    """The pieces of a vocabulary file as a dict: piece -> id, the number of its line from 0.
+
+    Of a piece that occurs twice the last line counts; an empty line is none. Raises UserError as `read_pieces` does,
+    and if one of the `required` pieces is missing.
+    """
+    vocab = {piece: index for index, piece in enumerate(read_pieces(path, f"--vocab_file={path}")) if piece}
     missing = [piece for piece in required if piece not in vocab]
     if missing:
         raise UserError(f"{path}: not a BERT vocabulary: it has {len(vocab)} pieces, but no {' and no '.join(missing)}")

@@ -304,7 +304,7 @@ def test_hostile_json_gets_one_line(tmp_path, content, fragments):
 @pytest.mark.parametrize(
     "flags, fragments",
     [
-        ({"input_file": "none.json"}, ["No such file", "none.json"]),
+        ({"input_file": "none.json"}, ["there is no such file", "none.json"]),
         ({"input_file": "."}, ["Is a directory"]),
         ({"vocab_file": "none.txt"}, ["vocab_file", "none.txt"]),
         ({"max_seq_length": 67}, ["max_seq_length=67", "67"]),
