@@ -111,5 +111,18 @@ class TestCase:
         assert "warning: vocab.txt: no piece has a capital letter" in text and "give --do_lower_case=True" in text
         assert self.warning(capsys, self.UNCASED, True) == ""
 
+    KOREAN = {"[UNK]": 0, "등": 1, "##대": 2, ".": 3}
+
+    def test_composed_syllables(self, capsys):
+        text = self.warning(capsys, self.KOREAN, True)
+        assert "67% of the pieces, 등 say, have letters that --do_lower_case=True takes apart" in text
+        assert text.endswith("so no text has them; give --do_lower_case=False\n")
+        assert self.warning(capsys, self.KOREAN, False) == "", "a script without capitals is no uncased vocabulary"
+
+    def test_small_letters_with_accents(self, capsys):
+        text = self.warning(capsys, {"[UNK]": 0, "möchte": 1, "bären": 2, "und": 3}, True)
+        assert "give --do_lower_case=False and text in lower case" in text
+        assert self.warning(capsys, {"[UNK]": 0, "möchte": 1, "Bären": 2, "und": 3}, False) == ""
+
     def test_a_few_capitals_are_no_cased_vocabulary(self, capsys):
         assert self.warning(capsys, {**{f"piece{index}": index for index in range(99)}, "A": 99}, True) == ""
