@@ -23,7 +23,7 @@ from google.protobuf import text_encoding
 from snapshots import layout, model_files, variables
 from system.command_line import ArgumentParser, add_bool
 from system.errors import UserError, one_line
-from system.input_files import open_input
+from system.input_files import open_input, reading
 from system.output_files import check_replaceable
 from system.progress import progress_bar
 from text.tokenization import read_vocab
@@ -80,13 +80,8 @@ def find_checkpoint(path):
 def _find_in_folder(folder):
     state_file = folder / "checkpoint"
     if state_file.exists():
-        try:
-            with open_input(state_file) as file:
-                text = file.read(_LARGEST_STATE_FILE)
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(
-                f"{state_file}: cannot be read: {getattr(error, 'strerror', None) or 'not UTF-8'}"
-            ) from None
+        with reading(state_file), open_input(state_file) as file:
+            text = file.read(_LARGEST_STATE_FILE)
         named = _named_checkpoint(text)
         if named is None:
             raise UserError(f'{state_file}: has no line model_checkpoint_path: "..."; correct it or remove it')

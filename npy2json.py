@@ -20,7 +20,7 @@ from records import description, prediction_file
 from snapshots.model_files import read_vocab_bytes
 from system.command_line import ArgumentParser, add_bool, finite_float, positive_int
 from system.errors import UserError
-from system.input_files import open_input, read_json
+from system.input_files import open_input, read_json, reading
 from system.output_files import atomic_file, check_is_no_input
 from system.progress import print_warning, progress_bar
 from text import squad_answers, squad_file, squad_windows
@@ -141,8 +141,7 @@ def check_bert_config(arguments, vocab):
     config = read_json(path)
     vocab_size = squad_file.field(config, "vocab_size", int, path)
     max_position_embeddings = squad_file.field(config, "max_position_embeddings", int, path)
-    # Lines that are empty, at the end as a rule, do no harm.
-    num_pieces = max(index for piece, index in vocab.items() if piece) + 1
+    num_pieces = max(vocab.values()) + 1
     if num_pieces > vocab_size:
         raise UserError(
             f"{arguments.vocab_file}: has {num_pieces} pieces, but vocab_size in {path} is {vocab_size}; give the "
@@ -210,12 +209,9 @@ def open_results(path):
     Only the header is read, and held against the size of the file: one that declares more than there is costs no
     memory. Raises UserError if the file is not of that form.
     """
-    try:
-        with open_input(path, "rb") as file:
-            shape, dtype = read_npy_header(file, path)
-            offset, size = file.tell(), os.fstat(file.fileno()).st_size
-    except OSError as error:
-        raise UserError(f"--all_results_file={path}: cannot be read: {error.strerror}") from None
+    with reading(f"--all_results_file={path}"), open_input(path, "rb") as file:
+        shape, dtype = read_npy_header(file, path)
+        offset, size = file.tell(), os.fstat(file.fileno()).st_size
     found_length = dtype["start_logits"].shape[:1] if dtype.names and "start_logits" in dtype.names else ()
     if len(shape) != 1 or not found_length or dtype != prediction_file.result_dtype(*found_length):
         raise UserError(

@@ -15,6 +15,7 @@ import config
 from ranks.ranks import rank
 from records import description, ofrecord
 from system.errors import UserError
+from system.input_files import reading
 from system.progress import progress_bar
 
 # Up to this many bytes of data, every part is checked for truncation before a run. Beyond, only with --check_data:
@@ -91,12 +92,8 @@ def part_paths(data_dir, part_num=None):
     Raises UserError if the folder or one of the parts is missing.
     """
     folder = Path(data_dir)
-    try:
+    with reading(f"--data_dir={data_dir}", "folder"):
         names = os.listdir(folder)
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"--data_dir={data_dir}: there is no such folder") from None
-    except OSError as error:
-        raise UserError(f"--data_dir={data_dir}: cannot be read: {error.strerror}") from None
     if any(0xDC80 <= ord(character) <= 0xDCFF for character in str(data_dir)):
         raise UserError(f"--data_dir={data_dir}: cannot be read: OneFlow takes names of UTF-8 only; give it another")
     first = sorted((name for name in names if _PART_NAME.fullmatch(name)), key=len)

@@ -15,7 +15,7 @@ import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
 
 from system.errors import UserError
-from system.input_files import open_input
+from system.input_files import open_input, reading
 from system.output_files import atomic_file
 
 _LENGTH = struct.Struct("<Q")
@@ -185,12 +185,9 @@ def read_serialized(path, offset=0):
     Raises UserError where the file ends within a record or cannot be read. Never holds more than one record.
     """
     path = Path(path)
-    try:
-        with open_input(path, "rb") as file:
-            file.seek(offset)
-            yield from read_open_file(file, path, offset)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    with reading(path), open_input(path, "rb") as file:
+        file.seek(offset)
+        yield from read_open_file(file, path, offset)
 
 
 def read_open_file(file, path, offset=0):

@@ -10,7 +10,7 @@ import os
 import numpy as np
 
 from system.errors import UserError
-from system.input_files import open_input
+from system.input_files import open_input, reading
 from system.output_files import atomic_file
 
 _MAGIC = b"\x93NUMPY"
@@ -33,11 +33,8 @@ def check_replaceable(path):
         return
     is_array = False
     if os.path.isfile(path):
-        try:
-            with open_input(path, "rb") as file:
-                is_array = file.read(len(_MAGIC)) == _MAGIC
-        except OSError as error:
-            raise UserError(f"--all_results_file={path}: cannot be read: {error.strerror}") from None
+        with reading(f"--all_results_file={path}"), open_input(path, "rb") as file:
+            is_array = file.read(len(_MAGIC)) == _MAGIC
     if not is_array:
         raise UserError(f"--all_results_file={path}: exists and is not a NumPy file, so results will not replace it")
 

@@ -18,6 +18,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message, message_fa
 
 from records import ofrecord
 from system.errors import UserError
+from system.input_files import reading
 
 _HEAD = struct.Struct("<QI")
 _TAIL = struct.Struct("<I")
@@ -89,44 +90,44 @@ def read(path, offset=0):
     the file ends within a record, is no TFRecord file or cannot be read. Never holds more than one record.
     """
     open_file = gzip.open if is_compressed(path) else functools.partial(open, buffering=_BUFFER)
-    try:
-        with open_file(path, "rb") as file:
-            file.seek(offset)
-            while head := file.read(_HEAD.size):
-                if len(head) < _HEAD.size:
-                    raise _truncated(path, offset)
-                length, crc = _HEAD.unpack(head)
-                if masked_crc(head[:8]) != crc:
-                    what = "damaged" if offset else "not a TFRecord file, or damaged"
-                    raise UserError(f"{path}: {what}: the length of the record at byte {offset} has a wrong checksum")
-                if length > LONGEST_RECORD:
-                    raise UserError(
-                        f"{path}: the record at byte {offset} is {length} bytes long, more than {LONGEST_RECORD}"
-                    )
-                data, tail = file.read(length), file.read(_TAIL.size)
-                if len(tail) < _TAIL.size:
-                    raise _truncated(path, offset)
-                if masked_crc(data) != _TAIL.unpack(tail)[0]:
-                    raise UserError(f"{path}: damaged: the data of the record at byte {offset} have a wrong checksum")
-                yield offset, data
-                offset += _HEAD.size + length + _TAIL.size
-    except (gzip.BadGzipFile, zlib.error) as error:
-        raise UserError(f"{path}: damaged: its gzip data after {offset} decompressed bytes: {error}") from None
-    except EOFError:
-        raise UserError(
-            f"{path}: truncated: its gzip data end after {offset} decompressed bytes; make or copy the file anew"
-        ) from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
+    with reading(path):
+        try:
+            with open_file(path, "rb") as file:
+                file.seek(offset)
+                while head := file.read(_HEAD.size):
+                    if len(head) < _HEAD.size:
+                        raise _truncated(path, offset)
+                    length, crc = _HEAD.unpack(head)
+                    if masked_crc(head[:8]) != crc:
+                        what = "damaged" if offset else "not a TFRecord file, or damaged"
+                        raise UserError(
+                            f"{path}: {what}: the length of the record at byte {offset} has a wrong checksum"
+                        )
+                    if length > LONGEST_RECORD:
+                        raise UserError(
+                            f"{path}: the record at byte {offset} is {length} bytes long, more than {LONGEST_RECORD}"
+                        )
+                    data, tail = file.read(length), file.read(_TAIL.size)
+                    if len(tail) < _TAIL.size:
+                        raise _truncated(path, offset)
+                    if masked_crc(data) != _TAIL.unpack(tail)[0]:
+                        raise UserError(
+                            f"{path}: damaged: the data of the record at byte {offset} have a wrong checksum"
+                        )
+                    yield offset, data
+                    offset += _HEAD.size + length + _TAIL.size
+        except (gzip.BadGzipFile, zlib.error) as error:
+            raise UserError(f"{path}: damaged: its gzip data after {offset} decompressed bytes: {error}") from None
+        except EOFError:
+            raise UserError(
+                f"{path}: truncated: its gzip data end after {offset} decompressed bytes; make or copy the file anew"
+            ) from None
 
 
 def is_compressed(path):
     """Whether the file `path` is a gzip file; raises UserError if it cannot be read."""
-    try:
-        with open(path, "rb") as file:
-            head = file.read(_HEAD.size)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    with reading(path), open(path, "rb") as file:
+        head = file.read(_HEAD.size)
     # The length of a first record may look like the beginning of a gzip file, but then it has its checksum.
     is_record = len(head) == _HEAD.size and masked_crc(head[:8]) == _HEAD.unpack(head)[1]
     return head.startswith(_GZIP_MAGIC) and not is_record

@@ -16,7 +16,7 @@ import re
 from pathlib import Path
 
 from system.errors import UserError
-from system.input_files import open_input
+from system.input_files import open_input, reading
 
 CHECKSUM_FILE = "sha256"
 
@@ -46,7 +46,7 @@ def recorded(folder, names, list_file, data_file):
     Raises UserError naming a variable whose checksum is damaged.
     """
     folder = Path(folder)
-    with _read_errors(folder / list_file), open_input(folder / list_file, encoding="utf-8") as file:
+    with _read_errors(folder / list_file), open_input(folder / list_file) as file:
         listed = [_LINE.fullmatch(text) for text in file.read(_LARGEST_LIST).splitlines()]
     of_path = {match[2]: match[1] for match in listed if match}
     if not of_path:
@@ -95,9 +95,8 @@ def of_file(path):
 
 @contextlib.contextmanager
 def _read_errors(path):
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: its list of checksums is damaged; empty it to do without") from None
+    with reading(path):
+        try:
+            yield
+        except UnicodeDecodeError:
+            raise UserError(f"{path}: its list of checksums is damaged; empty it to do without") from None

@@ -22,7 +22,7 @@ import numpy as np
 
 from snapshots import checksums
 from system.errors import UserError
-from system.input_files import open_input
+from system.input_files import open_input, reading
 from system.output_files import atomic_folder
 
 DONE_FILE = "snapshot_done"
@@ -33,6 +33,8 @@ MOMENT_SUFFIXES = ("-m", "-v")
 
 _LARGEST_META = 1 << 16  # characters
 _MOST_DIMENSIONS = 32
+_TENSORFLOW = "it is a TensorFlow checkpoint; convert it with convert_tf_ckpt_to_of.py"
+_NAMED_SNAPSHOTS = 10
 _MOST_DIGITS = 12  # of a dimension
 
 _NAME_OF_DTYPE = {
@@ -100,15 +102,11 @@ def read_meta(variable_folder):
     Raises UserError if it cannot be understood.
     """
     path = Path(variable_folder) / META_FILE
-    try:
-        with open_input(path, encoding="utf-8") as file:
-            text = file.read(_LARGEST_META)
-    except FileNotFoundError:
+    text = None
+    with reading(path), contextlib.suppress(FileNotFoundError), open_input(path) as file:
+        text = file.read(_LARGEST_META)
+    if text is None:
         return None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
     data_type = re.search(r"\bdata_type:\s*(\w+)", text)
     if data_type is None or data_type[1] not in _DTYPE_OF_NAME:
         raise UserError(f"{path}: names no data type this suite knows; delete the file to go by the model's shape")
@@ -121,17 +119,27 @@ def read_meta(variable_folder):
 def check_is_snapshot(folder):
     """Raises UserError unless `folder` is a complete snapshot."""
     folder = Path(folder)
-    try:
+    if os.path.isfile(f"{folder}.index"):
+        raise UserError(f"{folder}: {_TENSORFLOW}")
+    with reading(folder, "folder"):
         names = os.listdir(folder)
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{folder}: there is no such folder; give the folder of a snapshot") from None
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be read: {error.strerror}") from None
     if DONE_FILE not in names or not (folder / DONE_FILE).is_file():
-        raise UserError(
-            f"{folder}: not a complete snapshot: it has no file {DONE_FILE}; give the folder of a snapshot, which "
-            "holds a folder for each variable"
-        )
+        advice = _what_to_give(folder, names)
+        raise UserError(f"{folder}: not a complete snapshot: it has no file {DONE_FILE}; {advice}")
+
+
+def _what_to_give(folder, names):
+    """Advice for who has given a folder that holds `names` in place of a snapshot."""
+    if any(name.endswith((".safetensors", ".safetensors.index.json")) or name == "pytorch_model.bin" for name in names):
+        return "it is a Hugging Face model; convert it with tools/convert_hf.py import"
+    if any(name.endswith(".index") for name in names):
+        return _TENSORFLOW
+    snapshots = [name for name in names if (folder / name / DONE_FILE).is_file()]
+    if snapshots:
+        snapshots.sort(key=lambda name: (len(name), name))
+        more = ", ..." if len(snapshots) > _NAMED_SNAPSHOTS else ""
+        return f"give one of the snapshots in it: {', '.join(snapshots[:_NAMED_SNAPSHOTS])}{more}"
+    return "give the folder of a snapshot, which holds a folder for each variable"
 
 
 def read_checksums(folder, names):
@@ -174,11 +182,8 @@ def _owners(folder, names):
         path = Path(folder) / name / OWNER_FILE
         if not name.endswith(MOMENT_SUFFIXES) or not path.is_file():
             continue
-        try:
-            with open_input(path, errors="replace") as file:
-                owners[name] = file.read(_LARGEST_META).strip()
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+        with reading(path), open_input(path, errors="replace") as file:
+            owners[name] = file.read(_LARGEST_META).strip()
     return owners
 
 
@@ -215,13 +220,10 @@ def read_variable(folder, name, shape=None, dtype=None, digests=None):
             "check the flags that give the model's size"
         )
     size = math.prod(shape) * dtype.itemsize
-    try:
+    with reading(path), open_input(path, "rb") as file:
+        found = os.fstat(file.fileno()).st_size
         # Read no more than should be there: the file may be anything.
-        with open_input(path, "rb") as file:
-            found = os.fstat(file.fileno()).st_size
-            data = file.read(size) if found == size else b""
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+        data = file.read(size) if found == size else b""
     if found != size:
         raise UserError(
             f"{path}: has {found} bytes, the model needs {size} for {dtype} {list(shape)}; "

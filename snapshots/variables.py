@@ -10,7 +10,7 @@ from pathlib import Path
 
 from snapshots import layout
 from system.errors import UserError
-from system.input_files import open_input
+from system.input_files import open_input, reading
 
 WORD_EMBEDDINGS = "bert-embeddings-word_embeddings"
 POSITION_EMBEDDINGS = "bert-embeddings-position_embeddings"
@@ -187,10 +187,8 @@ def read_config(path):
     """
     path = Path(path)
     try:
-        with open_input(path, "rb") as file:
+        with reading(path), open_input(path, "rb") as file:
             config = json.loads(file.read(_LARGEST_CONFIG))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError):
         raise UserError(f"{path}: not JSON; give a model's bert_config.json or config.json") from None
     if not isinstance(config, dict):

@@ -31,6 +31,7 @@ class Documents(NamedTuple):
     ids: np.ndarray  # int32 [tokens]
     sentence_starts: list  # sentences + 1 numbers
     document_starts: list  # documents + 1 numbers
+    goes_on: np.ndarray | None = None  # bool [tokens]: whether it is a character that goes on a word of several
 
 
 class Pieces(NamedTuple):
@@ -130,7 +131,10 @@ def make_features(documents, pairs, pieces, max_seq_length, max_predictions_per_
 
     starts_word = is_text
     if whole_words:
-        starts_word = is_text & (~pieces.is_continuation[input_ids] | (column == 1) | (column == b_column))
+        goes_on = pieces.is_continuation[input_ids]
+        if documents.goes_on is not None:
+            goes_on |= documents.goes_on.take(source, mode="clip")
+        starts_word = is_text & (~goes_on | (column == 1) | (column == b_column))
     predictions = np.rint(length[:, 0] * masked_lm_prob).clip(1, max_predictions_per_seq)
     is_masked = choose_words(is_text, starts_word, predictions, rng)
     masked_rows, masked_columns = np.nonzero(is_masked)

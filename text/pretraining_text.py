@@ -14,7 +14,7 @@ from tokenizers.models import WordPiece
 
 from system.errors import RunError, UserError
 from text.pretraining_instances import Documents
-from text.tokenization import MAX_CHARACTERS_PER_WORD, UNKNOWN, split_words
+from text.tokenization import MAX_CHARACTERS_PER_WORD, UNKNOWN, is_cjk, split_words
 
 READ_BYTES = 1 << 20
 # A longer line or document is taken for a file that is not in the format, before it fills the memory.
@@ -29,6 +29,11 @@ BLOCK_BYTES = 32 << 20
 MAX_REMEMBERED = 1 << 18
 MAX_REMEMBERED_CHARACTERS = 32
 ID_BYTES = 4
+# Added to the id of a CJK character, where words are masked whole: it begins a run of such characters, or goes on one.
+BEGINS_RUN = 1 << 29
+GOES_ON_RUN = 1 << 30
+# In Chinese text with blanks between the words a run is a word, of hardly two characters on average; else a clause.
+LONGEST_MEAN_WORD = 3
 
 
 class Extent(NamedTuple):
@@ -46,6 +51,7 @@ class FileScan(NamedTuple):
 
     sha256: str
     extents: list
+    lone_sentences: int  # documents of one sentence
 
 
 def choose_extent_bytes(input_bytes, part_num):
@@ -66,9 +72,10 @@ def scan_file(file, path, extent_bytes, report):
         report(len(data))
 
     extents = []
-    start = end = documents = sentences = 0
+    start = end = documents = sentences = lone_sentences = 0
     for end, sentences_of_document in find_documents(path, on_data):
         documents += 1
+        lone_sentences += sentences_of_document == 1
         sentences += sentences_of_document
         if end - start >= extent_bytes:
             extents.append(Extent(file, start, end - start, documents, sentences))
@@ -76,7 +83,7 @@ def scan_file(file, path, extent_bytes, report):
             documents = sentences = 0
     if documents:
         extents.append(Extent(file, start, end - start, documents, sentences))
-    return file, FileScan(digest.hexdigest(), extents)
+    return file, FileScan(digest.hexdigest(), extents, lone_sentences)
 
 
 def find_documents(path, on_data):
@@ -131,11 +138,15 @@ def read_lines(path, on_data):
 
 
 def decode(data, path, offset):
-    """The text of `data`, which stands at byte `offset` of the file; raises UserError if it is not UTF-8."""
+    """The text of `data`, which stands at byte `offset` of the file; raises UserError if it is not UTF-8.
+
+    A byte order mark at the beginning of the file is no part of it.
+    """
     try:
-        return data.decode()
+        text = data.decode()
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8: byte {offset + error.start} is {data[error.start]:#04x}") from None
+    return text if offset else text.removeprefix("\ufeff")
 
 
 def deal_extents(extents, part_num, random_seed):
@@ -191,17 +202,23 @@ class StretchIds(dict):
     """Stretch of text without a space -> the ids of its pieces, packed as int32; made when it is first asked for.
 
     No rule of the tokenisation looks across a space. Most stretches are words that have been seen before, so that
-    tokenising is mostly looking up and joining bytes.
+    tokenising is mostly looking up and joining bytes. With `marks_runs` the ids of CJK characters have BEGINS_RUN or
+    GOES_ON_RUN added.
     """
 
-    def __init__(self, vocab, do_lower_case):
+    def __init__(self, vocab, do_lower_case, marks_runs=False):
         super().__init__()
+        self.marks_runs = marks_runs
+        self.unknown = vocab[UNKNOWN]
         self._do_lower_case = do_lower_case
         self._model = WordPiece(vocab=vocab, unk_token=UNKNOWN, max_input_chars_per_word=MAX_CHARACTERS_PER_WORD)
         self._ids_of_words = {}
 
     def __missing__(self, stretch):
-        ids = b"".join([self._ids_of_word(word) for word in split_words(stretch, self._do_lower_case)])
+        words = split_words(stretch, self._do_lower_case)
+        ids = b"".join([self._ids_of_word(word) for word in words])
+        if self.marks_runs and any(map(is_cjk, words)):
+            ids = self._mark_runs(words)
         # A text in Chinese has no spaces: its stretches are whole lines, which are not worth remembering.
         if len(stretch) <= MAX_REMEMBERED_CHARACTERS:
             if len(self) >= MAX_REMEMBERED:
@@ -218,6 +235,17 @@ class StretchIds(dict):
             if len(word) <= MAX_REMEMBERED_CHARACTERS:
                 self._ids_of_words[word] = ids
         return ids
+
+    def _mark_runs(self, words):
+        ids = array("i")
+        follows = False
+        for word in words:
+            first = len(ids)
+            ids.frombytes(self._ids_of_word(word))
+            if is_cjk(word):
+                ids[first] |= GOES_ON_RUN if follows else BEGINS_RUN
+            follows = is_cjk(word)
+        return ids.tobytes()
 
 
 def read_documents(extents, paths, tokenizer):
@@ -237,7 +265,26 @@ def read_documents(extents, paths, tokenizer):
                 document_starts.append(len(sentences))
         if len(sentences) > document_starts[-1]:
             document_starts.append(len(sentences))
-    return Documents(np.frombuffer(b"".join(sentences), dtype=np.int32), sentence_starts, document_starts)
+    ids = np.frombuffer(b"".join(sentences), dtype=np.int32)
+    if not tokenizer.marks_runs:
+        return Documents(ids, sentence_starts, document_starts)
+    goes_on = find_words([sentence_starts[start] for start in document_starts], ids)
+    return Documents(ids & (BEGINS_RUN - 1), sentence_starts, document_starts, goes_on)
+
+
+def find_words(document_starts, marked_ids):
+    """Whether a token goes on a word of several CJK characters, bool [tokens], from ids as StretchIds marks them.
+
+    A run of CJK characters is a word in documents with blanks between the words, which are known by their short runs;
+    in others each character is a word. `document_starts` are indices of tokens, the last one is the number of all.
+    """
+    goes_on = marked_ids >= GOES_ON_RUN
+    if len(goes_on) == 0:
+        return goes_on
+    runs = np.add.reduceat((marked_ids & BEGINS_RUN) != 0, document_starts[:-1], dtype=np.int64)
+    characters = runs + np.add.reduceat(goes_on, document_starts[:-1], dtype=np.int64)
+    has_blanks = characters <= LONGEST_MEAN_WORD * runs
+    return goes_on & np.repeat(has_blanks, np.diff(document_starts))
 
 
 def read_extent(extent, paths):
@@ -247,8 +294,8 @@ def read_extent(extent, paths):
         file.seek(extent.offset)
         data = file.read(extent.size)
     try:
-        text = data.decode()
-    except UnicodeDecodeError:
+        text = decode(data, path, extent.offset)
+    except UserError:
         text = ""
     if len(data) < extent.size or not text:
         raise RunError(f"{path}: has changed since it was scanned; run the command again")

@@ -6,13 +6,14 @@ Unicode). The pieces of a word are found by `tokenizers`.
 """
 
 import codecs
+import collections
 import hashlib
 import unicodedata
 
 from tokenizers.models import WordPiece
 
 from system.errors import UserError
-from system.input_files import open_input
+from system.input_files import open_input, reading
 from system.progress import print_warning
 
 UNKNOWN = "[UNK]"
@@ -20,8 +21,12 @@ CLASSIFIER = "[CLS]"
 SEPARATOR = "[SEP]"
 # A longer word becomes [UNK] whole.
 MAX_CHARACTERS_PER_WORD = 200
-# Of the pieces of an uncased vocabulary: those for other scripts may hold some.
-_LARGEST_SHARE_OF_CAPITALS = 0.05
+# Of the pieces of an uncased vocabulary, with capitals or accents: those for other scripts may hold some.
+_LARGEST_SHARE_OF_OTHERS = 0.05
+# From so many [UNK] among the pieces of a text on, its vocabulary is another text's.
+LARGEST_SHARE_OF_UNKNOWN = 0.05
+# So many of the characters that are lost are named.
+_NAMED_CHARACTERS = 10
 
 # The blocks whose characters are words of their own. Hangul, Hiragana and Katakana are written with spaces or treated
 # as if they were.
@@ -39,19 +44,26 @@ _CJK_BLOCKS = (
 _ASCII_PUNCTUATION = frozenset("!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~")
 
 
-def read_vocab(path, required=(UNKNOWN, CLASSIFIER, SEPARATOR)):
-    """Reads a vocabulary file, one piece a line, into a dict: piece -> id, the number of its line from 0.
+def read_pieces(path, name=None):
+    """Reads a vocabulary file, one piece a line, into a list: the piece at index i has the id i.
 
-    Of a piece that occurs twice the last line counts. Raises UserError if the file cannot be read, is not UTF-8 or
-    lacks one of the `required` pieces.
+    A line without one is "": it keeps its number, unless it is at the end of the file. Raises UserError if the file
+    cannot be read or is not UTF-8; it is called `name` there, or by its path.
     """
-    try:
-        with open_input(path, encoding="utf-8", newline="\n") as file:
-            vocab = {line.strip(): index for index, line in enumerate(file)}
-    except OSError as error:
-        raise UserError(f"--vocab_file={path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not a vocabulary: byte {error.start} is not UTF-8") from None
+    with reading(name or path), open_input(path, newline="\n") as file:
+        pieces = [line.strip() for line in file]
+    while pieces and not pieces[-1]:
+        pieces.pop()
+    return pieces
+
+
+def read_vocab(path, required=(UNKNOWN, CLASSIFIER, SEPARATOR)):
+    """The pieces of a vocabulary file as a dict: piece -> id, the number of its line from 0.
+
+    Of a piece that occurs twice the last line counts; an empty line is none. Raises UserError as `read_pieces` does,
+    and if one of the `required` pieces is missing.
+    """
+    vocab = {piece: index for index, piece in enumerate(read_pieces(path, f"--vocab_file={path}")) if piece}
     missing = [piece for piece in required if piece not in vocab]
     if missing:
         raise UserError(f"{path}: not a BERT vocabulary: it has {len(vocab)} pieces, but no {' and no '.join(missing)}")
@@ -73,16 +85,54 @@ def check_case(path, vocab, do_lower_case):
     """Warns if the pieces of `vocab`, read from `path`, do not look as if they were made with this `do_lower_case`."""
     # [UNK] and its like are written in capitals in every vocabulary.
     words = [piece for piece in vocab if not piece.startswith("[")]
-    share = sum(piece != piece.lower() for piece in words) / max(1, len(words))
-    if do_lower_case and share > _LARGEST_SHARE_OF_CAPITALS:
-        problem = f"{share:.0%} of the pieces have capital letters, which no text has with --do_lower_case=True"
+    capitals = sum(piece != piece.lower() for piece in words) / max(1, len(words))
+    # Korean syllables, say, which NFD takes apart, or the dots of ö. With these, no text gives such a piece.
+    composed = [piece for piece in words if _without_accents(piece) != piece]
+    has_case = any(piece.upper() != piece.lower() for piece in words)
+    keeps_accents = len(composed) > _LARGEST_SHARE_OF_OTHERS * len(words)
+    if do_lower_case and capitals > _LARGEST_SHARE_OF_OTHERS:
+        problem = f"{capitals:.0%} of the pieces have capital letters, which no text has with --do_lower_case=True"
         remedy = "for a cased model give --do_lower_case=False"
-    elif not do_lower_case and share == 0:
+    elif do_lower_case and keeps_accents:
+        problem = (
+            f"{len(composed) / len(words):.0%} of the pieces, {composed[0]} say, have letters that "
+            "--do_lower_case=True takes apart or strips of accents, so no text has them"
+        )
+        remedy = "give --do_lower_case=False"
+        if has_case and not capitals:
+            remedy += " and text in lower case, which is how their model was made"
+    elif not do_lower_case and has_case and not capitals and not keeps_accents:
         problem = "no piece has a capital letter, so with --do_lower_case=False words that have one become [UNK]"
         remedy = "for an uncased model give --do_lower_case=True"
     else:
         return
     print_warning(f"{path}: {problem}; {remedy}")
+
+
+def report_unknown(path, unknown, total, lost):
+    """Says which share of the pieces of a text is [UNK]: `unknown` of `total`, with the vocabulary read from `path`.
+
+    Warns where that is much. `lost()` then gives a Counter of the characters that are the reason.
+    """
+    share = unknown / max(1, total)
+    print(f"[UNK]: {share:.2%} of {total:,} pieces", flush=True)
+    if share >= LARGEST_SHARE_OF_UNKNOWN:
+        named = " ".join(character for character, _ in lost().most_common(_NAMED_CHARACTERS))
+        print_warning(
+            f"{path}: {share:.0%} of the pieces of the text are [UNK], for these characters most often: {named}; the "
+            "vocabulary or --do_lower_case is not that of this text"
+        )
+
+
+def count_lost_characters(lines, vocab, do_lower_case):
+    """How often each character makes a word of `lines` of text [UNK], as a Counter."""
+    tokenizer = Tokenizer(vocab, do_lower_case)
+    lost = collections.Counter()
+    for line in lines:
+        for word in split_words(line, do_lower_case):
+            if tokenizer._split_word(word) == [UNKNOWN]:
+                lost.update(c for i, c in enumerate(word) if (c if i == 0 else f"##{c}") not in vocab)
+    return lost
 
 
 def split_words(text, do_lower_case):
@@ -93,8 +143,17 @@ def split_words(text, do_lower_case):
     """
     text = text.translate(_CLEANED)
     if do_lower_case:
-        text = unicodedata.normalize("NFD", text.lower()).translate(_WITHOUT_ACCENTS)
+        text = _without_accents(text.lower())
     return text.translate(_PUNCTUATION_APART).split()
+
+
+def is_cjk(word):
+    """Whether a word is one of the characters that are words of their own, whatever stands beside them."""
+    return len(word) == 1 and any(first <= ord(word) <= last for first, last in _CJK_BLOCKS)
+
+
+def _without_accents(text):
+    return unicodedata.normalize("NFD", text).translate(_WITHOUT_ACCENTS)
 
 
 class Tokenizer:
@@ -144,9 +203,7 @@ def _clean(character):
         return " "
     if character == "\ufffd" or unicodedata.category(character) in ("Cc", "Cf"):
         return ""
-    if any(first <= ord(character) <= last for first, last in _CJK_BLOCKS):
-        return f" {character} "
-    return character
+    return f" {character} " if is_cjk(character) else character
 
 
 def _strip_accent(character):

@@ -32,9 +32,10 @@ from safetensors.numpy import save_file
 from snapshots import layout, variables
 from system.command_line import ArgumentParser, add_bool, positive_int
 from system.errors import RunError, UserError, one_line
-from system.input_files import open_input
+from system.input_files import open_input, reading
 from system.output_files import atomic_file, atomic_folder, check_can_write, check_replaceable
 from system.progress import progress_bar
+from text.tokenization import read_pieces
 from util import run_script
 
 CONFIG_FILE = "config.json"
@@ -246,10 +247,8 @@ def weight_files(folder):
             )
         raise UserError(f"{folder}: has no file {WEIGHTS_FILE}; give a folder with {CONFIG_FILE} and {WEIGHTS_FILE}")
     try:
-        with open_input(index, "rb") as file:
+        with reading(index), open_input(index, "rb") as file:
             names = sorted(set(json.loads(file.read(_LARGEST_INDEX))["weight_map"].values()))
-    except OSError as error:
-        raise UserError(f"{index}: cannot be read: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise UserError(
             f"{index}: not an index of safetensors files: it has no weight_map from names to files"
@@ -316,16 +315,8 @@ def read_vocabulary(folder, size):
 
 
 def read_vocab_file(path, size):
-    """The lines of the vocabulary `path`; raises UserError if the model has no embeddings for that many."""
-    try:
-        with open_input(path, encoding="utf-8") as file:
-            tokens = file.read().split("\n")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not a vocabulary: byte {error.start} is not UTF-8") from None
-    if tokens[-1] == "":
-        tokens.pop()
+    """The pieces of the vocabulary `path`; raises UserError if the model has no embeddings for that many."""
+    tokens = read_pieces(path)
     if len(tokens) > size.vocab_size:
         raise UserError(
             f"{path}: has {len(tokens)} pieces, but the model {size.vocab_size}; give the vocabulary of this model"

@@ -33,13 +33,15 @@ import unicodedata
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from records import description, ofrecord
 from snapshots.model_files import read_vocab_bytes
 from system.command_line import ArgumentParser, add_bool, fraction, non_negative_int, positive_int
 from system.errors import UserError
 from system.folder_lock import lock_folder
 from system.input_files import find_files, read_json
-from system.progress import print_line, progress_bar
+from system.progress import print_line, print_warning, progress_bar
 from system.workers import run_tasks
 from text.pretraining_instances import MIN_SEQ_LENGTH, make_features, pieces_of_vocab, sentence_pairs
 from text.pretraining_text import (
@@ -48,14 +50,15 @@ from text.pretraining_text import (
     deal_extents,
     make_generator,
     read_documents,
+    read_extent,
     scan_file,
     split_blocks,
 )
-from text.tokenization import UNKNOWN, check_case, read_vocab
+from text.tokenization import UNKNOWN, check_case, count_lost_characters, read_vocab, report_unknown
 from util import run_script
 
 # Raise it with any change that makes other instances of the same text and flags.
-ALGORITHM = 1
+ALGORITHM = 2
 # The flags on which the parts depend, beside those in every description of records.
 FLAGS_IN_SETTINGS = (
     "do_whole_word_mask",
@@ -72,12 +75,27 @@ MAX_BUCKETS = 256
 INSTANCES_PER_BATCH = 1024
 
 
+# With fewer pieces that go on a word than this share, masking whole words is as masking pieces.
+LITTLE_EFFECT = 0.01
+# In so many bytes of the text characters that the vocabulary lacks are counted.
+SAMPLE_BYTES = 1 << 20
+
+
+class TextCounts(NamedTuple):
+    """What tokenising found in a text."""
+
+    pieces: int
+    unknown: int  # [UNK] among them
+    going_on: int  # those that go on a word; counted only where words are masked whole
+
+
 class PartCounts(NamedTuple):
     """What a finished part holds."""
 
     part: int
     documents: int
     instances: int
+    text: TextCounts
 
 
 def main():
@@ -99,7 +117,9 @@ def main():
             print(f"{output_dir}: {found}; {len(missing)} to make", flush=True)
         if missing:
             check_case(arguments.vocab_file, vocab, arguments.do_lower_case)
-            make_parts(missing, dealt, paths, arguments)
+            check_instances(scans, arguments)
+            text = make_parts(missing, dealt, paths, arguments)
+            report_text(text, vocab, [extent for part in missing for extent in dealt[part]], paths, arguments)
 
 
 def parse_arguments():
@@ -135,7 +155,11 @@ def parse_arguments():
     )
     group = parser.add_argument_group("instances")
     add_bool(group, "--do_lower_case", default=True, help="lower-case the text and strip accents (an uncased model)")
-    add_bool(group, "--do_whole_word_mask", help="mask all pieces of a word or none")
+    add_bool(
+        group,
+        "--do_whole_word_mask",
+        help="mask all pieces of a word or none; in Chinese text blanks must separate the words",
+    )
     group.add_argument("--max_seq_length", type=positive_int, default=128, metavar="N", help="tokens in an instance")
     group.add_argument(
         "--max_predictions_per_seq", type=positive_int, default=20, metavar="N", help="masked tokens at most"
@@ -232,6 +256,50 @@ def scan_input(paths, arguments):
     return scans
 
 
+def check_instances(scans, arguments):
+    """Warns of documents without a next sentence, and of too few predictions for the length."""
+    documents = sum(extent.documents for scan in scans for extent in scan.extents)
+    lone_sentences = sum(scan.lone_sentences for scan in scans)
+    if 2 * lone_sentences > documents:
+        print_warning(
+            f"{lone_sentences:,} of {documents:,} documents are one sentence, so what follows it in the instances is "
+            "always a random next sentence; a blank line should stand between documents, not sentences"
+        )
+    wanted = int(arguments.masked_lm_prob * arguments.max_seq_length)
+    if arguments.max_predictions_per_seq < wanted:
+        share = arguments.max_predictions_per_seq / arguments.max_seq_length
+        print_warning(
+            f"--max_predictions_per_seq={arguments.max_predictions_per_seq} masks {share:.1%} of a sequence of "
+            f"{arguments.max_seq_length} tokens, not --masked_lm_prob={arguments.masked_lm_prob:g}; for that give "
+            f"--max_predictions_per_seq={wanted}, also for training"
+        )
+
+
+def report_text(counts, vocab, extents, paths, arguments):
+    """Tells, from the TextCounts of the text, what of it is [UNK], and whether it has words to mask whole."""
+    report_unknown(
+        arguments.vocab_file,
+        counts.unknown,
+        counts.pieces,
+        lambda: count_lost_characters(read_sample(extents, paths), vocab, arguments.do_lower_case),
+    )
+    if arguments.do_whole_word_mask and counts.going_on < LITTLE_EFFECT * counts.pieces:
+        print_warning(
+            f"--do_whole_word_mask has next to no effect: {counts.going_on:,} of {counts.pieces:,} pieces go on a "
+            "word; a Chinese character is a word of its own unless the text has blanks between words"
+        )
+
+
+def read_sample(extents, paths):
+    """Yields the lines of the first SAMPLE_BYTES of the extents, which are in random order."""
+    size = 0
+    for extent in extents:
+        if size >= SAMPLE_BYTES:
+            return
+        size += extent.size
+        yield from read_extent(extent, paths).split("\n")
+
+
 # Settings: a folder holds parts of one data set only
 
 
@@ -279,15 +347,17 @@ def accept_settings(output_dir, settings, vocab_data):
 
 
 def make_parts(missing, dealt, paths, arguments):
-    """Makes the missing parts, several at a time, and says so of each."""
+    """Makes the missing parts, several at a time, and says so of each; returns the TextCounts of them all."""
     sentences = sum(extent.sentences for part in missing for extent in dealt[part])
     tasks = [(part, dealt[part], paths, arguments) for part in missing]
     instances = 0
+    texts = []
     with progress_bar(total=sentences * arguments.dupe_factor, unit=" sentences", unit_scale=True) as bar:
         try:
             with contextlib.closing(run_tasks(make_part, tasks, arguments.workers, bar)) as results:
                 for finished, counts in enumerate(results, start=1):
                     instances += counts.instances
+                    texts.append(counts.text)
                     print_line(
                         f"part-{counts.part} ({finished} of {len(missing)}): {counts.instances:,} instances, "
                         f"{counts.documents:,} documents"
@@ -295,6 +365,7 @@ def make_parts(missing, dealt, paths, arguments):
         finally:
             remove_temporary_files(arguments.output_dir, missing)
     print(f"instances: {instances:,}, parts: {len(missing)}, in {arguments.output_dir}")
+    return TextCounts(*map(sum, zip(*texts, strict=True)))
 
 
 def make_part(part, extents, paths, arguments, report):
@@ -320,14 +391,16 @@ def fill_buckets(buckets, part, extents, paths, arguments, rng, report):
 
     Raises UserError if it has too little text to make any.
     """
-    tokenizer, pieces = load_tokenizer(arguments.vocab_file, arguments.do_lower_case)
+    tokenizer, pieces = load_tokenizer(arguments.vocab_file, arguments.do_lower_case, arguments.do_whole_word_mask)
     documents_used = instances = 0
+    texts = []
     for block_index, block in enumerate(split_blocks(extents)):
         documents = read_documents(block, paths, tokenizer)
         number = len(documents.document_starts) - 1
         if number == 1:
             raise UserError(f"part-{part}: all but one of its documents have no text; give a smaller --part_num")
         documents_used += number
+        texts.append(count_text(documents, pieces, tokenizer.unknown))
         for features in make_instances(documents, pieces, arguments, (part, block_index), report):
             records = ofrecord.serialize_batch(features)
             for record, bucket in zip(records, rng.integers(len(buckets), size=len(records)).tolist(), strict=True):
@@ -335,7 +408,15 @@ def fill_buckets(buckets, part, extents, paths, arguments, rng, report):
             instances += len(records)
     if not instances:
         raise UserError(f"part-{part}: its documents have no text; give a smaller --part_num")
-    return PartCounts(part, documents_used, instances)
+    return PartCounts(part, documents_used, instances, TextCounts(*map(sum, zip(*texts, strict=True))))
+
+
+def count_text(documents, pieces, unknown):
+    """The TextCounts of a block; `unknown` is the id of [UNK]."""
+    going_on = 0
+    if documents.goes_on is not None:
+        going_on = np.count_nonzero(documents.goes_on | pieces.is_continuation[documents.ids])
+    return TextCounts(len(documents.ids), np.count_nonzero(documents.ids == unknown), going_on)
 
 
 def make_instances(documents, pieces, arguments, key, report):
@@ -378,10 +459,10 @@ def count_buckets(extents, arguments):
 
 
 @functools.lru_cache(maxsize=1)
-def load_tokenizer(vocab_file, do_lower_case):
+def load_tokenizer(vocab_file, do_lower_case, do_whole_word_mask):
     """The StretchIds and the Pieces of a vocabulary; a process keeps them from part to part."""
     vocab = read_vocab(vocab_file)
-    return StretchIds(vocab, do_lower_case), pieces_of_vocab(vocab)
+    return StretchIds(vocab, do_lower_case, do_whole_word_mask), pieces_of_vocab(vocab)
 
 
 if __name__ == "__main__":

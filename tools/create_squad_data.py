@@ -21,7 +21,7 @@ from system.errors import UserError
 from system.output_files import atomic_folder, check_replaceable
 from system.progress import print_warning, progress_bar
 from text import squad_file, squad_windows
-from text.tokenization import Tokenizer, check_case, read_vocab
+from text.tokenization import UNKNOWN, Tokenizer, check_case, count_lost_characters, read_vocab, report_unknown
 from util import run_script
 
 # So many of the questions left out are named.
@@ -49,7 +49,7 @@ def main():
     if not arguments.is_training:
         squad_file.check_unique_ids(paragraphs, arguments.input_file)
 
-    examples, warnings = make_examples(paragraphs, tokenizer, arguments)
+    examples, unknown, warnings = make_examples(paragraphs, tokenizer, arguments)
     if arguments.shuffle:
         random.Random(arguments.random_seed).shuffle(examples)
 
@@ -68,6 +68,11 @@ def main():
     print(
         f"{len(examples)} questions, {len(windows)} records of length {arguments.max_seq_length} in "
         f"{arguments.output_dir}, --data_part_num={arguments.part_num}"
+    )
+    report_unknown(
+        arguments.vocab_file,
+        *unknown,
+        lambda: count_lost_characters(texts_of(paragraphs), vocab, arguments.do_lower_case),
     )
 
 
@@ -120,17 +125,20 @@ def is_empty_folder(path):
 
 
 def make_examples(paragraphs, tokenizer, arguments):
-    """(list of Example with everything tokenised, what to warn of: questions that are not used as they stand).
+    """Tokenises everything.
 
-    Raises UserError if no question can be used.
+    Returns (list of Example, (how many pieces are [UNK], of how many), what to warn of: questions that are not used as
+    they stand). Raises UserError if no question can be used.
     """
     vocab = tokenizer.vocab
     examples = []
-    left_out = []
-    num_with_several_answers = 0
+    left_out, empty = [], []
+    num_with_several_answers = num_unknown = num_pieces = 0
     for paragraph in progress_bar(paragraphs, desc="tokenising", unit="context"):
         document = squad_windows.tokenize_document(paragraph.context, tokenizer)
         document_ids = np.array([vocab[piece] for piece in document.pieces], np.int32)
+        num_unknown += np.count_nonzero(document_ids == vocab[UNKNOWN])
+        num_pieces += len(document_ids)
         for question in paragraph.questions:
             answer = None
             if arguments.is_training:
@@ -141,25 +149,49 @@ def make_examples(paragraphs, tokenizer, arguments):
                 except squad_windows.AnswerNotFound:
                     left_out.append(question.id)
                     continue
-                num_with_several_answers += answer is not None and len(question.entry["answers"]) > 1
+                if answer is not None:
+                    num_with_several_answers += len(question.entry["answers"]) > 1
+                    if not question.entry["answers"][0]["text"].strip():
+                        empty.append(question.id)
             query = squad_windows.tokenize_question(question.text, tokenizer, arguments.max_query_length)
             query_ids = np.array([vocab[piece] for piece in query], np.int32)
+            num_unknown += np.count_nonzero(query_ids == vocab[UNKNOWN])
+            num_pieces += len(query_ids)
             examples.append(Example(query_ids, document_ids, answer))
-    names = ", ".join(left_out[:NAMED_QUESTIONS]) + (", ..." if len(left_out) > NAMED_QUESTIONS else "")
     if left_out and not examples:
         raise UserError(
             f"{arguments.input_file}: makes no record: of none of its {len(left_out)} questions the answer is where "
-            f"answer_start says: {names}"
+            f"answer_start says: {some_of(left_out)}"
         )
     warnings = []
     if num_with_several_answers:
-        warnings.append(f"{num_with_several_answers} question(s) have several answers: the first of each is used")
+        warnings.append(
+            f"{num_with_several_answers} of {len(examples)} questions have several answers: the first of each is used"
+        )
+    if empty:
+        warnings.append(
+            f"{len(empty)} of {len(examples)} questions have an answer without text, and are trained on some word, or "
+            f"the whole context, as by run_squad.py: {some_of(empty)}; where there is no answer, leave the question "
+            "out, or say is_impossible and give --version_2_with_negative"
+        )
     if left_out:
         warnings.append(
             f"{len(left_out)} of {len(examples) + len(left_out)} questions left out, whose answer is not where "
-            f"answer_start says: {names}"
+            f"answer_start says: {some_of(left_out)}"
         )
-    return examples, warnings
+    return examples, (num_unknown, num_pieces), warnings
+
+
+def some_of(ids):
+    """The first NAMED_QUESTIONS of the ids, for a message."""
+    return ", ".join(ids[:NAMED_QUESTIONS]) + (", ..." if len(ids) > NAMED_QUESTIONS else "")
+
+
+def texts_of(paragraphs):
+    """Yields the contexts and questions."""
+    for paragraph in paragraphs:
+        yield paragraph.context
+        yield from (question.text for question in paragraph.questions)
 
 
 def windows_of(example, arguments):

@@ -24,7 +24,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from system.command_line import ArgumentParser
 from system.errors import UserError
-from system.input_files import open_input
+from system.input_files import open_input, reading
 from system.output_files import atomic_file, check_can_write
 from training import run_folder
 from util import run_script
@@ -146,13 +146,10 @@ def read_lines(path):
     Raises UserError for any other that is not JSON of a training run.
     """
     lines = []
-    try:
-        with open_input(path, encoding="utf-8", errors="replace") as file:
-            for number, text in enumerate(file, start=1):
-                if text.endswith("\n"):
-                    lines.append(parse_line(text, f"{path}, line {number}"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    with reading(path), open_input(path, errors="replace") as file:
+        for number, text in enumerate(file, start=1):
+            if text.endswith("\n"):
+                lines.append(parse_line(text, f"{path}, line {number}"))
     return lines
 
 

@@ -28,11 +28,13 @@ from system.command_line import ArgumentParser, add_bool, positive_int
 from system.errors import UserError, one_line
 from system.input_files import find_files
 from system.output_files import atomic_file, check_can_write, check_is_no_input
-from system.progress import bars_are_shown, end_in_place_of_bars, progress_bar
+from system.progress import bars_are_shown, end_in_place_of_bars, print_warning, progress_bar
 from text.pretraining_text import read_lines
-from text.tokenization import split_words
+from text.tokenization import LARGEST_SHARE_OF_UNKNOWN, split_words
 from util import run_script
 
+# So many characters beside ASCII become pieces; more only where there is room.
+SURE_ALPHABET = 1000
 SPECIAL_PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
@@ -44,7 +46,8 @@ def main():
     heads, tails = count_characters(read_words(paths, arguments.do_lower_case))
     if not heads:
         raise UserError(f"--input_file={arguments.input_file}: there is no text in it")
-    alphabet = choose_alphabet(heads, tails, arguments.alphabet_size, arguments.do_lower_case)
+    size = arguments.alphabet_size or SURE_ALPHABET
+    *alphabet, left_out = choose_alphabet(heads, tails, size, arguments.do_lower_case)
     single = len(SPECIAL_PIECES) + sum(map(len, alphabet))
     if single > arguments.vocab_size:
         raise UserError(
@@ -55,9 +58,13 @@ def main():
     # Each further piece joins two within a word. The library takes memory for as many as it is told of, or aborts.
     vocab_size = min(arguments.vocab_size, single + tails.total())
     pieces = train(lines, *alphabet, vocab_size, arguments.min_frequency)
+    if arguments.alphabet_size is None:
+        left_out = fill(pieces, left_out, tails, arguments.vocab_size)
     with atomic_file(arguments.vocab_file, "w", encoding="utf-8") as file:
         file.writelines(piece + "\n" for piece in pieces)
     print(f"{len(pieces)} pieces in {arguments.vocab_file}")
+    if left_out:
+        report_left_out(read_words(paths, arguments.do_lower_case), left_out)
 
 
 def parse_arguments():
@@ -74,9 +81,9 @@ def parse_arguments():
     parser.add_argument(
         "--alphabet_size",
         type=positive_int,
-        default=1000,
         metavar="N",
-        help="how many characters beside ASCII, the most frequent ones, become pieces; words with others are [UNK]",
+        help="how many characters beside ASCII, the most frequent ones, become pieces; words with others are [UNK] "
+        f"(default: {SURE_ALPHABET}, and more where --vocab_size leaves room)",
     )
     return parser.parse_args()
 
@@ -102,18 +109,49 @@ def count_characters(lines):
 
 
 def choose_alphabet(heads, tails, size, do_lower_case):
-    """The characters that become pieces, sorted, and the pieces (##a) of those that go on a word.
+    """The characters that become pieces, sorted; the pieces (##a) of those that go on a word; the others, left out.
 
-    The characters are those of ASCII, so that no punctuation mark is unknown only because the text lacks it, and the
-    `size` most frequent others.
+    The first are those of ASCII, so that no punctuation mark is unknown only because the text lacks it, and the `size`
+    most frequent others. The last are in the order of their frequency.
     """
     letters = string.ascii_lowercase if do_lower_case else string.ascii_letters
     ascii_alphabet = set(letters + string.digits + string.punctuation)
     totals = heads + tails
-    others = sorted(totals.keys() - ascii_alphabet, key=lambda character: (-totals[character], character))[:size]
-    characters = sorted(ascii_alphabet.union(others))
+    others = sorted(totals.keys() - ascii_alphabet, key=lambda character: (-totals[character], character))
+    characters = sorted(ascii_alphabet.union(others[:size]))
     continuing = set(letters + string.digits).union(tails)
-    return characters, ["##" + character for character in characters if character in continuing]
+    return characters, ["##" + character for character in characters if character in continuing], others[size:]
+
+
+def fill(pieces, characters, tails, vocab_size):
+    """Adds to the list `pieces` those of the `characters` that `vocab_size` leaves room for; returns the others.
+
+    `tails` has the characters that go on a word, and so need a second piece (##a).
+    """
+    for index, character in enumerate(characters):
+        new = [character, f"##{character}"] if character in tails else [character]
+        if len(pieces) + len(new) > vocab_size:
+            return characters[index:]
+        pieces += new
+    return []
+
+
+def report_left_out(lines, left_out):
+    """Says which share of the words, of which `lines` are lists, become [UNK] for the characters that are left out."""
+    is_known = frozenset(left_out).isdisjoint
+    known = words = 0
+    for line in lines:
+        words += len(line)
+        known += sum(map(is_known, line))
+    share = 1 - known / words
+    text = (
+        f"{len(left_out):,} characters are left out, for which {share:.2%} of the words of the text become [UNK]; a "
+        "larger --vocab_size, or --alphabet_size, takes in more"
+    )
+    if share < LARGEST_SHARE_OF_UNKNOWN:
+        print(text)
+    else:
+        print_warning(text)
 
 
 def train(lines, characters, continuations, vocab_size, min_frequency):

@@ -1,5 +1,6 @@
 """What a run needs besides its model and data: folders that can be written, a device, and OneFlow loaded."""
 
+import contextlib
 import os
 import re
 import tempfile
@@ -13,6 +14,7 @@ from records import prediction_file
 from snapshots import layout
 from system.errors import UserError
 from system.folder_lock import lock_folder
+from system.input_files import reading
 from system.output_files import check_can_write
 from training import model_flags
 
@@ -61,12 +63,9 @@ def _saves_snapshot_named(args, name):
 
 def _folders_in(flag, folder):
     """The paths of what is in the folder, if there is one."""
-    try:
+    with reading(f"{flag}={folder}", "folder"), contextlib.suppress(FileNotFoundError):
         return list(Path(folder).iterdir())
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise UserError(f"{flag}={folder}: cannot be read: {error.strerror}") from None
+    return []
 
 
 def check_prediction_folders(args):

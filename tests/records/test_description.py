@@ -1,4 +1,4 @@
-"""What records and results say of how they were made, and that what does not fit it is refused: no run needs OneFlow."""
+"""What records and results say of how they were made, and that what does not fit it is refused."""
 
 import json
 

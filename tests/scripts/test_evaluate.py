@@ -158,6 +158,6 @@ def test_files_that_are_not_what_they_should_be(tmp_path, references, prediction
 
 def test_missing_files_and_arguments(tmp_path):
     assert_fails_with_one_line(run(SCRIPT), "dataset_file")
-    assert_fails_with_one_line(run(SCRIPT, tmp_path / "none.json", tmp_path), "No such file", "none.json")
+    assert_fails_with_one_line(run(SCRIPT, tmp_path / "none.json", tmp_path), "there is no such file", "none.json")
     (tmp_path / "dev.json").write_text(json.dumps(dataset(GOOD)))
     assert_fails_with_one_line(run(SCRIPT, tmp_path / "dev.json", tmp_path), "Is a directory")

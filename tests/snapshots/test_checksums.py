@@ -104,6 +104,36 @@ def test_a_damaged_checksum(some_snapshot, content):
         load(some_snapshot)
 
 
+@pytest.mark.parametrize(
+    "files, advice",
+    [
+        (
+            ["config.json", "model.safetensors"],
+            "it is a Hugging Face model; convert it with tools/convert_hf.py import",
+        ),
+        (["a.ckpt.index", "a.ckpt.meta"], "it is a TensorFlow checkpoint; convert it with convert_tf_ckpt_to_of.py"),
+        (
+            ["snapshot_20/snapshot_done", "snapshot_100/snapshot_done", "other/file"],
+            "give one of the snapshots in it: snapshot_20, snapshot_100",
+        ),
+        (["file"], "give the folder of a snapshot, which holds a folder for each variable"),
+    ],
+)
+def test_a_folder_that_is_no_snapshot(tmp_path, files, advice):
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    with pytest.raises(UserError) as error:
+        layout.check_is_snapshot(tmp_path)
+    assert str(error.value) == f"{tmp_path}: not a complete snapshot: it has no file snapshot_done; {advice}"
+
+
+def test_the_prefix_of_a_checkpoint_is_no_snapshot(tmp_path):
+    (tmp_path / "bert_model.ckpt.index").touch()
+    with pytest.raises(UserError, match="bert_model.ckpt: it is a TensorFlow checkpoint; convert it with"):
+        layout.check_is_snapshot(tmp_path / "bert_model.ckpt")
+
+
 def test_no_checksum_but_a_folder_or_a_pipe(some_snapshot, monkeypatch):
     monkeypatch.setattr(input_files, "PIPE_SECONDS", 0.01)
     (some_snapshot / "two/sha256").unlink()
@@ -112,7 +142,7 @@ def test_no_checksum_but_a_folder_or_a_pipe(some_snapshot, monkeypatch):
         load(some_snapshot)
     (some_snapshot / "two/sha256").unlink()
     (some_snapshot / "two/sha256").mkdir()
-    with pytest.raises(UserError, match="two/sha256: cannot be read"):
+    with pytest.raises(UserError, match="two/sha256: is a folder; give a file"):
         load(some_snapshot)
 
 

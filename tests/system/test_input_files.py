@@ -10,7 +10,7 @@ import pytest
 from running import ROOT
 from system import input_files
 from system.errors import UserError
-from system.input_files import find_files, open_input
+from system.input_files import find_files, open_input, reading
 
 
 def test_a_file(tmp_path):
@@ -19,6 +19,29 @@ def test_a_file(tmp_path):
         assert file.read() == "text\n"
     with open_input(tmp_path / "file", "rb") as file:
         assert file.read() == b"text\n"
+
+
+def test_text_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "file").write_bytes(b"\xef\xbb\xbftext\xef\xbb\xbf")
+    with open_input(tmp_path / "file") as file:
+        assert file.read() == "text\ufeff"
+
+
+def test_one_wording_for_what_cannot_be_read(tmp_path):
+    (tmp_path / "file").write_bytes(b"ab\xff")
+
+    def message(kind, read):
+        with pytest.raises(UserError) as error, reading("--flag=x", kind):
+            read()
+        return str(error.value)
+
+    assert message("file", lambda: open_input(tmp_path / "none")) == "--flag=x: there is no such file"
+    assert message("file", lambda: open_input(tmp_path / "file/none")) == "--flag=x: there is no such file"
+    assert message("file", lambda: open_input(tmp_path)) == "--flag=x: is a folder; give a file"
+    assert message("folder", lambda: os.listdir(tmp_path / "none")) == "--flag=x: there is no such folder"
+    assert message("folder", lambda: os.listdir(tmp_path / "file")) == "--flag=x: is a file; give a folder"
+    assert message("file", lambda: open_input("/dev/zero")) == "--flag=x: cannot be read: neither a file nor a pipe"
+    assert message("file", lambda: open_input(tmp_path / "file").read()) == "--flag=x: not UTF-8: byte 2 is 0xff"
 
 
 def test_a_folder(tmp_path):
@@ -46,7 +69,7 @@ def test_a_pipe_without_a_writer(tmp_path, monkeypatch):
 
 def test_a_pipe_with_a_writer_that_takes_its_time():
     """As `script <(command)` of a shell makes one, and `command | script /dev/stdin`."""
-    read = "from input_files import open_input; print(len(open_input('/dev/stdin').read()))"
+    read = "from system.input_files import open_input; print(len(open_input('/dev/stdin').read()))"
     write = "import sys, time; time.sleep(1); print('x' * 99999, flush=True); time.sleep(1); print('x' * 99999)"
     with subprocess.Popen([sys.executable, "-c", write], stdout=subprocess.PIPE) as writer:
         result = subprocess.run(
@@ -68,7 +91,7 @@ def test_names_and_patterns(tmp_path, monkeypatch):
         (",", "names no file"),
         ("none.txt", "--input=none.txt: there is no such file"),
         ("a.txt,*.md", "--input=*.md: there is no such file"),
-        ("folder.txt", "--input=folder.txt: there is no such file"),
+        ("folder.txt", "--input=folder.txt: is a folder; give files"),
     ]:
         with pytest.raises(UserError) as error:
             find_files("--input", [patterns])

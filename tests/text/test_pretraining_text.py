@@ -36,6 +36,14 @@ def plain_documents(text):
     return [document for document in documents if document]
 
 
+def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path):
+    path = tmp_path / "text"
+    path.write_bytes("\ufeff\na\n\nb\n".encode())
+    _, scan = scan_file(0, str(path), 0, nothing)
+    assert [(extent.offset, extent.size, extent.sentences) for extent in scan.extents] == [(0, 7, 1), (7, 2, 1)]
+    assert pretraining_text.read_extent(scan.extents[0], [str(path)]) == "\na\n\n"
+
+
 # Lines, blank ones in all the ways a line can be blank, and ones with characters of several bytes.
 blank_lines = ["", " ", "\t", "\r", "\u00a0", "\u3000 ", "\x1c"]
 lines = st.sampled_from([*blank_lines, "a", "b c", " é", "中国\r", "\u200b", "😀" * 9])

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 import create_squad_data
 import hard_text
 import reference_squad
+from in_process import run_in_process
 from records import ofrecord
 from running import assert_fails_with_one_line, run
 from squad_questions import one_paragraph, read_records, squad_contents
@@ -234,9 +235,26 @@ def test_the_first_of_several_answers_is_used(tmp_path):
     content["data"][0]["paragraphs"][0]["qas"][0]["answers"].append({"text": "house", "answer_start": 8})
     result = run(SCRIPT, output_dir=tmp_path / "parts", is_training=True, **write_inputs(tmp_path, content))
     assert result.returncode == 0
-    text = "1 question(s) have several answers: the first of each is used"
+    text = "1 of 1 questions have several answers: the first of each is used"
     assert result.stderr == f"create_squad_data.py: warning: {text}\n"
     assert read_records(tmp_path / "parts")[0]["start_positions"] == [4]
+
+
+def test_answers_without_text_are_counted(tmp_path):
+    content = one_paragraph("The old house", ("?", "old", 4), ("?", "", 0), ("?", " ", 3))
+    flags = {"output_dir": tmp_path / "parts", "is_training": True, **write_inputs(tmp_path, content)}
+    result = run_in_process(create_squad_data.main, SCRIPT, **flags)
+    assert result.returncode == 0
+    assert "warning: 2 of 3 questions have an answer without text, and are trained on some word" in result.stderr
+    assert len(read_records(tmp_path / "parts")) == 3
+
+
+def test_text_that_the_vocabulary_lacks_is_told_with_its_characters(tmp_path):
+    content = one_paragraph("The ก house", ("กข?", "house", 6))
+    flags = {"output_dir": tmp_path / "parts", "is_training": False, **write_inputs(tmp_path, content)}
+    result = run_in_process(create_squad_data.main, SCRIPT, **flags)
+    assert result.stdout.splitlines()[-1] == "[UNK]: 40.00% of 5 pieces"
+    assert "40% of the pieces of the text are [UNK], for these characters most often: ก ข;" in result.stderr
 
 
 GOOD = one_paragraph("The old house", ("?", "old", 4))
@@ -306,7 +324,7 @@ def test_hostile_json_gets_one_line(tmp_path, content, fragments):
 @pytest.mark.parametrize(
     "flags, fragments",
     [
-        ({"input_file": "none.json"}, ["No such file", "none.json"]),
+        ({"input_file": "none.json"}, ["there is no such file", "none.json"]),
         ({"input_file": "."}, ["Is a directory"]),
         ({"vocab_file": "none.txt"}, ["vocab_file", "none.txt"]),
         ({"max_seq_length": 67}, ["max_seq_length=67", "67"]),

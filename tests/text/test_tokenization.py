@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 import hard_text
 import reference_squad
 from system.errors import UserError
-from text.tokenization import Tokenizer, check_case, read_vocab, split_words
+from text.tokenization import Tokenizer, check_case, read_pieces, read_vocab, split_words
 
 
 @pytest.mark.parametrize("do_lower_case", [True, False])
@@ -55,9 +55,17 @@ def test_words_as_published():
 
 def test_vocabulary_file(tmp_path):
     path = tmp_path / "vocab.txt"
-    # Line ends of Windows, blanks around a piece, other line separators within one, an empty line, a repeated piece.
-    path.write_bytes("[UNK]\r\n  [CLS]\t\n[SEP]\na\u2028b\n\n[UNK]".encode())
-    assert read_vocab(path) == {"[UNK]": 5, "[CLS]": 1, "[SEP]": 2, "a\u2028b": 3, "": 4}
+    # A byte order mark, line ends of Windows, blanks around a piece, other line separators within one, an empty line, a
+    # repeated piece.
+    path.write_bytes("\ufeff[PAD]\r\n  [CLS]\t\n[SEP]\na\u2028b\n\n[UNK]".encode())
+    assert read_vocab(path) == {"[PAD]": 0, "[UNK]": 5, "[CLS]": 1, "[SEP]": 2, "a\u2028b": 3}
+
+
+def test_empty_lines_of_a_vocabulary_are_no_pieces(tmp_path):
+    path = tmp_path / "vocab.txt"
+    path.write_bytes(b"[UNK]\n[CLS]\n\n[SEP]\na\n\n \r\n\n")
+    assert read_pieces(path) == ["[UNK]", "[CLS]", "", "[SEP]", "a"]
+    assert read_vocab(path) == {"[UNK]": 0, "[CLS]": 1, "[SEP]": 3, "a": 4}
 
 
 @pytest.mark.parametrize(
@@ -102,6 +110,19 @@ class TestCase:
         text = self.warning(capsys, self.UNCASED, False)
         assert "warning: vocab.txt: no piece has a capital letter" in text and "give --do_lower_case=True" in text
         assert self.warning(capsys, self.UNCASED, True) == ""
+
+    KOREAN = {"[UNK]": 0, "등": 1, "##대": 2, ".": 3}
+
+    def test_composed_syllables(self, capsys):
+        text = self.warning(capsys, self.KOREAN, True)
+        assert "67% of the pieces, 등 say, have letters that --do_lower_case=True takes apart" in text
+        assert text.endswith("so no text has them; give --do_lower_case=False\n")
+        assert self.warning(capsys, self.KOREAN, False) == "", "a script without capitals is no uncased vocabulary"
+
+    def test_small_letters_with_accents(self, capsys):
+        text = self.warning(capsys, {"[UNK]": 0, "möchte": 1, "bären": 2, "und": 3}, True)
+        assert "give --do_lower_case=False and text in lower case" in text
+        assert self.warning(capsys, {"[UNK]": 0, "möchte": 1, "Bären": 2, "und": 3}, False) == ""
 
     def test_a_few_capitals_are_no_cased_vocabulary(self, capsys):
         assert self.warning(capsys, {**{f"piece{index}": index for index in range(99)}, "A": 99}, True) == ""

@@ -15,6 +15,7 @@ import pytest
 
 import create_pretraining_data
 import reference_squad
+from in_process import run_in_process
 from records import ofrecord
 from running import ROOT, assert_fails_with_one_line, run
 from system.errors import RunError
@@ -449,3 +450,72 @@ def test_batches_serialize_as_protobuf_does():
             ofrecord.serialize({name: values[row] for name, values in features.items()}) for row in range(number)
         ]
         assert ofrecord.serialize_batch(features) == expected
+
+
+def create_here(tmp_path, text, pieces, **flags):
+    """Runs the script within this process on `text` and a vocabulary of special `pieces` and others; its result."""
+    (tmp_path / "text").write_text(text, encoding="utf-8")
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    (tmp_path / "vocab.txt").write_text("\n".join([*special, *pieces]) + "\n", encoding="utf-8")
+    flags = {"workers": 1, "dupe_factor": 2, "vocab_file": tmp_path / "vocab.txt"} | flags
+    flags |= {"input_file": tmp_path / "text", "output_dir": tmp_path / "out"}
+    result = run_in_process(create_pretraining_data.main, SCRIPT, **flags)
+    assert result.returncode == 0, result.stderr
+    return result
+
+
+SENTENCES = "a b a\nb a a b\na a\n\nb b a\na b b\n\n"
+
+
+def test_no_warning_where_all_is_well(tmp_path):
+    result = create_here(tmp_path, SENTENCES, ["a", "b"])
+    assert result.stderr == ""
+    assert result.stdout.splitlines()[-1] == "[UNK]: 0.00% of 15 pieces"
+
+
+def test_empty_lines_of_the_vocabulary_are_never_drawn(tmp_path):
+    create_here(tmp_path, SENTENCES, ["a", "", "b", "", ""], dupe_factor=300, masked_lm_prob=1.0)
+    ids = np.concatenate([features["input_ids"] for features in read_part(tmp_path / "out/part-0")])
+    assert set(ids.tolist()) == {0, 1, 2, 3, 4, 5, 7}
+
+
+def test_text_that_the_vocabulary_lacks_is_told_with_its_characters(tmp_path):
+    result = create_here(tmp_path, "a ก ข a\nกก a\n\nb a\nb a\n", ["a", "b"])
+    assert result.stdout.splitlines()[-1] == "[UNK]: 30.00% of 10 pieces"
+    assert "vocab.txt: 30% of the pieces of the text are [UNK], for these characters most often: ก ข;" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_documents_of_one_sentence_are_counted(tmp_path):
+    result = create_here(tmp_path, SENTENCES.replace("\n", "\n\n"), ["a", "b"])
+    assert "warning: 5 of 5 documents are one sentence, so what follows it" in result.stderr
+    assert [features["next_sentence_labels"][0] for features in read_part(tmp_path / "out/part-0")] == [1] * 10
+
+
+def test_too_few_predictions_for_the_length(tmp_path):
+    result = create_here(tmp_path, SENTENCES, ["a", "b"], max_seq_length=512)
+    assert "--max_predictions_per_seq=20 masks 3.9% of a sequence of 512 tokens, not" in result.stderr
+    assert "give --max_predictions_per_seq=76" in result.stderr
+
+
+@pytest.mark.parametrize("separator", ["", " "])
+def test_whole_words_of_several_characters(tmp_path, separator):
+    """Words of two characters between blanks are masked whole; without blanks nobody can know them."""
+    words = ["天地", "玄黄", "宇宙", "洪荒"]
+    rng = random.Random(0)
+    lines = [separator.join(rng.choices(words, k=30)) for _ in range(40)]
+    text = "\n\n".join("\n".join(lines[start : start + 4]) for start in range(0, 40, 4))
+    pieces = sorted({character for word in words for character in word})
+    result = create_here(tmp_path, text, pieces, do_whole_word_mask=True)
+    has_blanks = separator == " "
+    assert ("--do_whole_word_mask has next to no effect: 0 of 2,400 pieces" in result.stderr) == (not has_blanks)
+    first = {["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *pieces].index(word[0]) for word in words}
+    halves = 0
+    for features in read_part(tmp_path / "out/part-0"):
+        ids, number = features["input_ids"].copy(), int(features["masked_lm_weights"].sum())
+        masked = features["masked_lm_positions"][:number].tolist()
+        ids[masked] = features["masked_lm_ids"][:number]
+        # The ends of a segment may cut words in two.
+        whole = [p for p in masked if ids[p - 1] not in (2, 3) and ids[p + 1] != 3]
+        halves += sum((p + 1 if ids[p] in first else p - 1) not in masked for p in whole)
+    assert (halves == 0) == has_blanks

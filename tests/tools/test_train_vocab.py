@@ -17,6 +17,7 @@ from tokenizers.trainers import WordPieceTrainer
 import hard_text
 import reference_squad
 import train_vocab
+from in_process import run_in_process
 from running import ROOT, assert_fails_with_one_line, run
 from terminals import Terminal
 from text.tokenization import read_vocab, split_words
@@ -92,6 +93,36 @@ def test_alphabet(tmp_path):
     vocab = read_vocab(vocab_file)
     assert {"中", "国", "ø", "##ø"} <= set(vocab)
     assert not {"東", "å", "##å", "##中"} & set(vocab)
+    assert "characters are left out, for which" in result.stderr
+
+
+def test_the_alphabet_fills_the_vocabulary(tmp_path, monkeypatch):
+    """Where there is room all characters become pieces, else those that are most frequent."""
+    monkeypatch.setattr(train_vocab, "SURE_ALPHABET", 1)
+    (tmp_path / "text").write_text("中中中 国国 東 øø" + " word" * 92 + "\n")
+    ascii_pieces = 5 + 26 + 10 + len(string.punctuation) + 26 + 10
+
+    def train(size):
+        flags = {"input_file": tmp_path / "text", "vocab_file": tmp_path / "vocab", "min_frequency": 1000}
+        result = run_in_process(train_vocab.main, SCRIPT, **flags, vocab_size=ascii_pieces + size)
+        assert result.returncode == 0
+        pieces = (tmp_path / "vocab").read_text().splitlines()
+        assert len(pieces) == int(result.stdout.split()[0])
+        return {piece for piece in pieces if not piece.isascii() or piece == "##ø"}, result
+
+    pieces, result = train(100)
+    assert pieces == {"中", "国", "東", "ø", "##ø"} and (len(result.stdout.splitlines()), result.stderr) == (1, "")
+    pieces, result = train(3)
+    assert pieces == {"中", "ø", "##ø"}
+    assert (
+        "2 characters are left out, for which 3.03% of the words of the text become [UNK]" in result.stdout
+        and result.stderr == ""
+    )
+    pieces, result = train(1)
+    assert pieces == {"中"} and "left out, for which 4.04% of the words" in result.stdout
+    (tmp_path / "text").write_text("中中中 国国 東 øø\n")
+    pieces, result = train(1)
+    assert "train_vocab.py: warning: 3 characters are left out, for which 57.14% of the words" in result.stderr
 
 
 def test_a_terminal_shows_how_far_the_merging_is(tmp_path):
@@ -109,7 +140,7 @@ def test_a_terminal_shows_how_far_the_merging_is(tmp_path):
 def test_the_pieces_are_those_of_the_trainer_for_word_piece():
     """It tells no one how far it is, so another trainer of the library is used."""
     lines = [split_words(line, True) for line in CORPUS.read_text().splitlines()]
-    alphabet = train_vocab.choose_alphabet(*train_vocab.count_characters(lines), 1000, True)
+    *alphabet, _ = train_vocab.choose_alphabet(*train_vocab.count_characters(lines), 1000, True)
     tokenizer = Tokenizer(WordPiece(unk_token="[UNK]"))
     tokenizer.pre_tokenizer = WhitespaceSplit()
     trainer = WordPieceTrainer(
