@@ -15,7 +15,7 @@ import glob
 import math
 import os
 import re
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import numpy as np
 from google.protobuf import text_encoding
@@ -34,6 +34,7 @@ _MOMENTS = {"adam_m": "m", "adam_v": "v"}
 
 # The head of its run_squad.py, with weights [2, hidden]; a snapshot has a dense layer like any other, [hidden, 2].
 _SQUAD_WEIGHTS = "cls/squad/output_weights"
+_WORD_EMBEDDINGS = "embeddings/word_embeddings"
 _SQUAD_HEAD = {_SQUAD_WEIGHTS: "cls-squad-output-weight", "cls/squad/output_bias": "cls-squad-output-bias"}
 
 _LARGEST_STATE_FILE = 1 << 20  # characters; it names a few files
@@ -85,11 +86,11 @@ def _find_in_folder(folder):
         named = _named_checkpoint(text)
         if named is None:
             raise UserError(f'{state_file}: has no line model_checkpoint_path: "..."; correct it or remove it')
-        # Of an absolute path the folder may have been moved or copied since: its own files come first.
-        for prefix in (folder / named.name, named) if named.is_absolute() else (folder / named,):
+        for prefix in _places_of(named, folder):
             if _is_checkpoint(prefix):
                 return prefix
-        raise UserError(f"{state_file}: names the checkpoint {named}, but there is no {folder / named}.index")
+        missing = _places_of(named, folder)[-1]
+        raise UserError(f"{state_file}: names the checkpoint {named}, but there is no {missing}.index")
     found = sorted(folder.glob("*.index"))
     if len(found) != 1:
         names = f"several ({', '.join(file.stem for file in found[:5])})" if found else "none (no file *.index)"
@@ -98,13 +99,32 @@ def _find_in_folder(folder):
 
 
 def _named_checkpoint(text):
-    """The path that the `text` of a file `checkpoint` names; None if it names none, or has it in broken escapes."""
+    """The path, as a string, that the `text` of a file `checkpoint` names; None if it names none, or in broken escapes.
+
+    The file is a text protobuf, so what is not ASCII is escaped; the \\ of Windows may be or not.
+    """
     match = re.search(r'^\s*model_checkpoint_path\s*:\s*"([^"]+)"', text, re.MULTILINE)
+    if match is None:
+        return None
+    if re.match(r"[A-Za-z]:\\[^\\]", match[1]):
+        return match[1]
     try:
-        # A text protobuf, so what is not ASCII is escaped.
-        return Path(os.fsdecode(text_encoding.CUnescape(match[1]))) if match else None
+        return os.fsdecode(text_encoding.CUnescape(match[1]))
     except ValueError:
         return None
+
+
+def _places_of(named, folder):
+    """The prefixes at which the checkpoint `named` by a file in `folder` may lie, the first one is the most likely.
+
+    A folder may have been moved or copied since, from Windows too: of an absolute path its own files come first.
+    """
+    if re.match(r"[A-Za-z]:[\\/]|\\\\", named):
+        return [folder / PureWindowsPath(named).name]
+    path = Path(named)
+    if path.is_absolute():
+        return [folder / path.name, path]
+    return [folder / PureWindowsPath(named), folder / path]
 
 
 def _is_checkpoint(prefix):
@@ -181,12 +201,15 @@ def plan_conversion(shapes, dtypes, prefix):
     get the same one.
     """
     targets, skipped, source_of = {}, {}, {}
+    # What a module around the model has put before the names goes; a bare encoder has no `bert/`.
+    wrapper = variables.name_in_wrapper(shapes, "/", _WORD_EMBEDDINGS)
+    backbone = "bert/" if wrapper + _WORD_EMBEDDINGS in shapes else ""
     for name in sorted(shapes):
         reason = skip_reason(name, shapes[name], dtypes[name], shapes)
         if reason:
             skipped[name] = reason
             continue
-        target = snapshot_name(name)
+        target = snapshot_name(backbone + name.removeprefix(wrapper))
         is_path = not {"", ".", ".."}.isdisjoint(name.split("/"))
         if is_path or not _SAFE_NAME.fullmatch(target) or target == layout.DONE_FILE:
             raise UserError(f"{prefix}: the name of variable {name!r:.100} cannot become the name of a folder")
@@ -197,10 +220,9 @@ def plan_conversion(shapes, dtypes, prefix):
     return targets, skipped
 
 
-def is_transposed(name):
-    """Whether the TensorFlow variable `name` lies the other way round than in a snapshot."""
-    parent, _, last = name.rpartition("/")
-    return (parent if last in _MOMENTS else name) == _SQUAD_WEIGHTS
+def is_transposed(target):
+    """Whether the variable `target` of a snapshot lies the other way round in a checkpoint."""
+    return re.sub(r"-[mv]$", "", target) == _SQUAD_HEAD[_SQUAD_WEIGHTS]
 
 
 def check_data_size(shapes, dtypes, prefix):
@@ -281,7 +303,7 @@ def main():
     check_data_size(shapes, dtypes, prefix)
     targets, skipped = plan_conversion(shapes, dtypes, prefix)
     size = variables.infer_size(
-        {target: shapes[name][::-1] if is_transposed(name) else shapes[name] for name, target in targets.items()},
+        {target: shapes[name][::-1] if is_transposed(target) else shapes[name] for name, target in targets.items()},
         prefix,
     )
     if config_size is not None:
@@ -290,14 +312,11 @@ def main():
     files = files_of_model(prefix.parent, config, size, arguments.do_lower_case)
 
     with layout.open_writer(os.path.realpath(arguments.of_dump_path)) as write:
-        # On a terminal a bar, else a line for each variable.
-        progress = progress_bar(targets.items(), unit=" variables")
-        for name, target in progress:
+        for name, target in progress_bar(targets.items(), unit=" variables"):
             array = read_variable(reader, name, prefix).astype(np.float32, copy=False)
+            variables.check_finite(array, f"{prefix}: {name}")
             of_model = files if target == variables.WORD_EMBEDDINGS else None
-            write(target, array.T if is_transposed(name) else array, of_model)
-            if progress.disable:
-                print(f"saved to: {os.path.join(arguments.of_dump_path, target)}", flush=True)
+            write(target, array.T if is_transposed(target) else array, of_model)
     print("\n".join(summarise(targets, skipped, shapes, dtypes, arguments.of_dump_path)))
     print(variables.describe_size(config_size or size))
 

@@ -8,6 +8,8 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
+
 from snapshots import layout
 from system.errors import UserError
 from system.input_files import open_input, reading
@@ -20,6 +22,8 @@ LAYER_NORM_EPSILON = 1e-12
 
 _LARGEST_CONFIG = 1 << 20  # bytes; the published ones have a few hundred
 _MOST_LAYERS = 10000
+_NAMED = 5
+_MOST_PADDING = 128
 _LARGEST_SIZE = 2**31 - 1
 
 # The sizes that nearly every BERT has. They are the defaults of the flags, so only others need be given.
@@ -42,6 +46,45 @@ class ModelSize:
 def variable_name(parameter_name):
     """The snapshot's name of a parameter: `bert.pooler.dense.bias` -> `bert-pooler-dense-bias`."""
     return parameter_name.replace(".", "-")
+
+
+def name_in_wrapper(names, separator, embeddings):
+    """What stands before the names of a BERT that lies within another module, `module.` say; "" for none.
+
+    `names` are those of a file, parts joined by `separator`; its word embeddings are called `embeddings`, with `bert`
+    before that or not. "" also where `names` has none of that name, or several.
+    """
+    found = [name[: -len(embeddings)] for name in names if f"{separator}{name}".endswith(f"{separator}{embeddings}")]
+    if len(found) != 1:
+        return ""
+    backbone = f"bert{separator}"
+    within = f"{separator}{found[0]}".endswith(f"{separator}{backbone}")
+    return found[0][: -len(backbone)] if within else found[0]
+
+
+def describe_names(names):
+    """`1,234 names: a, b, c, ...`, for messages about a file that holds something else than is looked for."""
+    names = sorted(names)
+    return f"{len(names):,} names: {', '.join(names[:_NAMED])}{', ...' if len(names) > _NAMED else ''}"
+
+
+def check_finite(array, place):
+    """Raises UserError, with `place` naming the variable, if the array has NaN or infinity."""
+    if not np.isfinite(array).all():
+        raise UserError(f"{place} holds NaN or infinity, so the model is damaged, or has diverged in training")
+
+
+def describe_padding(stated, found, config_path):
+    """The text of an error: the model has `found` word embeddings, but the configuration states a few less."""
+    return (
+        f"{config_path}: has vocab_size {stated}, but the weights have {found} word embeddings: it seems that the "
+        f"vocabulary was padded to a multiple of 8; write {found} in a copy of the file, the further ones do no harm"
+    )
+
+
+def is_padded(stated, found):
+    """Whether `found` word embeddings are those of a vocabulary of `stated` pieces, padded as NVIDIA's scripts do."""
+    return stated < found < stated + _MOST_PADDING and found % 8 == 0
 
 
 def encoder_shapes(size):
@@ -112,7 +155,7 @@ def infer_size(shapes, source):
     first_layer = "bert-encoder-layer_0-intermediate-dense-weight"
     for name in (WORD_EMBEDDINGS, POSITION_EMBEDDINGS, TOKEN_TYPE_EMBEDDINGS, first_layer):
         if name not in shapes:
-            raise UserError(f"{source}: not a BERT: it has no variable {name}")
+            raise UserError(f"{source}: not a BERT: it has no variable {name}, but {describe_names(shapes)}")
         if len(shapes[name]) != 2 or 0 in shapes[name]:
             raise UserError(f"{source}: {name} has shape {list(shapes[name])}, expected two sizes of at least 1")
     layers = {match[1] for name in shapes if (match := re.match(r"bert-encoder-layer_(\d+)-", name))}
@@ -148,6 +191,8 @@ def check_config_fits(config_size, size, config_path):
     """Raises UserError where the sizes in a configuration file are not those of the variables (heads aside)."""
     for field in dataclasses.fields(ModelSize):
         stated, found = getattr(config_size, field.name), getattr(size, field.name)
+        if field.name == "vocab_size" and is_padded(stated, found):
+            raise UserError(describe_padding(stated, found, config_path))
         if found is not None and stated != found:
             raise UserError(
                 f"{config_path}: has {field.name} {stated}, but the weights are of a model with {found}; give the "

@@ -15,6 +15,7 @@ import suite  # noqa: F401
 import collections
 import contextlib
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -34,8 +35,9 @@ from system.command_line import ArgumentParser, add_bool, positive_int
 from system.errors import RunError, UserError, one_line
 from system.input_files import open_input, reading
 from system.output_files import atomic_file, atomic_folder, check_can_write, check_replaceable
-from system.progress import progress_bar
-from text.tokenization import read_pieces
+from system.progress import print_warning, progress_bar
+from text.hugging_face_tokenizer import read_tokenizer
+from text.tokenization import check_case, read_pieces
 from util import run_script
 
 CONFIG_FILE = "config.json"
@@ -64,9 +66,11 @@ _HEAD_NAMES = {
     "cls-squad-output-bias": "qa_outputs.bias",
 }
 
+WORD_EMBEDDINGS = "bert.embeddings.word_embeddings.weight"
+
 # Tensors that are another one under a second name.
 _TIED = {
-    "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
+    "cls.predictions.decoder.weight": WORD_EMBEDDINGS,
     "cls.predictions.decoder.bias": "cls.predictions.bias",
 }
 
@@ -163,19 +167,18 @@ def import_model(arguments):
             f"{folder}: there is no such folder; give one with {CONFIG_FILE} and {WEIGHTS_FILE} (nothing is downloaded)"
         )
     size, _ = variables.read_config(folder / CONFIG_FILE)
+    tokenizer = read_tokenizer(folder)
     with contextlib.ExitStack() as stack:
         tensors = open_tensors(folder, stack)
         check_tied(tensors)
         chosen, skipped = choose_tensors(tensors, size, folder)
-        vocabulary = read_vocabulary(folder, size) if arguments.vocab_dump_path else None
+        vocabulary = read_vocabulary(folder, size, tokenizer) if arguments.vocab_dump_path else None
         with layout.open_writer(os.path.realpath(arguments.of_dump_path)) as write:
-            # On a terminal a bar, else a line for each variable.
-            progress = progress_bar(sorted(chosen), unit=" variables")
-            for name in progress:
-                array = chosen[name].read().astype(np.float32, copy=False)
+            for name in progress_bar(sorted(chosen), unit=" variables"):
+                tensor = chosen[name]
+                array = tensor.read().astype(np.float32, copy=False)
+                variables.check_finite(array, f"{tensor.path}: {tensor.key}")
                 write(name, array.T if is_transposed(name) else array)
-                if progress.disable:
-                    print(f"saved to: {os.path.join(arguments.of_dump_path, name)}", flush=True)
     if vocabulary is not None:
         with atomic_file(arguments.vocab_dump_path, "w", encoding="utf-8") as file:
             file.writelines(f"{token}\n" for token in vocabulary)
@@ -187,6 +190,15 @@ def import_model(arguments):
     for key, reason in skipped.items():
         print(one_line(f"skipped {key}: {reason}"))
     print(variables.describe_size(size))
+    report_tokenizer(tokenizer, folder)
+
+
+def report_tokenizer(tokenizer, folder):
+    """Says what people who tokenise text for the model have to know."""
+    if tokenizer.do_lower_case is False:
+        print("a cased model: give --do_lower_case=False where text is read for it")
+    if tokenizer.differences:
+        print_warning(f"{folder}: this suite does not tokenise as this model does: {'; '.join(tokenizer.differences)}")
 
 
 def check_vocab_dump_path(arguments):
@@ -218,19 +230,27 @@ class Tensor:
 def open_tensors(folder, stack):
     """canonical name -> Tensor of all in the safetensors files of `folder`, which stay open until `stack` closes.
 
-    Raises UserError if one of them is damaged, or two tensors are the same variable of BERT.
+    What a module around the model has put before the names is taken off. Raises UserError if a file is damaged, two
+    tensors are the same variable of BERT, or there is no BERT.
     """
-    tensors = {}
+    found = []
     for path in weight_files(folder):
         try:
             file = stack.enter_context(safe_open(path, framework="numpy"))
-            found = [Tensor(path, file, key) for key in file.keys()]
+            found += [Tensor(path, file, key) for key in file.keys()]
         except (SafetensorError, OSError, ValueError, TypeError) as error:
             raise UserError(f"{path}: damaged or not a safetensors file: {error}") from None
-        for tensor in found:
-            other = tensors.setdefault(canonical_name(tensor.key), tensor)
-            if other is not tensor:
-                raise UserError(f"{path}: the tensors {other.key} and {tensor.key} are the same variable of BERT")
+    prefix = variables.name_in_wrapper([tensor.key for tensor in found], ".", "embeddings.word_embeddings.weight")
+    tensors = {}
+    for tensor in found:
+        other = tensors.setdefault(canonical_name(tensor.key.removeprefix(prefix)), tensor)
+        if other is not tensor:
+            raise UserError(f"{tensor.path}: the tensors {other.key} and {tensor.key} are the same variable of BERT")
+    if WORD_EMBEDDINGS not in tensors:
+        names = variables.describe_names(tensor.key for tensor in found)
+        raise UserError(f"{folder}: not a BERT: it has no tensor {WORD_EMBEDDINGS}, or several, but {names}")
+    if prefix:
+        print(one_line(f"took {prefix} off the names of the tensors"))
     return tensors
 
 
@@ -287,18 +307,26 @@ def choose_tensors(tensors, size, folder):
             raise UserError(f"{tensor.path}: {tensor.key} has no place in a BERT of {size.num_hidden_layers} layers")
         else:
             skipped[tensor.key] = "of a head that this suite does not have"
+    rows = tensors[WORD_EMBEDDINGS].shape[:1]
+    if rows and variables.is_padded(size.vocab_size, rows[0]):
+        raise UserError(variables.describe_padding(size.vocab_size, rows[0], folder / CONFIG_FILE))
     shapes = {name: tensor.shape[::-1] if is_transposed(name) else tensor.shape for name, tensor in chosen.items()}
     variables.check_shapes(shapes, size, folder)
     return chosen, skipped
 
 
-def read_vocabulary(folder, size):
+def read_vocabulary(folder, size, tokenizer):
     """The tokens of the model in `folder` in the order of their ids, from its vocab.txt or else its tokenizer.json.
 
-    Raises UserError if there is neither, or if its pieces are not one for each id.
+    `tokenizer` is its TokenizerOfModel. Raises UserError if there is neither file, its pieces are not those of
+    WordPiece, or not one for each id.
     """
+    if not tokenizer.is_word_piece:
+        raise UserError(
+            f"{folder}: {tokenizer.differences[0]}, so they make no {VOCAB_FILE}; leave out --vocab_dump_path"
+        )
     if (folder / VOCAB_FILE).is_file():
-        return read_vocab_file(folder / VOCAB_FILE, size)
+        return read_vocab_file(folder / VOCAB_FILE, size, folder / VOCAB_FILE)
     path = folder / TOKENIZER_FILE
     if not path.is_file():
         raise UserError(f"{folder}: has neither {VOCAB_FILE} nor {TOKENIZER_FILE}; leave out --vocab_dump_path")
@@ -314,9 +342,12 @@ def read_vocabulary(folder, size):
     return sorted(ids, key=ids.get)
 
 
-def read_vocab_file(path, size):
-    """The pieces of the vocabulary `path`; raises UserError if the model has no embeddings for that many."""
-    tokens = read_pieces(path)
+def read_vocab_file(path, size, name):
+    """The pieces of the vocabulary `path`, called `name` in messages, as `read_pieces` gives them.
+
+    Raises UserError if the model has no embeddings for that many.
+    """
+    tokens = read_pieces(path, name)
     if len(tokens) > size.vocab_size:
         raise UserError(
             f"{path}: has {len(tokens)} pieces, but the model {size.vocab_size}; give the vocabulary of this model"
@@ -334,7 +365,10 @@ def export_model(arguments):
     names = layout.variable_names(folder)
     size, given_config = model_size(arguments, names)
     # Read once only: it may be a pipe.
-    tokens = read_vocab_file(arguments.vocab_file, size) if arguments.vocab_file else None
+    tokens = None
+    if arguments.vocab_file:
+        tokens = read_vocab_file(arguments.vocab_file, size, f"--vocab_file={arguments.vocab_file}")
+        check_case(arguments.vocab_file, dict.fromkeys(filter(None, tokens)), arguments.do_lower_case)
     architecture = arguments.architecture or default_architecture(names, size)
     shapes = exported_shapes(architecture, size, names)
     missing = [name for name in shapes if name not in names]
@@ -348,6 +382,7 @@ def export_model(arguments):
     tensors = {}
     for name, shape in progress_bar(shapes.items(), unit=" variables"):
         array = layout.read_variable(folder, name, shape, np.float32, digests)
+        variables.check_finite(array, folder / name)
         key = hugging_face_name(name)
         if architecture == "BertModel":
             key = key.removeprefix("bert.")
@@ -360,7 +395,9 @@ def export_model(arguments):
             raise RunError(f"{arguments.hf_dump_path}: {WEIGHTS_FILE} cannot be written: {error}") from None
         write_json(temporary / CONFIG_FILE, hugging_face_config(architecture, size, given_config))
         if tokens is not None:
-            (temporary / VOCAB_FILE).write_text("".join(f"{token}\n" for token in tokens), encoding="utf-8")
+            (temporary / VOCAB_FILE).write_text(
+                "".join(f"{token}\n" for token in name_unused(tokens)), encoding="utf-8"
+            )
             write_json(temporary / TOKENIZER_CONFIG_FILE, tokenizer_config(arguments.do_lower_case, size))
         # The library leaves its file to the owner alone; the others have the permissions that the umask gives.
         shutil.copymode(temporary / CONFIG_FILE, temporary / WEIGHTS_FILE)
@@ -368,6 +405,13 @@ def export_model(arguments):
     report_left_out(sorted(set(names) - set(shapes)), architecture)
     if architecture == "BertModel" and "bert-pooler-dense-weight" not in shapes:
         print("the snapshot has no pooler: load it with BertModel.from_pretrained(folder, add_pooling_layer=False)")
+
+
+def name_unused(tokens):
+    """The tokens, those that are "" with a name: transformers would take an empty line for a token of its own."""
+    taken = set(tokens)
+    names = (name for number in itertools.count() if (name := f"[unused{number}]") not in taken)
+    return [token or next(names) for token in tokens]
 
 
 def model_size(arguments, names):

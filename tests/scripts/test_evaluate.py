@@ -160,4 +160,4 @@ def test_missing_files_and_arguments(tmp_path):
     assert_fails_with_one_line(run(SCRIPT), "dataset_file")
     assert_fails_with_one_line(run(SCRIPT, tmp_path / "none.json", tmp_path), "there is no such file", "none.json")
     (tmp_path / "dev.json").write_text(json.dumps(dataset(GOOD)))
-    assert_fails_with_one_line(run(SCRIPT, tmp_path / "dev.json", tmp_path), "Is a directory")
+    assert_fails_with_one_line(run(SCRIPT, tmp_path / "dev.json", tmp_path), "is a folder; give a file")

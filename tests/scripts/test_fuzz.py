@@ -360,7 +360,7 @@ def test_text(text_victims, changes, number):
 
 # ---- the settings beside parts, which tell whether more parts may be added to them
 
-SETTINGS = f"parts/{create_pretraining_data.SETTINGS_FILE}"
+SETTINGS = f"parts/{description.FILE}"
 
 
 @pytest.fixture(scope="module")

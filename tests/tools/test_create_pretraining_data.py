@@ -73,7 +73,7 @@ def test_parts_are_the_same_whatever_the_number_of_processes(corpus, tmp_path):
     one = create(corpus, tmp_path / "one", workers=1)
     assert one.returncode == 0, one.stderr
     assert one.stderr == ""
-    assert sorted(contents(tmp_path / "one")) == ["create_pretraining_data.json", "part-0", "part-1", "part-2"]
+    assert sorted(contents(tmp_path / "one")) == ["part-0", "part-1", "part-2", "records.json", "vocab.txt"]
     two = create(corpus, tmp_path / "two", workers=2)
     assert two.returncode == 0, two.stderr
     assert two.stderr == ""
@@ -292,10 +292,10 @@ def test_parts_of_other_input_or_vocabulary_are_not_mixed(finished, tmp_path):
 def test_parts_of_unknown_origin_are_not_mixed(finished, tmp_path):
     input_file, _ = finished
     (tmp_path / "part-0").write_bytes(b"")
-    assert_fails_with_one_line(create(input_file, tmp_path), "part-0", "no create_pretraining_data.json")
+    assert_fails_with_one_line(create(input_file, tmp_path), "part-0", "no records.json")
     for damaged in ("", "{", "[1]", "3", "[" * 100000):
-        (tmp_path / "create_pretraining_data.json").write_text(damaged)
-        assert_fails_with_one_line(create(input_file, tmp_path), "create_pretraining_data.json: ", "delete this one")
+        (tmp_path / "records.json").write_text(damaged)
+        assert_fails_with_one_line(create(input_file, tmp_path), "records.json: ", "delete this one")
     (tmp_path / "part-0").unlink()
     assert create(input_file, tmp_path).returncode == 0, "settings without parts stand in nobody's way"
 
@@ -312,7 +312,7 @@ def test_two_runs_do_not_write_to_one_folder(finished):
 
 def test_settings_tell_how_the_parts_were_made(finished):
     _, folder = finished
-    settings = json.loads((folder / "create_pretraining_data.json").read_text())
+    settings = json.loads((folder / "records.json").read_text())
     assert settings["part_num"] == 3 and settings["random_seed"] == 12345
     assert str(folder.parent) not in json.dumps(settings), "a path of this machine"
 
