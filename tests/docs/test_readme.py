@@ -1,48 +1,80 @@
-"""The README tells the truth about files, flags and commands."""
+"""The README and docs/ tell the truth about commands, flags and code, and keep to their size."""
 
 import re
 import shlex
 
-import config
-from readme_blocks import README, blocks_of, commands
+import pytest
+
+from pages import PAGES, README, blocks_of, commands
 from running import ROOT
 
+MOST_BYTES_OF_A_README = 20_000
+# A message that does not stand in the code.
+OF_THE_SYSTEM = "No space left on device"
 
-def blocks(language):
-    """The texts of the README's blocks in `language`."""
-    return [block.text for block in blocks_of(README) if block.language == language]
 
-
-def test_flags_table():
-    rows = re.findall(r"^\| `--(\w+)` \|(.*?)\|", README, re.MULTILINE)
-    args = vars(config.parse_pretraining_args(["--data_dir=x"]))
-    assert {name for name, _ in rows} == set(args)
-    for name, default in rows:
-        default = default.strip()
-        value = args[name]
-        if name in ("data_dir", "intermediate_size", "model_save_dir", "master_port"):
-            continue  # required, or computed
-        if default == "":
-            assert value is None, name
-        elif isinstance(value, bool):
-            assert default == str(value), name
-        elif isinstance(value, (int, float)):
-            assert float(default) == value, name
-        else:
-            assert default == value, name
+@pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md"])
+def test_readme_is_short(name):
+    """A task gets some fifteen lines there, and a page of its own in docs/."""
+    assert (ROOT / name).stat().st_size <= MOST_BYTES_OF_A_README
 
 
 def test_pretraining_command_is_that_of_make_pretrain():
     makefile = (ROOT / "Makefile").read_text().replace("\\\n", " ")
     recipe = re.search(r"\$\(PYTHON\) \./run_pretraining\.py (.*)", makefile)[1]
-    lines = [shlex.split(line)[1:] for block in blocks("sh") for line in commands(block)]
+    blocks = [block.text for block in blocks_of("README.md") if block.language == "sh"]
+    lines = [shlex.split(line)[1:] for block in blocks for line in commands(block)]
     assert ["./run_pretraining.py", *shlex.split(recipe)] in lines
 
 
 def test_nothing_is_left_to_fill_in():
-    assert not re.search(r"<!--|TODO|TBD|XXX", README)
+    assert not re.search(r"<!--|TODO|TBD|XXX|@@", README)
 
 
 def test_model_code_is_that_of_squad():
-    (code,) = blocks("python")
+    (code,) = (block.text for block in blocks_of("docs/squad.md") if block.language == "python")
     assert code in (ROOT / "squad.py").read_text()
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_stand_in_blocks_that_are_run(page):
+    """test_commands.py runs blocks in sh; nothing that looks like a command is in another or in none."""
+    assert {block.language for block in blocks_of(page)} <= {"sh", "text", "python"}
+    assert not re.search(r"^(    |\t)", prose_of(page), re.MULTILINE)
+
+
+def prose_of(page):
+    """The text of a page without its fenced blocks."""
+    return re.sub(r"^```\w+\n.*?^```$", "", (ROOT / page).read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
+def flags_of_the_scripts():
+    """All flags, without their dashes, that the scripts, tools and benchmarks have."""
+    files = [path for path in ROOT.glob("**/*.py") if ".venv" not in path.parts and "tests" not in path.parts]
+    text = "\n".join(path.read_text() for path in files)
+    return set(re.findall(r'"--([a-z]\w+)"', text)) | set(re.findall(r'add\("(\w+)"', text))
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_flags_and_targets_that_are_named_exist(page):
+    if page == "CHANGELOG.md":
+        pytest.skip("tells of the past")
+    makefiles = [ROOT / "Makefile", *ROOT.glob("make/*.mk")]
+    targets = set(re.findall(r"^([a-z][\w-]*):", "\n".join(path.read_text() for path in makefiles), re.MULTILINE))
+    named = re.findall(r"`([^`]+)`", prose_of(page))
+    assert {target for code in named for target in re.findall(r"^make ([a-z][\w-]*)", code)} <= targets
+    flags = {flag for code in named for flag in re.findall(r"(?<![\w-])--([a-z]\w+)", code)}
+    assert flags - {"help", "flag"} <= flags_of_the_scripts()
+
+
+def test_messages_of_the_troubleshooting_page_are_said():
+    """Each stands in the code, so that a reader finds it by its words."""
+    files = [*ROOT.glob("*.py"), *ROOT.glob("*/*.py"), *ROOT.glob("kernels/*.cpp"), *ROOT.glob("scripts/*.sh")]
+    source = "\n".join(path.read_text() for path in files)
+    source = re.sub(r'"\n\s*f?"', "", source)
+    page = (ROOT / "docs" / "troubleshooting.md").read_text()
+    cells = re.findall(r"^\| (`.+?) \| ", page, re.MULTILINE)
+    assert len(cells) > 30
+    for message in [message for cell in cells for message in re.findall(r"`([^`]+)`", cell)]:
+        for words in re.split(r"\.\.\.|\d+", message):
+            assert words.strip(" :") in (source + OF_THE_SYSTEM), message

@@ -34,7 +34,7 @@ import verify_snapshot
 from fuzzing import Victim, changed_json, changes, fuzz, json_values, replace
 from in_process import run_in_process
 from made_parts import write_pretraining_part
-from records import checks, ofrecord, tfrecord
+from records import checks, description, ofrecord, tfrecord
 from running import ROOT
 from snapshots import layout
 from tfrecord_files import serialize_example, write_tfrecord
