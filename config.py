@@ -158,7 +158,7 @@ def _add_tutorial_flags(groups, iter_num_default=None, predicts_masks=True, trai
         devices,
         "--use_fp16",
         default=None,
-        help="GPU: mixed precision with dynamic loss scaling; CPU that can: large matrix products in bfloat16",
+        help="GPU: mixed precision with dynamic loss scaling; CPU: large matrix products in bfloat16",
     )
     add_bool(
         devices,

@@ -235,13 +235,15 @@ def use_bfloat16(on):
 
     Returns None, or in words why that is not possible here.
     """
-    if on and _kernels is None:
-        return "it needs the native kernels (make kernels)"
-    if on and "avx512_bf16" not in _processor_flags():
-        return "this processor has no bfloat16 instructions (avx512_bf16)"
-    if _kernels is not None:
-        _kernels.library.bert_set_bfloat16(ctypes.c_bool(on))
+    if _kernels is None:
+        return "it needs the native kernels (make kernels)" if on else None
+    _kernels.library.bert_set_bfloat16(ctypes.c_bool(on))
     return None
+
+
+def has_bfloat16_instructions():
+    """Whether use_bfloat16 makes products faster: else operands are rounded in software, for the same results."""
+    return _kernels is not None and _kernels.has_bfloat16_instructions()
 
 
 def is_built():
@@ -326,6 +328,8 @@ class _Kernels:
             self.library = open_library(instruction_set)
             self.library.bert_list_streams.restype = ctypes.c_int64
             self.library.bert_seed.restype = ctypes.c_uint64
+            self.has_bfloat16_instructions = self.library.bert_has_bfloat16_instructions
+            self.has_bfloat16_instructions.restype = ctypes.c_bool
             steady_graphs()
         except OSError as error:
             raise _NotAvailableError(f"the library does not load ({_first_line(error)})") from None

@@ -22,9 +22,12 @@ BERT_KERNEL void bert_matmul(bool transpose_a, bool transpose_b, int64_t batch, 
                              float alpha, const float* a, int64_t lda, int64_t stride_a, const float* b, int64_t ldb,
                              int64_t stride_b, float beta, float* c, int64_t ldc, int64_t stride_c);
 
-// Whether large products that are no batches (batch 1) round their operands to bfloat16; sums are float32 either way. For
-// processors with avx512_bf16: elsewhere it is slow.
+// Whether large products that are no batches (batch 1) round their operands to bfloat16, to the nearest and ties to even;
+// denormal operands become zero, and sums are float32.
 BERT_KERNEL void bert_set_bfloat16(bool on);
+// Whether the processor multiplies these itself (avx512_bf16), and this build lets it. Without, operands are rounded in
+// software and multiplied in float32, which is slower than float32 alone. The results differ in the order of sums only.
+BERT_KERNEL bool bert_has_bfloat16_instructions();
 
 // ---- normalisation (layer_norm.cpp); x is [rows, columns], gamma and beta may be null
 

@@ -38,23 +38,44 @@ int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1
 
 std::atomic<bool> bfloat16{false};
 
-// y = scale * x, [rows, columns], rounded to the nearest bfloat16; y has no gaps between its rows.
-void to_bfloat16(int64_t rows, int64_t columns, float scale, const float* x, int64_t leading, uint16_t* y) {
+// Whether products with bfloat16 operands are left to the processor. The other builds do without, so that each way can
+// be tested and compared; so does oneDNN where ONEDNN_MAX_CPU_ISA caps its instructions.
+bool has_bfloat16_instructions() {
+#ifdef __AVX512F__
+  constexpr int kNeeded = dnnl_cpu_isa_avx512_core_bf16;
+  static const bool has = (dnnl_get_effective_cpu_isa() & kNeeded) == kNeeded;
+  return has;
+#else
+  return false;
+#endif
+}
+
+// The bits of x rounded to the nearest bfloat16, ties to even; a NaN stays one. Denormal numbers become zero, as the
+// processor's instruction takes them, so that results are the same without it.
+inline uint32_t rounded_bits(float x) {
+  const uint32_t bits = as_bits(x), magnitude = bits & 0x7fffffff;
+  const uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000;
+  // Rounding must not carry a NaN's last bits into its exponent.
+  if (magnitude > 0x7f800000) return bits >> 16 << 16 | 0x400000;
+  return (rounded & 0x7f800000) == 0 ? bits & 0x80000000 : rounded;
+}
+
+inline void round_to(float x, uint16_t* y) { *y = static_cast<uint16_t>(rounded_bits(x) >> 16); }
+inline void round_to(float x, float* y) { *y = as_float(rounded_bits(x)); }
+
+// y = scale * x, [rows, columns], rounded to the nearest bfloat16, of which a float holds each; y has no gaps between
+// its rows.
+template <typename Number>
+void to_bfloat16(int64_t rows, int64_t columns, float scale, const float* x, int64_t leading, Number* y) {
   parallel_for(rows, rows_per_chunk(columns), [=](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
-      const float* from = x + row * leading;
-      uint16_t* to = y + row * columns;
-      for (int64_t i = 0; i < columns; ++i) {
-        const uint32_t bits = as_bits(scale * from[i]);
-        const uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-        // Rounding must not carry a NaN's last bits into its exponent.
-        to[i] = (bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : rounded;
-      }
+      for (int64_t i = 0; i < columns; ++i) round_to(scale * x[row * leading + i], y + row * columns + i);
     }
   });
 }
 
-// c[m, n] = op(a) op(b) (+ c) with bfloat16 a and b and float32 sums; as product() otherwise.
+// c[m, n] = op(a) op(b) (+ c) with bfloat16 a and b and float32 sums; as product() otherwise. The second is for operands
+// in float32 that have been rounded: then each product of two elements is exact, and the sums are those of product().
 void bfloat16_product(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, const uint16_t* a,
                       int64_t lda, const uint16_t* b, int64_t ldb, bool adds, float* c, int64_t ldc) {
   using dnnl::memory;
@@ -94,6 +115,38 @@ void product(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k
   dnnl_sgemm(transpose_a ? 'T' : 'N', transpose_b ? 'T' : 'N', m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
 }
 
+namespace {
+
+void bfloat16_product(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, const float* a, int64_t lda,
+                      const float* b, int64_t ldb, bool adds, float* c, int64_t ldc) {
+  product(transpose_a, transpose_b, m, n, k, 1.0f, a, lda, b, ldb, adds ? 1.0f : 0.0f, c, ldc);
+}
+
+// c = op(alpha * a) op(b) (+ c), with both operands rounded to bfloat16 and kept as `Number`; c in blocks of `rows` and
+// `columns`.
+template <typename Number>
+void round_and_multiply(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, float alpha,
+                        const float* a, int64_t lda, const float* b, int64_t ldb, bool adds, float* c, int64_t ldc,
+                        int64_t rows, int64_t columns) {
+  const int64_t a_rows = transpose_a ? k : m, a_columns = transpose_a ? m : k;
+  const int64_t b_rows = transpose_b ? n : k, b_columns = transpose_b ? k : n;
+  const int64_t a_size = round_up(a_rows * a_columns, 32);
+  const int64_t bytes = (a_size + b_rows * b_columns) * sizeof(Number);
+  auto* rounded_a = reinterpret_cast<Number*>(scratch((bytes + sizeof(float) - 1) / sizeof(float)));
+  Number* rounded_b = rounded_a + a_size;
+  to_bfloat16(a_rows, a_columns, alpha, a, lda, rounded_a);
+  to_bfloat16(b_rows, b_columns, 1.0f, b, ldb, rounded_b);
+  const int64_t across = (n + columns - 1) / columns, down = (m + rows - 1) / rows;
+  parallel_chunks(down * across, [=](int64_t chunk) {
+    const int64_t column = chunk % across * columns, row = chunk / across * rows;
+    bfloat16_product(transpose_a, transpose_b, std::min(rows, m - row), std::min(columns, n - column), k,
+                     rounded_a + (transpose_a ? row : row * a_columns), a_columns,
+                     rounded_b + (transpose_b ? column * b_columns : column), b_columns, adds, c + row * ldc + column,
+                     ldc);
+  });
+}
+
+}  // namespace
 }  // namespace bert
 
 void bert_matmul(bool transpose_a, bool transpose_b, int64_t batch, int64_t m, int64_t n, int64_t k, float alpha,
@@ -111,20 +164,13 @@ void bert_matmul(bool transpose_a, bool transpose_b, int64_t batch, int64_t m, i
   }
   const int64_t across = (n + columns - 1) / columns, down = (m + rows - 1) / rows;
   if (bert::bfloat16 && batch == 1 && m * n * k >= bert::kMinimumWork && (beta == 0.0f || beta == 1.0f)) {
-    const int64_t a_rows = transpose_a ? k : m, a_columns = transpose_a ? m : k;
-    const int64_t b_rows = transpose_b ? n : k, b_columns = transpose_b ? k : n;
-    const int64_t a_size = bert::round_up(a_rows * a_columns, 32);
-    auto* narrow_a = reinterpret_cast<uint16_t*>(bert::scratch((a_size + b_rows * b_columns + 1) / 2));
-    uint16_t* narrow_b = narrow_a + a_size;
-    bert::to_bfloat16(a_rows, a_columns, alpha, a, lda, narrow_a);
-    bert::to_bfloat16(b_rows, b_columns, 1.0f, b, ldb, narrow_b);
-    bert::parallel_chunks(down * across, [=](int64_t chunk) {
-      const int64_t column = chunk % across * columns, row = chunk / across * rows;
-      bert::bfloat16_product(transpose_a, transpose_b, std::min(rows, m - row), std::min(columns, n - column), k,
-                             narrow_a + (transpose_a ? row : row * a_columns), a_columns,
-                             narrow_b + (transpose_b ? column * b_columns : column), b_columns, beta == 1.0f,
-                             c + row * ldc + column, ldc);
-    });
+    if (bert::has_bfloat16_instructions()) {
+      bert::round_and_multiply<uint16_t>(transpose_a, transpose_b, m, n, k, alpha, a, lda, b, ldb, beta == 1.0f, c, ldc,
+                                         rows, columns);
+    } else {
+      bert::round_and_multiply<float>(transpose_a, transpose_b, m, n, k, alpha, a, lda, b, ldb, beta == 1.0f, c, ldc,
+                                      rows, columns);
+    }
     return;
   }
   bert::parallel_chunks(batch * down * across, [=](int64_t chunk) {
@@ -139,6 +185,8 @@ void bert_matmul(bool transpose_a, bool transpose_b, int64_t batch, int64_t m, i
 }
 
 void bert_set_bfloat16(bool on) { bert::bfloat16 = on; }
+
+bool bert_has_bfloat16_instructions() { return bert::has_bfloat16_instructions(); }
 
 void bert_linear(int64_t rows, int64_t inputs, int64_t outputs, const float* x, const float* weight, const float* bias,
                  float* y) {

@@ -128,18 +128,25 @@ def start_engine(args):
         native.set_thread_count(threads)
         print(f"CPU: {native.describe()}", flush=True)
         if args.use_fp16:
-            obstacle = native.use_bfloat16(True)
-            print(
-                f"Notice: --use_fp16 has no effect on this CPU, which computes in float32: {obstacle}."
-                if obstacle
-                else "Matrix products take bfloat16 (--use_fp16); their sums and all else are float32.",
-                flush=True,
-            )
+            print(_use_bfloat16(), flush=True)
     if args.use_boxing_v2:
         # The settings that the published scripts made for it.
         flow.boxing.nccl.set_fusion_threshold_mbytes(8)
         flow.boxing.nccl.enable_use_buffer_to_fuse_all_reduce(False)
     return flow.placement(device_type, list(range(config.rank_count(args))))
+
+
+def _use_bfloat16():
+    """Makes matrix products take bfloat16, as --use_fp16 asks; returns what is to be said about it."""
+    obstacle = native.use_bfloat16(True)
+    if obstacle:
+        return f"Notice: --use_fp16 has no effect on this CPU, which computes in float32: {obstacle}."
+    if not native.has_bfloat16_instructions():
+        return (
+            "Notice: --use_fp16 makes this run slower, for no bfloat16 instructions (avx512_bf16) are in use: "
+            "operands of matrix products are rounded to bfloat16 in software."
+        )
+    return "Matrix products take bfloat16 (--use_fp16); their sums and all else are float32."
 
 
 def cpu_threads_of_rank(args):

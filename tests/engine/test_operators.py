@@ -203,33 +203,27 @@ def losses(data, folder, **flags):
     return np.array([step["total_loss"] for step in steps if "total_loss" in step]), result.stdout
 
 
-@pytest.mark.skipif("avx512_bf16" not in native._processor_flags(), reason="no bfloat16 instructions")
-def test_training_in_bfloat16(tmp_path):
-    """Losses over 100 steps of the sample are within 1 % of float32's."""
+def test_training_in_bfloat16(tmp_path, monkeypatch):
+    """Losses over 100 steps of the sample are within 1 % of float32's, also where operands are rounded in software."""
     sample = {
         "seq_length": 128, "max_predictions_per_seq": 20, "vocab_size": 1200, "num_hidden_layers": 2,
         "num_attention_heads": 4, "hidden_size_per_head": 64, "max_position_embeddings": 128,
-        "batch_size_per_device": 8, "iter_num": 100, "learning_rate": 1e-4, "warmup_batches": 10,
+        "batch_size_per_device": 2, "iter_num": 100, "learning_rate": 1e-4, "warmup_batches": 10,
     }  # fmt: skip
     exact, _ = losses(ROOT / "dataset", tmp_path / "exact", **sample)
-    rounded, output = losses(ROOT / "dataset", tmp_path / "rounded", use_fp16=True, **sample)
-    assert "Matrix products take bfloat16" in output
-    assert len(exact) == len(rounded) == 100
     # It has learnt, as far as a model of this size does in 100 steps.
-    assert exact[-1] < 0.6 * exact[0]
-    differences = np.abs(rounded / exact - 1)
-    assert differences.max() <= 0.01
-    # What was seen is 0.0001. Products that round to half as many digits again do not pass this.
-    assert 1e-7 < differences.max() <= 0.001
-
-
-def test_bfloat16_needs_the_processor(tiny_data, tmp_path):
-    if "avx512_bf16" in native._processor_flags():
-        pytest.skip("this processor has bfloat16 instructions")
-    exact, _ = losses(tiny_data, tmp_path / "exact")
-    same, output = losses(tiny_data, tmp_path / "same", use_fp16=True)
-    assert "--use_fp16 has no effect on this CPU, which computes in float32: this processor has no" in output
-    np.testing.assert_array_equal(same, exact)
+    assert exact[-1] < 0.75 * exact[0]
+    processor_has_it = "avx512_bf16" in native._processor_flags()
+    for in_software in {not processor_has_it, True}:
+        # Builds without AVX-512 leave no instruction to the processor that it may have.
+        monkeypatch.setenv("BERT_KERNELS", "" if in_software == (not processor_has_it) else "avx2")
+        rounded, output = losses(ROOT / "dataset", tmp_path / str(in_software), use_fp16=True, **sample)
+        told = "Notice: --use_fp16 makes this run slower" if in_software else "Matrix products take bfloat16"
+        assert told in output
+        assert len(exact) == len(rounded) == 100
+        differences = np.abs(rounded / exact - 1)
+        # What was seen is 0.0001. Products that round to half as many digits again do not pass this.
+        assert 1e-7 < differences.max() <= 0.001
 
 
 def test_bfloat16_needs_the_kernels(tiny_data, tmp_path, monkeypatch):
