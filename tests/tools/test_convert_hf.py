@@ -3,6 +3,7 @@
 import json
 import os
 import stat
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -142,7 +143,7 @@ def test_a_padded_vocabulary_is_said_to_be_one(tmp_path):
     assert_fails_with_one_line(result, "config.json: has vocab_size 50, but the weights have 56", "multiple of 8")
 
 
-BERT_TOKENIZER = {
+BERT_TOKENIZER: dict[str, Any] = {
     "model": {"type": "WordPiece", "continuing_subword_prefix": "##", "unk_token": "[UNK]", "vocab": {}},
     "normalizer": {"type": "BertNormalizer", "lowercase": True, "strip_accents": None, "handle_chinese_chars": True},
     "pre_tokenizer": {"type": "BertPreTokenizer"},
