@@ -30,7 +30,7 @@ import tokenizers
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from snapshots import layout, variables
+from snapshots import layout, model_files, variables
 from system.command_line import ArgumentParser, add_bool, positive_int
 from system.errors import RunError, UserError, one_line
 from system.input_files import open_input, reading
@@ -44,6 +44,7 @@ CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 VOCAB_FILE = "vocab.txt"
+DROPOUT = ("hidden_dropout_prob", "attention_probs_dropout_prob")
 TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 
@@ -98,15 +99,14 @@ def parse_arguments():
     exporting = directions.add_parser("export", help=text, description=text)
     exporting.add_argument("--snapshot_dir", required=True, metavar="DIR", help="folder of the snapshot")
     exporting.add_argument("--hf_dump_path", required=True, metavar="DIR", help="Hugging Face folder to write")
-    size = exporting.add_mutually_exclusive_group(required=True)
-    size.add_argument(
-        "--bert_config_file", metavar="FILE", help="a bert_config.json or config.json with the sizes of the model"
+    exporting.add_argument(
+        "--bert_config_file", metavar="FILE", help="configuration of the model, for a snapshot without one"
     )
-    size.add_argument(
+    exporting.add_argument(
         "--num_attention_heads",
         type=positive_int,
         metavar="N",
-        help="in place of a configuration file: the heads; the weights tell the other sizes",
+        help="the heads, for a snapshot without a configuration",
     )
     exporting.add_argument(
         "--architecture",
@@ -115,9 +115,12 @@ def parse_arguments():
         help=f"class of transformers to write the model for: {', '.join(ARCHITECTURES)} (default: the first of them "
         "whose heads the snapshot has)",
     )
-    exporting.add_argument("--vocab_file", metavar="FILE", help="vocabulary to copy along, one piece a line")
+    exporting.add_argument("--vocab_file", metavar="FILE", help="vocabulary of the model, for a snapshot without one")
     add_bool(
-        exporting, "--do_lower_case", default=True, help="with --vocab_file: state that the model is an uncased one"
+        exporting,
+        "--do_lower_case",
+        default=None,
+        help="whether the model is uncased, for a snapshot that does not tell",
     )
     add_bool(exporting, "--skip_checksums", help="export the snapshot without comparing checksums")
     add_bool(exporting, "--overwrite", help="replace a Hugging Face folder that exists at --hf_dump_path")
@@ -166,22 +169,28 @@ def import_model(arguments):
         raise UserError(
             f"{folder}: there is no such folder; give one with {CONFIG_FILE} and {WEIGHTS_FILE} (nothing is downloaded)"
         )
-    size, _ = variables.read_config(folder / CONFIG_FILE)
+    size, config = variables.read_config(folder / CONFIG_FILE)
     tokenizer = read_tokenizer(folder)
     with contextlib.ExitStack() as stack:
         tensors = open_tensors(folder, stack)
         check_tied(tensors)
         chosen, skipped = choose_tensors(tensors, size, folder)
-        vocabulary = read_vocabulary(folder, size, tokenizer) if arguments.vocab_dump_path else None
+        vocabulary = find_vocabulary(folder, size, tokenizer, arguments.vocab_dump_path)
+        files = model_files.encode(
+            model_files.config_of(size, **{name: config[name] for name in DROPOUT if name in config}),
+            None if vocabulary is None else encode_pieces(vocabulary),
+            tokenizer.do_lower_case,
+        )
         with layout.open_writer(os.path.realpath(arguments.of_dump_path)) as write:
             for name in progress_bar(sorted(chosen), unit=" variables"):
                 tensor = chosen[name]
                 array = tensor.read().astype(np.float32, copy=False)
                 variables.check_finite(array, f"{tensor.path}: {tensor.key}")
-                write(name, array.T if is_transposed(name) else array)
-    if vocabulary is not None:
-        with atomic_file(arguments.vocab_dump_path, "w", encoding="utf-8") as file:
-            file.writelines(f"{token}\n" for token in vocabulary)
+                of_model = files if name == variables.WORD_EMBEDDINGS else None
+                write(name, array.T if is_transposed(name) else array, of_model)
+    if arguments.vocab_dump_path:
+        with atomic_file(arguments.vocab_dump_path) as file:
+            file.write(encode_pieces(vocabulary))
     print_summary([tensor.shape for tensor in chosen.values()], arguments.of_dump_path)
     widened = collections.Counter(tensor.dtype for tensor in chosen.values())
     for dtype, count in widened.items():
@@ -189,6 +198,8 @@ def import_model(arguments):
             print(f"stored as float32: {count} variables of {dtype}")
     for key, reason in skipped.items():
         print(one_line(f"skipped {key}: {reason}"))
+    if vocabulary is None:
+        print("the snapshot has no vocabulary: scripts that read text for it need --vocab_file")
     print(variables.describe_size(size))
     report_tokenizer(tokenizer, folder)
 
@@ -315,6 +326,27 @@ def choose_tensors(tensors, size, folder):
     return chosen, skipped
 
 
+def find_vocabulary(folder, size, tokenizer, is_needed):
+    """The tokens of the model, as read_vocabulary gives them, or None where it has none that this suite can use.
+
+    Raises UserError instead if it `is_needed`. A vocabulary that is there but cannot be right is told.
+    """
+    if is_needed:
+        return read_vocabulary(folder, size, tokenizer)
+    if not tokenizer.is_word_piece or not any((folder / name).is_file() for name in (VOCAB_FILE, TOKENIZER_FILE)):
+        return None
+    try:
+        return read_vocabulary(folder, size, tokenizer)
+    except UserError as error:
+        print_warning(f"the snapshot has no vocabulary: {error}")
+        return None
+
+
+def encode_pieces(tokens):
+    """The bytes of a vocabulary file."""
+    return "".join(f"{token}\n" for token in tokens).encode()
+
+
 def read_vocabulary(folder, size, tokenizer):
     """The tokens of the model in `folder` in the order of their ids, from its vocab.txt or else its tokenizer.json.
 
@@ -364,11 +396,11 @@ def export_model(arguments):
     folder = Path(arguments.snapshot_dir)
     names = layout.variable_names(folder)
     size, given_config = model_size(arguments, names)
-    # Read once only: it may be a pipe.
-    tokens = None
-    if arguments.vocab_file:
-        tokens = read_vocab_file(arguments.vocab_file, size, f"--vocab_file={arguments.vocab_file}")
-        check_case(arguments.vocab_file, dict.fromkeys(filter(None, tokens)), arguments.do_lower_case)
+    own = model_files.find(folder)
+    tokens = vocabulary_to_export(arguments, own, size)
+    do_lower_case = case_to_export(arguments, own)
+    if tokens is not None:
+        check_case(arguments.vocab_file or own.vocab, dict.fromkeys(filter(None, tokens)), do_lower_case)
     architecture = arguments.architecture or default_architecture(names, size)
     shapes = exported_shapes(architecture, size, names)
     missing = [name for name in shapes if name not in names]
@@ -398,7 +430,7 @@ def export_model(arguments):
             (temporary / VOCAB_FILE).write_text(
                 "".join(f"{token}\n" for token in name_unused(tokens)), encoding="utf-8"
             )
-            write_json(temporary / TOKENIZER_CONFIG_FILE, tokenizer_config(arguments.do_lower_case, size))
+            write_json(temporary / TOKENIZER_CONFIG_FILE, tokenizer_config(do_lower_case, size))
         # The library leaves its file to the owner alone; the others have the permissions that the umask gives.
         shutil.copymode(temporary / CONFIG_FILE, temporary / WEIGHTS_FILE)
     print_summary(shapes.values(), f"{arguments.hf_dump_path}, for {architecture}")
@@ -414,14 +446,47 @@ def name_unused(tokens):
     return [token or next(names) for token in tokens]
 
 
+def vocabulary_to_export(arguments, own, size):
+    """The pieces of --vocab_file, or of the snapshot whose ModelFiles are `own`, or None.
+
+    Raises UserError if both are there and differ.
+    """
+    # Each is read once only: --vocab_file may be a pipe.
+    given = kept = None
+    if arguments.vocab_file:
+        given = read_vocab_file(arguments.vocab_file, size, f"--vocab_file={arguments.vocab_file}")
+    if own.vocab:
+        kept = read_vocab_file(own.vocab, size, own.vocab)
+    if given and kept and given != kept:
+        raise UserError(f"--vocab_file={arguments.vocab_file}: not the model's vocabulary, {own.vocab}; leave it out")
+    return given or kept
+
+
+def case_to_export(arguments, own):
+    """Whether the model is uncased, by --do_lower_case or the snapshot's ModelFiles `own`, else True.
+
+    Raises UserError if the two differ.
+    """
+    given, kept = arguments.do_lower_case, own.do_lower_case
+    if None not in (given, kept) and given != kept:
+        raise UserError(f"--do_lower_case={given}, but the model has {kept} ({arguments.snapshot_dir}); leave it out")
+    return next((value for value in (given, kept) if value is not None), True)
+
+
 def model_size(arguments, names):
     """(ModelSize, the configuration it is from or {}) of the snapshot to export, whose variables are `names`.
 
     Raises UserError if that configuration is of another model, or if without it the size cannot be told.
     """
     folder = Path(arguments.snapshot_dir)
-    if arguments.bert_config_file:
-        size, config = variables.read_config(arguments.bert_config_file)
+    path = arguments.bert_config_file or model_files.find(folder).config
+    heads = arguments.num_attention_heads
+    if path:
+        size, config = variables.read_config(path)
+        if heads not in (None, size.num_attention_heads):
+            raise UserError(
+                f"--num_attention_heads={heads}, but the model has {size.num_attention_heads} ({path}); leave it out"
+            )
         beyond = [name for name in names if re.match(r"bert-.*(?<!-[mv])$", name) and name not in all_shapes(size)]
         if beyond:
             raise UserError(
@@ -429,8 +494,10 @@ def model_size(arguments, names):
                 "its own configuration"
             )
         return size, config
+    if heads is None:
+        raise UserError(f"{folder}: has no bert_config.json; give --bert_config_file or --num_attention_heads")
     size = variables.infer_size(variables.shapes_by_meta(folder, names), f"{folder} (going by its meta files)")
-    size = dataclasses.replace(size, num_attention_heads=arguments.num_attention_heads)
+    size = dataclasses.replace(size, num_attention_heads=heads)
     variables.check_heads(size, folder)
     return size, {}
 

@@ -26,7 +26,7 @@ from tokenizers.trainers import BpeTrainer
 from system import signals
 from system.command_line import ArgumentParser, add_bool, positive_int
 from system.errors import UserError, one_line
-from system.input_files import find_files
+from system.input_files import find_files, open_input
 from system.output_files import atomic_file, check_can_write, check_is_no_input
 from system.progress import bars_are_shown, end_in_place_of_bars, print_warning, progress_bar
 from text.pretraining_text import read_lines
@@ -36,6 +36,7 @@ from util import run_script
 # So many characters beside ASCII become pieces; more only where there is room.
 SURE_ALPHABET = 1000
 SPECIAL_PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+SPECIAL_LINES = "".join(f"{piece}\n" for piece in SPECIAL_PIECES).encode()
 
 
 def main():
@@ -43,6 +44,7 @@ def main():
     paths = find_files("--input_file", [arguments.input_file])
     check_can_write("--vocab_file", arguments.vocab_file)
     check_is_no_input(arguments.vocab_file, paths)
+    check_vocab_file(arguments)
     heads, tails = count_characters(read_words(paths, arguments.do_lower_case))
     if not heads:
         raise UserError(f"--input_file={arguments.input_file}: there is no text in it")
@@ -73,6 +75,7 @@ def parse_arguments():
         "--input_file", required=True, metavar="FILES", help="text files: names or patterns, separated by commas"
     )
     parser.add_argument("--vocab_file", required=True, type=Path, metavar="FILE", help="the vocabulary to write")
+    add_bool(parser, "--overwrite", help="replace a vocabulary that this tool has made")
     parser.add_argument("--vocab_size", type=positive_int, default=30522, metavar="N", help="pieces at most")
     add_bool(parser, "--do_lower_case", default=True, help="lower-case the text and strip accents (an uncased model)")
     parser.add_argument(
@@ -86,6 +89,19 @@ def parse_arguments():
         f"(default: {SURE_ALPHABET}, and more where --vocab_size leaves room)",
     )
     return parser.parse_args()
+
+
+def check_vocab_file(arguments):
+    """Raises UserError if --vocab_file exists, unless it is a vocabulary and --overwrite is given."""
+    path = arguments.vocab_file
+    if not path.is_file():
+        return
+    if not arguments.overwrite:
+        raise UserError(f"--vocab_file={path}: exists already; give another file, or --overwrite to replace it")
+    with open_input(path, "rb") as file:
+        beginning = file.read(len(SPECIAL_LINES))
+    if beginning != SPECIAL_LINES:
+        raise UserError(f"--vocab_file={path}: is not a vocabulary of this tool, so --overwrite does not replace it")
 
 
 def read_words(paths, do_lower_case):

@@ -92,6 +92,7 @@ def test_both_directions_as_processes(tmp_path):
     parameters = sum(tensor.size for tensor in tensors.values())
     assert result.stdout.splitlines() == [
         f"converted {len(names)} variables: {parameters:,} parameters, {4 * parameters:,} bytes, in {tmp_path / 'of'}",
+        "the snapshot has no vocabulary: scripts that read text for it need --vocab_file",
         FLAGS_LINE,
     ]
     result = run(SCRIPT, "export", snapshot_dir=tmp_path / "of", hf_dump_path=tmp_path / "hf2", num_attention_heads=4)
@@ -370,6 +371,34 @@ def test_vocabulary_is_copied_along(tmp_path):
     vocabulary.write_text("\n".join(map(str, range(VOCAB + 1))))
     result = export_hf(tmp_path / "of", tmp_path / "hf2", num_attention_heads=HEADS, vocab_file=vocabulary)
     assert_fails_with_one_line(result, vocabulary, "has 51 pieces, but the model 50")
+
+
+def test_a_model_brings_its_configuration_vocabulary_and_case(tmp_path):
+    """Into the snapshot, and from there into an export, where flags may be left out but must not differ."""
+    folder = write_hf_folder(tmp_path / "hf", random_tensors(ENCODER), hidden_dropout_prob=0.25)
+    (folder / "vocab.txt").write_text("[PAD]\n[UNK]\nW\u00f6rd\n", encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text('{"do_lower_case": false}')
+    assert import_hf(folder, tmp_path / "of").returncode == 0
+    files = tmp_path / "of" / "bert-embeddings-word_embeddings"
+    config = json.loads((files / "bert_config.json").read_text())
+    assert (config["num_attention_heads"], config["hidden_dropout_prob"], config["hidden_act"]) == (HEADS, 0.25, "gelu")
+    assert (files / "vocab.txt").read_bytes() == (folder / "vocab.txt").read_bytes()
+    assert json.loads((files / "tokenizer_config.json").read_text()) == {"do_lower_case": False}
+
+    result = export_hf(tmp_path / "of", tmp_path / "again")
+    assert (result.returncode, result.stderr) == (0, "")
+    config = json.loads((tmp_path / "again" / "config.json").read_text())
+    assert (config["num_attention_heads"], config["hidden_dropout_prob"]) == (HEADS, 0.25)
+    assert (tmp_path / "again" / "vocab.txt").read_bytes() == (folder / "vocab.txt").read_bytes()
+    assert json.loads((tmp_path / "again" / "tokenizer_config.json").read_text())["do_lower_case"] is False
+
+    (tmp_path / "other.txt").write_text("[PAD]\n[UNK]\nother\n")
+    for flags, message in (
+        ({"num_attention_heads": 2}, "--num_attention_heads=2, but the model has 4"),
+        ({"do_lower_case": True}, "--do_lower_case=True, but the model has False"),
+        ({"vocab_file": tmp_path / "other.txt"}, "not the model's vocabulary"),
+    ):
+        assert_fails_with_one_line(export_hf(tmp_path / "of", tmp_path / "no", **flags), message)
 
 
 def test_a_vocabulary_from_a_pipe(tmp_path):

@@ -66,9 +66,24 @@ def test_vocabulary_knows_its_text(tmp_path, do_lower_case):
 def test_min_frequency(tmp_path):
     (tmp_path / "text").write_text("seven seven seven once\n" * 3 + "twelve twelve\n")
     for min_frequency, expected in [(3, {"seven", "once"}), (4, {"seven"}), (1, {"seven", "once", "twelve"})]:
-        result = run(SCRIPT, input_file=tmp_path / "text", vocab_file=tmp_path / "vocab", min_frequency=min_frequency)
-        assert result.returncode == 0
+        flags = {"input_file": tmp_path / "text", "vocab_file": tmp_path / "vocab", "min_frequency": min_frequency}
+        result = run(SCRIPT, "--overwrite", **flags)
+        assert result.returncode == 0, result.stderr
         assert {piece for piece in read_vocab(tmp_path / "vocab") if piece in ("seven", "once", "twelve")} == expected
+
+
+def test_only_a_vocabulary_of_its_own_is_replaced(tmp_path):
+    (tmp_path / "text").write_text("seven seven\n")
+    flags = {"input_file": tmp_path / "text", "vocab_file": tmp_path / "vocab"}
+    (tmp_path / "vocab").write_text("notes\n")
+    result = run_in_process(train_vocab.main, SCRIPT, **flags)
+    assert_fails_with_one_line(result, "exists already; give another file, or --overwrite")
+    result = run_in_process(train_vocab.main, SCRIPT, "--overwrite", **flags)
+    assert_fails_with_one_line(result, "is not a vocabulary of this tool")
+    assert (tmp_path / "vocab").read_text() == "notes\n"
+    (tmp_path / "vocab").unlink()
+    for options in ((), ("--overwrite",)):
+        assert run_in_process(train_vocab.main, SCRIPT, *options, **flags).returncode == 0
 
 
 def test_more_pieces_than_memory_has_room_for(tmp_path):
@@ -104,7 +119,7 @@ def test_the_alphabet_fills_the_vocabulary(tmp_path, monkeypatch):
 
     def train(size):
         flags = {"input_file": tmp_path / "text", "vocab_file": tmp_path / "vocab", "min_frequency": 1000}
-        result = run_in_process(train_vocab.main, SCRIPT, **flags, vocab_size=ascii_pieces + size)
+        result = run_in_process(train_vocab.main, SCRIPT, "--overwrite", **flags, vocab_size=ascii_pieces + size)
         assert result.returncode == 0
         pieces = (tmp_path / "vocab").read_text().splitlines()
         assert len(pieces) == int(result.stdout.split()[0])

@@ -1,0 +1,47 @@
+"""What a run is told before its first step."""
+
+import numpy as np
+import pytest
+
+import config
+from snapshots import layout
+from training import notices
+from training.resume import Start
+
+
+def told(capsys, tmp_path, *flags, iteration=0, train_step=0):
+    """The notices of a run with those flags that begins there."""
+    args = config.parse_pretraining_args(["--data_dir=x", f"--model_save_dir={tmp_path}", *flags])
+    notices.tell(args, Start(iteration, train_step, 1, {}, {}, {}))
+    return capsys.readouterr().out
+
+
+USUAL = ("--save_last_snapshot", "--warmup_batches=10", "--iter_num=100")
+
+
+def test_nothing_is_said_of_a_usual_run(capsys, tmp_path):
+    assert told(capsys, tmp_path, *USUAL) == ""
+    assert told(capsys, tmp_path / "none", "--iter_num=20", "--model_save_every_n_iter=20", "--warmup_batches=0") == ""
+
+
+@pytest.mark.parametrize(("warmup", "reached"), [(10000, "2.97e-07"), (100, "2.97e-05")])
+def test_a_warm_up_as_long_as_the_run(capsys, tmp_path, warmup, reached):
+    flags = (*USUAL, f"--warmup_batches={warmup}", "--learning_rate=3e-5")
+    expected = f"the learning rate rises to {reached} at its end, not to 3e-05"
+    assert expected in told(capsys, tmp_path, *flags)
+    # A run that goes on, or starts from a later train step, reaches the peak.
+    assert "rises" not in told(capsys, tmp_path, *flags, train_step=10000)
+
+
+def test_a_run_that_saves_nothing(capsys, tmp_path):
+    flags = ("--iter_num=100", "--warmup_batches=10")
+    assert "saves no snapshot" in told(capsys, tmp_path, *flags)
+    assert "saves no snapshot" in told(capsys, tmp_path, *flags, "--model_save_every_n_iter=60", iteration=60)
+    assert "saves no snapshot" not in told(capsys, tmp_path, *flags, "--model_save_every_n_iter=60")
+
+
+def test_snapshots_of_an_earlier_run(capsys, tmp_path):
+    with layout.open_writer(tmp_path / "snapshot_5") as write:
+        write("x", np.zeros(1, np.float32))
+    assert "holds snapshots of an earlier run, the newest snapshot_5" in told(capsys, tmp_path, *USUAL)
+    assert told(capsys, tmp_path, *USUAL, "--resume") == ""
