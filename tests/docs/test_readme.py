@@ -52,7 +52,7 @@ def flags_of_the_scripts():
     """All flags, without their dashes, that the scripts, tools and benchmarks have."""
     files = [path for path in ROOT.glob("**/*.py") if ".venv" not in path.parts and "tests" not in path.parts]
     text = "\n".join(path.read_text() for path in files)
-    return set(re.findall(r'"--([a-z]\w+)"', text)) | set(re.findall(r'add\("(\w+)"', text))
+    return set(re.findall(r'"--([a-z]\w+)"', text)) | set(re.findall(r'_add_shape\([^,]+, "(\w+)"', text))
 
 
 @pytest.mark.parametrize("page", PAGES)
