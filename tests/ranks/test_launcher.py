@@ -345,6 +345,13 @@ class TestHostsFile:
             sorted(calls),
         )
 
+    def test_a_second_column(self, tmp_path):
+        """As MPI has it: slots=8 is no host, and nobody is called."""
+        result = self.launch(tmp_path, b"\xef\xbb\xbfa\r\n\r\nb slots=8\n")
+        message = "hosts, line 3: slots=8 after the host; give one address or host name a line"
+        assert_fails_with_one_line(result, message)
+        assert result.stdout == ""
+
     @pytest.mark.parametrize("hosts", [b"", b"\n# none\n"])
     def test_nobody(self, tmp_path, hosts):
         assert_fails_with_one_line(self.launch(tmp_path, hosts), "launch_cluster.sh: error: hosts: names no host")
