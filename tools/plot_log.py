@@ -68,7 +68,7 @@ def main():
         # A folder's name may have characters that the font lacks.
         warnings.filterwarnings("ignore", "Glyph .* missing")
         figure.savefig(file, format=output_format(arguments.output), dpi=130)
-    print(f"{len(runs)} run(s) in {arguments.output}")
+    print(f"runs: {len(runs)}, in {arguments.output}")
 
 
 def parse_arguments():
@@ -171,7 +171,7 @@ def draw(runs):
     others = sorted({key for run in runs for key in run.values} - set(keys) - set(OTHER_TITLES))
     if len(runs) > MAX_RUNS or len(others) > MAX_LOSSES:
         raise UserError(
-            f"{len(runs)} run(s) with {len(others)} other kinds of losses are more than a picture can show; give fewer "
+            f"{len(runs)} runs with {len(others)} other kinds of losses are more than a picture can show; give fewer "
             "log folders"
         )
     keys += others
