@@ -156,7 +156,7 @@ def test_a_vocabulary_over_its_text(tmp_path, name):
 def test_a_page_over_its_data(tmp_path):
     content = squad_pages.squad(squad_pages.CONTEXT, squad_pages.QUESTIONS)
     squad_pages.show(tmp_path, content, squad_pages.PREDICTIONS)
-    flags = {"data_file": tmp_path / "data.json", "prediction_file": tmp_path / "predictions.json"}
+    flags = {"input_file": tmp_path / "data.json", "prediction_file": tmp_path / "predictions.json"}
     for path in flags.values():
         before = path.read_bytes()
         result = run_in_process(show_squad.main, "show_squad.py", "-o", path, **flags)
@@ -176,7 +176,7 @@ def test_parts_over_the_files_they_are_made_of(tmp_path):
     features = write_pretraining_part(tmp_path / "made-up", 4)
     write_tfrecord(tmp_path / "part-0", map(serialize_example, features))
     before = (tmp_path / "part-0").read_bytes()
-    arguments = ("--input", tmp_path / "part-0", "--output_dir", tmp_path, "--overwrite", "--workers", "1")
+    arguments = ("--input_file", tmp_path / "part-0", "--output_dir", tmp_path, "--overwrite", "--workers", "1")
     result = run_in_process(tfrecord_to_ofrecord.main, "tfrecord_to_ofrecord.py", *arguments)
     assert_fails_with_one_line(result, tmp_path / "part-0", "would replace what it is made of")
     assert (tmp_path / "part-0").read_bytes() == before

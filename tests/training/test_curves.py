@@ -202,6 +202,18 @@ def test_runs_of_all_kinds_in_one_picture(tmp_path):
     assert is_picture(tmp_path / "loss.png")
 
 
+def test_the_folder_above_several_runs(tmp_path):
+    """As TensorBoard takes it: each run has its folder's name."""
+    for name in ("first", "more/second", "more/third"):
+        (tmp_path / "all" / name).mkdir(parents=True)
+        write_log(tmp_path / "all" / name, "1", range(3))
+    (tmp_path / "all" / "empty").mkdir()
+    result = plot(tmp_path / "all", "-o", tmp_path / "loss.png")
+    assert (result.returncode, result.stdout) == (0, f"runs: 3, in {tmp_path / 'loss.png'}\n")
+    found = plot_log.find_log_dirs(str(tmp_path / "all"))
+    assert found == [f"{tmp_path}/all/{name}" for name in ("first", "more/second", "more/third")]
+
+
 def test_names_tell_where_a_loss_is_no_number_any_more(tmp_path):
     write_log(tmp_path, "1", range(80), loss=lambda step: 1.0 if step < 40 else float("nan"))
     (run,) = plot_log.read_log_dir(str(tmp_path), False)
