@@ -47,7 +47,7 @@ def main():
     arguments = parse_arguments()
     output_dir = Path(arguments.output_dir)
     if output_dir.exists() and not output_dir.is_dir():
-        raise UserError(f"--output_dir={output_dir}: not a folder; give another one")
+        raise UserError(f"--output_dir={output_dir}: is a file; give a folder")
     for name in OUTPUT_FILES:
         check_is_no_input(output_dir / name, (arguments.predict_file, arguments.vocab_file, arguments.all_results_file))
     results, described = open_results(arguments.all_results_file)

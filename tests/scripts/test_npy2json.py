@@ -267,7 +267,7 @@ def test_arrays_of_another_kind(tmp_path, results):
         ({"n_best_size": 0}, ["n_best_size"]),
         ({"max_answer_length": 0}, ["max_answer_length"]),
         ({"null_score_diff_threshold": "nan"}, ["null_score_diff_threshold", "nan"]),
-        ({"output_dir": "dev.json"}, ["dev.json: not a folder"]),
+        ({"output_dir": "dev.json"}, ["dev.json: is a file; give a folder"]),
     ],
 )
 def test_bad_flags(tmp_path, flags, fragments):

@@ -192,3 +192,19 @@ def test_results_replace_results_only(tmp_path, monkeypatch):
     prediction_file.write(tmp_path / "all_results.npy", np.zeros(0, prediction_file.result_dtype(8)))
     prediction_file.check_replaceable(tmp_path / "all_results.npy")
     prediction_file.check_replaceable(tmp_path / "new.npy")
+
+
+def test_one_wording_for_what_cannot_be_written(tmp_path):
+    (tmp_path / "file").touch()
+
+    def message(kind, write):
+        with pytest.raises(UserError) as error, output_files.writing("--flag=x", kind):
+            write()
+        return str(error.value)
+
+    assert message("file", lambda: open(tmp_path, "w")) == "--flag=x: is a folder; give a file"
+    assert (
+        message("folder", lambda: os.makedirs(tmp_path / "file", exist_ok=True)) == "--flag=x: is a file; give a folder"
+    )
+    text = "--flag=x: cannot be written: No such file or directory; give another file"
+    assert message("file", lambda: open(tmp_path / "none/file", "w")) == text
