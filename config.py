@@ -306,7 +306,7 @@ def _complete(args):
     if args.model_save_dir is None:
         if args.resume:
             raise UserError("--resume needs --model_save_dir, the folder of the snapshots to go on from")
-        args.model_save_dir = f"./output/model_save-{datetime.now():%Y-%m-%d-%H:%M:%S}"
+        args.model_save_dir = f"./output/model_save-{datetime.now():%Y-%m-%d-%H-%M-%S}"
     return args
 
 

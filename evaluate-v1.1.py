@@ -21,23 +21,21 @@ def main():
     parser.add_argument("prediction_file", help="JSON object that has for every question's id the answer's text")
     arguments = parser.parse_args()
 
-    references = read_references(arguments.dataset_file)
+    version, references = read_references(arguments.dataset_file)
     predictions = squad_file.read_predictions(arguments.prediction_file)
+    if version != VERSION:
+        text = f'{arguments.dataset_file}: its "version" is {json.dumps(version)}; this is the metric of "{VERSION}"'
+        print(warning_line(text), file=sys.stderr)
     report_differences(references, predictions, arguments)
     print(json.dumps(squad_metric.evaluate(references, predictions)))
 
 
 def read_references(path):
-    """The reference answers of every question in a SQuAD v1.1 file: id -> list of texts, at least one.
+    """(version, reference answers of every question: id -> list of texts, at least one) of a SQuAD v1.1 file.
 
-    Raises UserError if the file is of another version, holds no question or one without an answer.
+    Raises UserError if it holds no question, or one without an answer.
     """
     version, paragraphs = squad_file.read_paragraphs(path)
-    if version != VERSION:
-        raise UserError(
-            f'{path}: its "version" is {json.dumps(version)}, but this is the metric of "{VERSION}", in which every '
-            "question has an answer"
-        )
     squad_file.check_unique_ids(paragraphs, path)
     references = {}
     for paragraph in paragraphs:
@@ -51,7 +49,7 @@ def read_references(path):
             ]
     if not references:
         raise UserError(f"{path}: holds no question")
-    return references
+    return version, references
 
 
 def report_differences(references, predictions, arguments):

@@ -47,7 +47,7 @@ def main():
     arguments = parse_arguments()
     output_dir = Path(arguments.output_dir)
     if output_dir.exists() and not output_dir.is_dir():
-        raise UserError(f"--output_dir={output_dir}: not a folder; give another one")
+        raise UserError(f"--output_dir={output_dir}: is a file; give a folder")
     for name in OUTPUT_FILES:
         check_is_no_input(output_dir / name, (arguments.predict_file, arguments.vocab_file, arguments.all_results_file))
     results, described = open_results(arguments.all_results_file)
@@ -63,6 +63,8 @@ def main():
     examples = make_examples(paragraphs, Tokenizer(vocab, arguments.do_lower_case), arguments)
     results = fit_results(results, examples, arguments)
     check_case(arguments.vocab_file, vocab, arguments.do_lower_case)
+    if not arguments.version_2_with_negative:
+        warn_of_impossible(paragraphs, arguments.predict_file)
     if num_spare:
         print_warning(
             f"{arguments.vocab_file} has {num_spare} pieces fewer than vocab_size in {arguments.bert_config_file}; "
@@ -188,6 +190,17 @@ def check_made_of(described, paragraphs, arguments):
         raise UserError(
             f"--predict_file={arguments.predict_file}: {arguments.all_results_file} is of other questions or contexts, "
             "or of the same in another order; give the file of which the records were made"
+        )
+
+
+def warn_of_impossible(paragraphs, path):
+    """Warns of questions without an answer in the file `path`, which are to be answered like all others."""
+    questions = [question for paragraph in paragraphs for question in paragraph.questions]
+    num_impossible = sum(question.entry.get("is_impossible") is True for question in questions)
+    if num_impossible:
+        print_warning(
+            f"{path}: {num_impossible} of {len(questions)} questions are marked is_impossible, but all get an answer; "
+            "for SQuAD v2.0 give --version_2_with_negative"
         )
 
 

@@ -21,6 +21,10 @@ def run_script(main):
         status, error = outcome_of(main)
         # What there was to do is done.
         signals.ignore()
+    except signals.StoppedTogether as stopped:
+        # All that was done is saved.
+        status, error = 128 + stopped.number, None
+        print_error(status, one_line(stopped), kind="")
     except signals.Signalled as signalled:
         status, error = 128 + signalled.number, one_line(signalled)
     if error is not None:

@@ -88,7 +88,7 @@ def convert_with_tensorflow(path, output_dir):
 
 
 def convert_with_tool(path, output_dir, workers):
-    flags = [f"--input={path}", f"--output_dir={output_dir}", f"--workers={workers}", "--overwrite"]
+    flags = [f"--input_file={path}", f"--output_dir={output_dir}", f"--workers={workers}", "--overwrite"]
     command = [sys.executable, str(ROOT / "tools" / "tfrecord_to_ofrecord.py"), *flags]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 

@@ -33,7 +33,7 @@ def choose_device(requested, gpu_num_per_node):
     gpus, problem = usable_gpus()
     if problem is None and len(gpus) < gpu_num_per_node:
         raise UserError(
-            f"--gpu_num_per_node={gpu_num_per_node}, but this machine has {len(gpus)} GPU(s) that OneFlow can use; "
+            f"--gpu_num_per_node={gpu_num_per_node}, but of this machine's GPUs OneFlow can use {len(gpus)}; "
             "ask for fewer, or for processes on the CPU with --device=cpu"
         )
     if problem is None:
@@ -48,7 +48,7 @@ def _check_processors(ranks):
     processors = len(os.sched_getaffinity(0))
     if ranks > _RANKS_PER_PROCESSOR * processors:
         raise UserError(
-            f"--gpu_num_per_node={ranks} would be so many processes on the {processors} processor(s) of this machine; "
+            f"--gpu_num_per_node={ranks} would be so many processes where the number of processors is {processors}; "
             f"at most {_RANKS_PER_PROCESSOR} for each are started"
         )
 

@@ -23,7 +23,7 @@ from engine import device
 from ranks import nodes, supervision
 from ranks.ranks import ERROR_PIPE_VARIABLE, has_launcher, rank
 from system import signals
-from system.errors import STATUS_BAD_INPUT, STATUS_FAILURE, RunError, UserError, outcome_of
+from system.errors import STATUS_BAD_INPUT, STATUS_FAILURE, RunError, UserError, one_line, outcome_of
 from system.progress import erase_abandoned_bar
 
 DEFAULT_MASTER_PORT = 29500
@@ -127,7 +127,7 @@ def _check_rank_variables(args, world_size):
         raise UserError(f"MASTER_PORT={numbers['MASTER_PORT']} in the environment is no port")
     if numbers["WORLD_SIZE"] != world_size:
         raise UserError(
-            f"WORLD_SIZE={numbers['WORLD_SIZE']} in the environment, but the flags make {world_size} rank(s): "
+            f"WORLD_SIZE={numbers['WORLD_SIZE']} in the environment, but the flags make {world_size} of them: "
             f"--node_num={args.node_num} x --gpu_num_per_node={args.gpu_num_per_node}"
         )
     if numbers["RANK"] >= world_size:
@@ -170,6 +170,8 @@ def _run_rank(function, args, world_size):
     with signals.raised(second_kills=not has_launcher()):
         try:
             status, error = outcome_of(call)
+        except signals.StoppedTogether as stopped:
+            status, error = 128 + stopped.number, one_line(stopped)
         except Exception:
             traceback.print_exc()
             status, error = STATUS_FAILURE, f"has failed; its last words are in {_log_file(args.log_dir, rank())}"
@@ -254,8 +256,9 @@ def _launch(args, line, master_address, master_port, node_rank, where):
 def _watch(ranks, line, received):
     """Waits until the ranks of all nodes have ended well; raises UserError, RunError or Signalled if one has not.
 
-    Returns a Signalled if it was a signal that has ended them, or None. Passes the first of the signals `received` on
-    to the ranks, which end together when they have saved a snapshot. The second is for those who will not wait.
+    Returns a StoppedTogether if it was a signal that has ended them, or None. Passes the first of the signals
+    `received` on to the ranks, which end together when they have saved a snapshot. The second is for those who will not
+    wait.
     """
     said_done = False
     aborted = None
@@ -330,9 +333,9 @@ class _Ranks:
         return all(process.poll() in _GOOD_STATUSES for process in self._processes)
 
     def stopped(self):
-        """What they say as a Signalled if they have ended at a signal, or None."""
+        """What they say as a StoppedTogether if they have ended at a signal, or None."""
         status = self._processes[0].returncode
-        return signals.Signalled(status - 128, self._reason(0, status)) if status else None
+        return signals.StoppedTogether(status - 128, self._reason(0, status)) if status else None
 
     def failure(self):
         """(which rank failed and why, its exit status), or None as long as none has failed.

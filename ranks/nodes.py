@@ -31,7 +31,7 @@ def find_node_rank(node_list, node_num, node_rank):
     """
     names = [name.strip() for name in node_list.split(",") if name.strip()] if node_list else []
     if len(names) < node_num:
-        raise UserError(f"--node_list names {len(names)} node(s), but --node_num={node_num}; name every node")
+        raise UserError(f"--node_list has {len(names)} names, but --node_num={node_num}; name every node")
     names = names[:node_num]
     addresses = [_resolve(name) for name in names]
     for index, address in enumerate(addresses):
@@ -158,7 +158,7 @@ class Line:
                     address for rank, address in enumerate(self._addresses) if rank > 0 and rank not in self._peers
                 ]
                 raise RunError(
-                    f"after {timeout} seconds, node(s) {', '.join(missing)} have not come; start the same command "
+                    f"after {timeout} seconds, still missing: {', '.join(missing)}; start the same command "
                     f"there, from where port {self._port} of {self._addresses[0]} can be reached"
                 )
         self._send_to_all({"start": True})

@@ -5,7 +5,7 @@
 #
 #   scripts/launch_cluster.sh hosts.txt .venv/bin/python run_pretraining.py --gpu_num_per_node=8 ...
 #
-# HOSTS is a file with an address or host name on each line, as ssh and all the nodes know it (user@host is for ssh
+# HOSTS is a file with one address or host name on each line, as ssh and all the nodes know it (user@host is for ssh
 # alone); empty lines and what follows a # do not count. The first is the master. The command runs in the folder of the
 # same path as this one on every node, which therefore holds the project there too; ssh must not ask for a password.
 # What the nodes say comes out here. Ctrl-C ends them all. Exit status: 0 if all succeed, else that of one that did not;
@@ -20,16 +20,26 @@ fail() {
     exit 2
 }
 
+case ${1:-} in
+    -h | --help) sed -n '2,/^set -u/s/^# \{0,1\}//p' "$0"; exit ;;
+esac
 [ $# -ge 2 ] || fail "give a file of hosts and a command: scripts/launch_cluster.sh HOSTS COMMAND [ARGUMENT...]"
-[ -r "$1" ] && [ -f "$1" ] || fail "$1: no such file, or it cannot be read"
+[ -e "$1" ] || fail "$1: there is no such file"
+[ ! -d "$1" ] || fail "$1: is a folder; give a file"
+[ -r "$1" ] && [ -f "$1" ] || fail "$1: cannot be read"
 # Byte for byte: what is no text is no name either.
-mapfile -t hosts < <(export LC_ALL=C; sed 's/#.*//' <"$1" | tr -s '[:space:]\0' '\n' | grep -a .)
-[ ${#hosts[@]} -gt 0 ] || fail "$1: names no host"
-# A comma would make two nodes of one, and a leading - an option.
-for host in "${hosts[@]}"; do
+hosts=()
+number=0
+while read -r host more || [ -n "$host" ]; do
+    number=$((number + 1))
+    [ -n "$host" ] || continue
+    # A comma would make two nodes of one, and a leading - an option.
     (LC_ALL=C; [[ $host =~ ^([A-Za-z0-9._+\\-]+@)?[A-Za-z0-9][A-Za-z0-9._-]*$ && $host != -* ]]) ||
         fail "$1: $(printf '%q' "$host") is no host; give an address or host name on each line"
-done
+    [ -z "$more" ] || fail "$1, line $number: $(printf '%q' "$more") after the host; give one address or host name a line"
+    hosts+=("$host")
+done < <(export LC_ALL=C; tr '\0\r\v\f' '    ' <"$1" | sed '1s/^\xef\xbb\xbf//; s/#.*//')
+[ ${#hosts[@]} -gt 0 ] || fail "$1: names no host"
 shift
 node_list=$(IFS=,; echo "${hosts[*]#*@}")
 command=$(printf '%q ' "$@" "--node_num=${#hosts[@]}" "--node_list=$node_list")

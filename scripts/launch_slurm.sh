@@ -7,6 +7,9 @@
 #SBATCH --ntasks-per-node=1
 #SBATCH --exclusive
 set -eu
+case ${1:-} in
+    -h | --help) sed -n '2,/^set -eu/s/^# \{0,1\}//p' "$0" | grep -v '^SBATCH'; exit ;;
+esac
 [ $# -gt 0 ] || { echo "launch_slurm.sh: error: give a command: sbatch scripts/launch_slurm.sh COMMAND [ARGUMENT...]" >&2; exit 2; }
 node_list=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | paste -sd, -)
 # Slurm may give a step fewer processors than the node has; ranks/launcher.py divides what it finds among the ranks.

@@ -12,6 +12,9 @@ set -eu
 unset CDPATH
 cd "$(dirname "$0")/.."
 
+case ${1:-} in
+    -h | --help) sed -n '2,/^set -eu/s/^# \{0,1\}//p' scripts/setup.sh; exit ;;
+esac
 REQUIREMENTS=${1:-requirements-dev.txt}
 
 # Prints the Python that an interpreter was made from (itself, unless it belongs to a virtual environment, which may be

@@ -1,10 +1,32 @@
 """argparse as every script of the suite uses it: grouped help with defaults, booleans, one-line errors."""
 
 import argparse
+import difflib
+import importlib.metadata
+import platform
+import re
 import shutil
 import sys
 
 from system.errors import STATUS_BAD_INPUT, one_line
+
+VERSION = "0.1.0"  # as in CHANGELOG.md
+
+_FLAG = re.compile(r"--?[A-Za-z][\w-]*")
+_HOME = re.compile(r"~[\w.-]*(/|$)")
+
+
+class _Version(argparse.Action):
+    def __init__(self, option_strings, dest, help=None):
+        super().__init__(option_strings, argparse.SUPPRESS, default=argparse.SUPPRESS, nargs=0, help=help)
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        try:
+            engine = f"OneFlow {importlib.metadata.version('oneflow')}"
+        except importlib.metadata.PackageNotFoundError:
+            engine = "no OneFlow"
+        print(f"{parser.prog} {VERSION} ({engine}, Python {platform.python_version()})")
+        parser.exit()
 
 
 class _HelpFormatter(argparse.HelpFormatter):
@@ -14,8 +36,8 @@ class _HelpFormatter(argparse.HelpFormatter):
         super().__init__(prog, max_help_position=30, width=min(shutil.get_terminal_size().columns or 80, 100) - 2)
 
     def _get_help_string(self, action):
-        has_default = action.option_strings and not action.required and action.default is not argparse.SUPPRESS
-        if not has_default or "(default" in action.help:
+        has_default = action.option_strings and not action.required
+        if not has_default or action.default in (None, argparse.SUPPRESS) or "(default" in action.help:
             return action.help
         return f"{action.help} (default: %(default)s)"
 
@@ -25,19 +47,36 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def __init__(self, **arguments):
         super().__init__(formatter_class=_HelpFormatter, allow_abbrev=False, **arguments)
+        self.add_argument("--version", action=_Version, help="say which version this is, and end")
 
     def parse_known_args(self, args=None, namespace=None):
-        """As argparse's, but an empty value and `--flag=--` are errors.
+        """As argparse's, but an empty value, `--flag=--`, a `~` and a flag that does not exist are errors.
 
         An unset variable of a shell gives an empty value, which as a path would be the folder one is in. Of `--flag=--`
-        argparse makes an empty list.
+        argparse makes an empty list. A shell expands no `~` behind `=`, so that it would be the name of a folder. What
+        is missing because its flag is misspelt would be told, but not the misspelling.
         """
         args = sys.argv[1:] if args is None else list(args)
         for before, argument in zip(["", *args], args, strict=False):
             flag, equals, value = argument.partition("=") if argument.startswith("--") else (before, "", argument)
             if (equals and value in ("", "--")) or argument == "":
                 self.error(f"argument {flag}: '{value}' is no value")
+            if (equals or flag is before) and any(map(_HOME.match, value.split(","))):
+                self.error(f"argument {flag}: '{value}': the shell has left ~ as it is; write $HOME in its place")
+        if self._subparsers is None:
+            self._refuse_unknown_flags(args[: args.index("--")] if "--" in args else args)
         return super().parse_known_args(args, namespace)
+
+    def _refuse_unknown_flags(self, args):
+        known = self._option_string_actions
+        for argument in args:
+            flag = argument.partition("=")[0]
+            if not _FLAG.fullmatch(flag) or flag in known:
+                continue
+            written = f"--{flag.lstrip('-').replace('-', '_')}"
+            similar = [written] if written in known else difflib.get_close_matches(written, known, 1)
+            advice = f"; did you mean {similar[0]}?" if similar else ""
+            self.error(f"there is no flag {flag}{advice}")
 
     def exit(self, status=0, message=None):
         """As argparse's, but --help that cannot be written is an error, not lost."""

@@ -34,11 +34,14 @@ def end_at_once(number):
     os._exit(128 + number)
 
 
-def print_error(status, error):
-    """Prints the line of a script that ends with `status` because of `error` on stderr."""
+def print_error(status, error, kind="error: "):
+    """Prints the line of a script that ends with `status` because of `error` on stderr.
+
+    `kind` says what the line is; "" for what is no error.
+    """
     # A terminal that has been closed is no reason for another status.
     with contextlib.suppress(OSError):
-        line = f"{os.path.basename(sys.argv[0])}: error: {error}\n"
+        line = f"{os.path.basename(sys.argv[0])}: {kind}{error}\n"
         if status > 128 and sys.stderr.isatty():
             line = _CLEAR_LINE + line  # of the ^C that the terminal shows
         # At once, lest another ^C be shown before the line's end.
@@ -47,7 +50,10 @@ def print_error(status, error):
 
 
 def outcome_of(function):
-    """(exit status, None or what went wrong, as one line) of `function()`, which returns None or an exit status."""
+    """(exit status, None or what went wrong, as one line) of `function()`, which returns None or an exit status.
+
+    StoppedTogether, with which nothing has gone wrong, is left to the caller.
+    """
     try:
         status = function() or 0
         sys.stdout.flush()
@@ -56,6 +62,8 @@ def outcome_of(function):
         return STATUS_BAD_INPUT, one_line(error)
     except RunError as error:
         return STATUS_FAILURE, one_line(error)
+    except signals.StoppedTogether:
+        raise
     except signals.Signalled as signalled:
         return 128 + signalled.number, one_line(signalled)
     except BrokenPipeError:

@@ -8,6 +8,13 @@ import os
 import signal
 import sys
 
+# Modules of another name than the package that has them.
+_PACKAGES = {
+    "google.protobuf": "protobuf",
+    "google_crc32c": "google-crc32c",
+    "ml_dtypes": "ml-dtypes",
+    "google": "protobuf",
+}
 _REMEDY = "use .venv/bin/python, which make setup makes, or a Python 3.10 after pip install -r requirements.txt"
 
 
@@ -32,7 +39,9 @@ def _tell(kind, error, trace):
     if not issubclass(kind, ModuleNotFoundError):
         sys.__excepthook__(kind, error, trace)
         return
-    package = (error.name or "").partition(".")[0] or error
+    name = error.name or ""
+    package = next((package for module, package in _PACKAGES.items() if name.startswith(module)), None)
+    package = package or name.partition(".")[0] or error
     version = f"Python {sys.version_info[0]}.{sys.version_info[1]}"
     _end(f"the package {package} is missing in {sys.executable} ({version}): {_REMEDY}")
 

@@ -45,15 +45,30 @@ def atomic_file(path, mode="wb", **open_arguments):
     sync(target.parent)
 
 
+@contextlib.contextmanager
+def writing(name, kind="file"):
+    """Raises UserError, worded alike everywhere, where a file or folder cannot be written within the block.
+
+    `name` is its path or `--flag=path`, `kind` says whether it should be a "file" or a "folder".
+    """
+    try:
+        yield
+    except OSError as error:
+        if kind == "file" and isinstance(error, IsADirectoryError):
+            raise UserError(f"{name}: is a folder; give a file") from None
+        if kind == "folder" and isinstance(error, FileExistsError):
+            raise UserError(f"{name}: is a file; give a folder") from None
+        raise UserError(f"{name}: cannot be written: {error.strerror}; give another {kind}") from None
+
+
 def check_can_write(flag, path):
     """Raises UserError naming the flag if atomic_file cannot write `path`; leaves nothing behind."""
     temporary = _temporary_neighbour(Path(os.path.realpath(path)))
     try:
-        if os.path.isdir(path):
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        open(temporary, "xb").close()
-    except OSError as error:
-        raise UserError(f"{flag}={path}: cannot be written: {error.strerror}; give another file") from None
+        with writing(f"{flag}={path}"):
+            if os.path.isdir(path):
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+            open(temporary, "xb").close()
     finally:
         with contextlib.suppress(OSError):
             os.unlink(temporary)

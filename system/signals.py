@@ -28,7 +28,7 @@ class Signalled(BaseException):
 
 
 class StoppedTogether(Signalled):
-    """All ranks have ended after the same step of training."""
+    """All ranks have ended after the same step of training, which is saved."""
 
 
 def raise_first():

@@ -166,8 +166,9 @@ def import_model(arguments):
         check_vocab_dump_path(arguments)
     folder = Path(arguments.hf_dir)
     if not folder.is_dir():
+        found = "is a file" if folder.exists() else "there is no such folder"
         raise UserError(
-            f"{folder}: there is no such folder; give one with {CONFIG_FILE} and {WEIGHTS_FILE} (nothing is downloaded)"
+            f"{folder}: {found}; give a folder with {CONFIG_FILE} and {WEIGHTS_FILE} (nothing is downloaded)"
         )
     size, config = variables.read_config(folder / CONFIG_FILE)
     tokenizer = read_tokenizer(folder)

@@ -41,6 +41,7 @@ from system.command_line import ArgumentParser, add_bool, fraction, non_negative
 from system.errors import UserError
 from system.folder_lock import lock_folder
 from system.input_files import find_files, read_json
+from system.output_files import writing
 from system.progress import print_line, print_warning, progress_bar
 from system.workers import run_tasks
 from text.pretraining_instances import MIN_SEQ_LENGTH, make_features, pieces_of_vocab, sentence_pairs
@@ -202,13 +203,11 @@ def open_output_folder(folder):
     Raises UserError if it cannot be written to.
     """
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
+    with writing(f"--output_dir={folder}", "folder"):
         if not folder.is_dir():
             folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output_dir={folder}: cannot be written: {error.strerror}") from None
-    if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
-        raise UserError(f"--output_dir={folder}: cannot be written: {os.strerror(errno.EACCES)}")
+        if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     lock = lock_folder(folder)
     try:
         yield

@@ -13,6 +13,7 @@ import suite  # noqa: F401
 import json
 import math
 import os
+import re
 import warnings
 from pathlib import Path
 from typing import NamedTuple
@@ -29,6 +30,7 @@ from system.output_files import atomic_file, check_can_write
 from training import run_folder
 from util import run_script
 
+LOG_FILE = re.compile(r"metrics-.*\.jsonl")
 FORMATS = ("png", "svg", "pdf")
 
 # Key in a JSON line -> title of its panel. Losses are those keys that end in _loss.
@@ -60,7 +62,8 @@ class Run(NamedTuple):
 
 def main():
     arguments = parse_arguments()
-    runs = [run for log_dir in arguments.log_dirs for run in read_log_dir(log_dir, len(arguments.log_dirs) > 1)]
+    log_dirs = [found for folder in arguments.log_dirs for found in find_log_dirs(folder)]
+    runs = [run for log_dir in log_dirs for run in read_log_dir(log_dir, len(log_dirs) > 1)]
     if not runs:
         raise UserError(f"{', '.join(arguments.log_dirs)}: no run has logged an iteration yet")
     figure = draw(runs)
@@ -68,12 +71,14 @@ def main():
         # A folder's name may have characters that the font lacks.
         warnings.filterwarnings("ignore", "Glyph .* missing")
         figure.savefig(file, format=output_format(arguments.output), dpi=130)
-    print(f"{len(runs)} run(s) in {arguments.output}")
+    print(f"runs: {len(runs)}, in {arguments.output}")
 
 
 def parse_arguments():
     parser = ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("log_dirs", nargs="+", metavar="log_dir", help="what the runs had as --log_dir")
+    parser.add_argument(
+        "log_dirs", nargs="+", metavar="log_dir", help="what the runs had as --log_dir, or a folder above"
+    )
     parser.add_argument(
         "-o", "--output", required=True, metavar="FILE", help=f"the picture to write: .{', .'.join(FORMATS)}"
     )
@@ -89,17 +94,26 @@ def output_format(path):
     return Path(path).suffix.removeprefix(".").lower()
 
 
-def read_log_dir(log_dir, is_one_of_several):
-    """The Runs that have logged into the folder. Files that no run claims are a run each.
+def find_log_dirs(folder):
+    """The folders into which runs have logged, `folder` itself and those below it, sorted.
 
-    Raises UserError if the folder is missing or has no file of a run.
+    Raises UserError if there is none.
     """
+    with reading(folder, "folder"):
+        os.listdir(folder)
+    found = sorted(path for path, _, files in os.walk(folder) if any(map(LOG_FILE.fullmatch, files)))
+    if not found:
+        raise UserError(
+            f"{folder}: has no file metrics-*.jsonl, nor has a folder below it; give what a training run had as "
+            "--log_dir"
+        )
+    return found
+
+
+def read_log_dir(log_dir, is_one_of_several):
+    """The Runs that have logged into the folder. Files that no run claims are a run each."""
     folder = Path(log_dir)
-    if not folder.is_dir():
-        raise UserError(f"{log_dir}: there is no such folder; give what a training run had as --log_dir")
-    files = sorted(path.name for path in folder.glob("metrics-*.jsonl"))
-    if not files:
-        raise UserError(f"{log_dir}: has no file metrics-*.jsonl; give what a training run had as --log_dir")
+    files = sorted(path.name for path in folder.iterdir() if LOG_FILE.fullmatch(path.name))
     groups = {run.name: content["metrics"] for run, content in run_folder.read_runs(log_dir).items()}
     claimed = {name for names in groups.values() for name in names}
     groups.update({Path(name).stem: [name] for name in files if name not in claimed})
@@ -171,7 +185,7 @@ def draw(runs):
     others = sorted({key for run in runs for key in run.values} - set(keys) - set(OTHER_TITLES))
     if len(runs) > MAX_RUNS or len(others) > MAX_LOSSES:
         raise UserError(
-            f"{len(runs)} run(s) with {len(others)} other kinds of losses are more than a picture can show; give fewer "
+            f"{len(runs)} runs with {len(others)} other kinds of losses are more than a picture can show; give fewer "
             "log folders"
         )
     keys += others

@@ -1,6 +1,6 @@
 """Makes one HTML page of SQuAD predictions: every question with its context, answers and scores, to search and filter.
 
-    python tools/show_squad.py --data_file dev-v1.1.json --prediction_file predictions.json -o squad.html
+    python tools/show_squad.py --input_file dev-v1.1.json --prediction_file predictions.json -o squad.html
 
 The page holds all it needs and asks no network for anything. SQuAD v1.1 and v2.0.
 """
@@ -30,14 +30,14 @@ PAGE_FOLDER = Path(__file__).resolve().parent
 
 def main():
     arguments = parse_arguments()
-    version, paragraphs = squad_file.read_paragraphs(arguments.data_file)
-    squad_file.check_unique_ids(paragraphs, arguments.data_file)
+    version, paragraphs = squad_file.read_paragraphs(arguments.input_file)
+    squad_file.check_unique_ids(paragraphs, arguments.input_file)
     predictions = squad_file.read_predictions(arguments.prediction_file)
     n_best = read_n_best(arguments.nbest_file) if arguments.nbest_file else None
     data = make_data(paragraphs, is_version_2(version, paragraphs), predictions, n_best)
     # Last, as it may warn, and where there is an error that is the only line.
     check_predictions_fit(paragraphs, predictions, arguments)
-    data["data_file"] = os.path.basename(arguments.data_file)
+    data["data_file"] = os.path.basename(arguments.input_file)
     data["prediction_file"] = os.path.basename(arguments.prediction_file)
     with atomic_file(arguments.output, "w", encoding="utf-8") as file:
         file.write(make_page(data))
@@ -46,7 +46,7 @@ def main():
 
 def parse_arguments():
     parser = ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data_file", required=True, metavar="JSON", help="SQuAD questions with their true answers")
+    parser.add_argument("--input_file", required=True, metavar="JSON", help="SQuAD questions with their true answers")
     parser.add_argument("--prediction_file", required=True, metavar="JSON", help="predictions.json of npy2json.py")
     parser.add_argument(
         "--nbest_file", metavar="JSON", help="nbest_predictions.json of npy2json.py (default: not shown)"
@@ -54,7 +54,7 @@ def parse_arguments():
     parser.add_argument("-o", "--output", required=True, metavar="HTML", help="the page to write")
     arguments = parser.parse_args()
     check_can_write("--output", arguments.output)
-    inputs = (arguments.data_file, arguments.prediction_file, arguments.nbest_file)
+    inputs = (arguments.input_file, arguments.prediction_file, arguments.nbest_file)
     check_is_no_input(arguments.output, filter(None, inputs))
     return arguments
 
@@ -63,17 +63,17 @@ def check_predictions_fit(paragraphs, predictions, arguments):
     """Raises UserError if the predictions are for none of the questions; warns if some are for none."""
     ids = {question.id for paragraph in paragraphs for question in paragraph.questions}
     if not ids:
-        raise UserError(f"{arguments.data_file}: holds no question")
+        raise UserError(f"{arguments.input_file}: holds no question")
     unknown = [question_id for question_id in predictions if question_id not in ids]
     if len(unknown) == len(predictions):
         raise UserError(
             f"{arguments.prediction_file}: its {len(predictions)} predictions are for none of the {len(ids)} questions "
-            f"of {arguments.data_file}; give the file that they were made for"
+            f"of {arguments.input_file}; give the file that they were made for"
         )
     if unknown:
         print_warning(
-            f"{len(unknown)} of {len(predictions)} predictions are for no question of {arguments.data_file}; the first "
-            f"is {unknown[0]!r}"
+            f"{len(unknown)} of {len(predictions)} predictions are for no question of {arguments.input_file}; the "
+            f"first is {unknown[0]!r}"
         )
 
 

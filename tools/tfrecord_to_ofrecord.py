@@ -1,6 +1,6 @@
 """Converts TFRecord files to OFRecord parts, without TensorFlow.
 
-    python tools/tfrecord_to_ofrecord.py --input './tf_examples.tfrecord*' --output_dir ./dataset --part_num 8
+    python tools/tfrecord_to_ofrecord.py --input_file './tf_examples.tfrecord*' --output_dir ./dataset --part_num 8
 
 For the files that google-research/bert writes: the instances of its create_pretraining_data.py and the features of its
 run_squad.py. Names are kept; lists of int64 become int32, lists of float stay float. All records must have the fields
@@ -73,7 +73,7 @@ class Piece(NamedTuple):
 def parse_arguments():
     parser = ArgumentParser(description="Convert TFRecord files to OFRecord parts.")
     parser.add_argument(
-        "--input",
+        "--input_file",
         required=True,
         nargs="+",
         metavar="FILES",
@@ -263,7 +263,7 @@ def publish_parts(staging, part_num, output_dir):
 
 def main():
     arguments = parse_arguments()
-    paths = find_files("--input", arguments.input)
+    paths = find_files("--input_file", arguments.input_file)
     part_num, output_dir = arguments.part_num, arguments.output_dir
     output_dir.mkdir(parents=True, exist_ok=True)
     if find_parts(output_dir) and not arguments.overwrite:

@@ -138,10 +138,10 @@ def restore(job, folder, skip_checksums=False, reset_train_step=False):
         print(f"Initialised, as the snapshot lacks them: {', '.join(missing)}.")
     known = {name + suffix for name in parameters for suffix in ("", *layout.MOMENT_SUFFIXES)} | {step_name}
     if stale:
-        print(f"Ignored {len(stale)} moment(s) of variables that have been replaced since.")
+        print(f"Ignored, as their variables have been replaced since: {len(stale)} of the moments.")
     others = [name for name in names if name not in known]
     if others:
-        print(f"Ignored {len(others)} other variable(s) of the snapshot.", flush=True)
+        print(f"Ignored other variables of the snapshot: {len(others)}.", flush=True)
     return step
 
 
@@ -164,7 +164,7 @@ def _read_checksums(folder, names, skip_checksums):
     layout.check_owners(folder, names)
     unchecked = [name for name in names if checksums.has_checksum(name) and name not in digests]
     if unchecked:
-        print(f"Not verified, as it has no checksum: {len(unchecked)} variable(s) of the snapshot.", flush=True)
+        print(f"Not verified, for lack of a checksum: {len(unchecked)} of {len(names)} variables.", flush=True)
     return digests
 
 

@@ -137,7 +137,7 @@ def _open_json_file(log_dir):
     """A file of this run alone: another one that has begun in the same second has the name already."""
     while True:
         try:
-            return open(Path(log_dir) / f"metrics-{datetime.now():%Y-%m-%d-%H:%M:%S}.jsonl", "x", buffering=1)
+            return open(Path(log_dir) / f"metrics-{datetime.now():%Y-%m-%d-%H-%M-%S}.jsonl", "x", buffering=1)
         except FileExistsError:
             time.sleep(0.1)
 

@@ -162,7 +162,7 @@ def _restore_position(job, args, state):
     positions = state["positions"]
     ranks = config.rank_count(args)
     if len(positions) != ranks:
-        reason = f"it was saved by {len(positions)} rank(s), not {ranks}"
+        reason = f"it was saved with {len(positions)} as the number of ranks, not {ranks}"
     elif positions[0]["reader"] is None:
         reason = "it was saved without the native kernels"
     elif native.random_state() is None:

@@ -15,7 +15,7 @@ from snapshots import layout
 from system.errors import UserError
 from system.folder_lock import lock_folder
 from system.input_files import reading
-from system.output_files import check_can_write
+from system.output_files import check_can_write, writing
 from training import model_flags
 
 # Seconds: it is killed with its parent, but may still be giving back its memory when it is started again.
@@ -91,12 +91,9 @@ def _check_model_load_dir(args):
 
 def _check_writable(flag, folder):
     """Makes the folder and writes a file into it; raises UserError naming the flag if that fails."""
-    try:
+    with writing(f"{flag}={folder}", "folder"):
         os.makedirs(folder, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise UserError(f"{flag}={folder}: cannot be written: {error.strerror}") from None
+        tempfile.TemporaryFile(dir=folder).close()
 
 
 def start_engine(args):

@@ -10,7 +10,7 @@ def show(folder, data, predictions, n_best=None):
     """Runs the tool on files of these contents; returns (the finished process, the page's path)."""
     for name, content in (("data.json", data), ("predictions.json", predictions), ("nbest.json", n_best)):
         (folder / name).write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
-    flags = {"data_file": folder / "data.json", "prediction_file": folder / "predictions.json"}
+    flags = {"input_file": folder / "data.json", "prediction_file": folder / "predictions.json"}
     if n_best is not None:
         flags["nbest_file"] = folder / "nbest.json"
     page = folder / "squad.html"

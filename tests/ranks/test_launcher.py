@@ -101,7 +101,7 @@ class TestBeforeAnythingStarts:
         assert result.stdout == "" and not (tmp_path / "log").exists()
 
     def test_no_node_list(self, data, tmp_path):
-        self.check(data, tmp_path, "--node_list names 0 node(s), but --node_num=2", node_num=2)
+        self.check(data, tmp_path, "--node_list has 0 names, but --node_num=2", node_num=2)
 
     def test_not_a_port(self, data, tmp_path):
         self.check(data, tmp_path, "--master_port", gpu_num_per_node=2, master_port=80)
@@ -221,9 +221,7 @@ class TestLine:
     def test_all_name_who_has_not_come(self, port):
         launchers = [Launcher(self.ADDRESSES, rank, port, {}, timeout=1) for rank in (0, 1)]
         for error in self.finish(launchers):
-            assert isinstance(error, RunError) and str(error).startswith(
-                "after 1 seconds, node(s) 127.0.0.3 have not come;"
-            )
+            assert isinstance(error, RunError) and str(error).startswith("after 1 seconds, still missing: 127.0.0.3;")
 
     def test_the_master_does_not_come(self, port):
         (error,) = self.finish([Launcher(self.ADDRESSES, 1, port, {}, timeout=1)])
@@ -344,6 +342,13 @@ class TestHostsFile:
             "",
             sorted(calls),
         )
+
+    def test_a_second_column(self, tmp_path):
+        """As MPI has it: slots=8 is no host, and nobody is called."""
+        result = self.launch(tmp_path, b"\xef\xbb\xbfa\r\n\r\nb slots=8\n")
+        message = "hosts, line 3: slots=8 after the host; give one address or host name a line"
+        assert_fails_with_one_line(result, message)
+        assert result.stdout == ""
 
     @pytest.mark.parametrize("hosts", [b"", b"\n# none\n"])
     def test_nobody(self, tmp_path, hosts):

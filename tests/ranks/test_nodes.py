@@ -259,7 +259,7 @@ class TestFailure:
         write_data_on_node(tmp_path, 0)
         flags = {**PRETRAINING, "data_dir": "./data", "batch_size_per_device": 4, "rendezvous_timeout": 2}
         for node in start("run_pretraining.py", 3, only=[0, 1], **flags):
-            node.assert_failed(f"after 2 seconds, node(s) {network.addresses[2]} have not come")
+            node.assert_failed(f"after 2 seconds, still missing: {network.addresses[2]};")
 
     def test_a_bad_part_on_one_node(self, start, network, tmp_path):
         for index in range(2):

@@ -419,7 +419,7 @@ def tfrecord_victim(folders):
         "tfrecord_to_ofrecord.py",
         folder,
         lambda folder: [
-            *("--input", folder / "a.tfrecord", folder / "b.tfrecord", "--output_dir", folder / "output/parts"),
+            *("--input_file", folder / "a.tfrecord", folder / "b.tfrecord", "--output_dir", folder / "output/parts"),
             *("--workers", "1"),
         ],
     )

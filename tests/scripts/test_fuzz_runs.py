@@ -37,7 +37,7 @@ def page_victim(tmp_path_factory):
         (folder / f"{name}.json").write_text(json.dumps(value))
 
     def arguments(folder):
-        flags = {"data_file": "dev.json", "prediction_file": "predictions.json", "nbest_file": "nbest.json"}
+        flags = {"input_file": "dev.json", "prediction_file": "predictions.json", "nbest_file": "nbest.json"}
         return ["-o", folder / "output/page.html", *(f"--{name}={folder / path}" for name, path in flags.items())]
 
     return Victim(show_squad.main, "show_squad.py", folder, arguments)

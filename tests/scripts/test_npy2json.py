@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 import hard_text
 import npy2json
 import reference_squad
+from in_process import run_in_process
 from records.prediction_file import result_dtype
 from running import ROOT, assert_fails_with_one_line, run
 from squad_questions import one_paragraph, squad_contents
@@ -266,7 +267,7 @@ def test_arrays_of_another_kind(tmp_path, results):
         ({"n_best_size": 0}, ["n_best_size"]),
         ({"max_answer_length": 0}, ["max_answer_length"]),
         ({"null_score_diff_threshold": "nan"}, ["null_score_diff_threshold", "nan"]),
-        ({"output_dir": "dev.json"}, ["dev.json: not a folder"]),
+        ({"output_dir": "dev.json"}, ["dev.json: is a file; give a folder"]),
     ],
 )
 def test_bad_flags(tmp_path, flags, fragments):
@@ -298,6 +299,18 @@ def test_vocabulary_smaller_than_the_models(tmp_path):
     assert f"{30522 - len(hard_text.VOCAB)} pieces fewer" in result.stderr
     # Where there is an error it is the only line.
     assert_rejected(tmp_path, RESULTS[1:], "no result", bert_config_file=tmp_path / "bert_config.json")
+
+
+def test_questions_without_an_answer_need_their_flag(tmp_path):
+    content = one_paragraph("The old house", ("?", "old", 4), ("Who?", "", 0), ("What?", "", 0))
+    for question in content["data"][0]["paragraphs"][0]["qas"][1:]:
+        question.update(answers=[], is_impossible=True)
+    flags = {**write_inputs(tmp_path, content, make_results(content, 1, ties=False)), **SETTINGS}
+    result = run_in_process(npy2json.main, SCRIPT, **flags)
+    assert (result.returncode, len(result.stderr.splitlines())) == (0, 1)
+    assert "dev.json: 2 of 3 questions are marked is_impossible, but all get an answer" in result.stderr
+    result = run_in_process(npy2json.main, SCRIPT, **flags | {"version_2_with_negative": True})
+    assert (result.returncode, result.stderr) == (0, "")
 
 
 def test_two_questions_of_one_id(tmp_path):

@@ -244,7 +244,7 @@ def test_restoring_without_meta_and_with_other_variables(first_run, tiny_data, t
     lines = result.stdout.splitlines()
     missing = "cls-seq_relationship-output_weights, cls-seq_relationship-output_bias"
     assert f"Initialised, as the snapshot lacks them: {missing}." in lines
-    assert "Ignored 1 other variable(s) of the snapshot." in lines
+    assert "Ignored other variables of the snapshot: 1." in lines
     assert [line["train_step"] for line in logged(tmp_path / "output")] == [30, 31, 32, 33]
 
 

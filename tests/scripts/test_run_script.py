@@ -7,8 +7,9 @@ import sys
 
 import pytest
 
+import config
 from running import ROOT
-from system import errors, import_errors
+from system import command_line, errors, import_errors
 
 # Opens a file, which must not get the number of a standard stream, and talks to all three.
 PROGRAM = """
@@ -64,8 +65,8 @@ def test_a_python_without_the_packages_is_told_in_one_line(script, tmp_path):
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_every_script_first_looks_at_its_python(script):
-    imports = [node for node in ast.parse((ROOT / script).read_text()).body if isinstance(node, ast.Import)]
-    assert imports[0].names[0].name in ("import_errors", "suite")
+    nodes = [n for n in ast.parse((ROOT / script).read_text()).body if isinstance(n, ast.Import | ast.ImportFrom)]
+    assert nodes[0].names[0].name in ("import_errors", "suite")
 
 
 def test_an_old_python_is_told(capsys):
@@ -76,7 +77,7 @@ def test_an_old_python_is_told(capsys):
 
 
 def test_interrupted_while_importing(tmp_path):
-    program = "import import_errors\nraise KeyboardInterrupt"
+    program = "from system import import_errors\nraise KeyboardInterrupt"
     result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert (result.returncode, result.stderr) == (130, "-c: error: ended by SIGINT\n")
 
@@ -115,3 +116,64 @@ def test_messages_are_one_printable_line_of_bounded_length():
     )
     assert result.returncode == 2 and result.stderr.count(b"\n") == 1
     assert b"'1 \\x1b[2J 2' is not a whole number" in result.stderr and b"\x1b" not in result.stderr
+
+
+@pytest.mark.parametrize("script", ["launch_cluster.sh", "launch_slurm.sh", "setup.sh"])
+def test_help_of_a_shell_script(script):
+    """It is the comment at the script's head."""
+    result = subprocess.run([ROOT / "scripts" / script, "--help"], capture_output=True, text=True, cwd="/")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert f"scripts/{script} " in result.stdout
+    assert all(line in (ROOT / "scripts" / script).read_text() for line in result.stdout.splitlines())
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--datadir=x"], "there is no flag --datadir; did you mean --data_dir?"),
+        (["--data-dir=x"], "there is no flag --data-dir; did you mean --data_dir?"),
+        (["-data_dir", "x"], "there is no flag -data_dir; did you mean --data_dir?"),
+        (["--data_dir=x", "--batch_size=8"], "there is no flag --batch_size; did you mean --batch_size_per_device?"),
+        (["--data_dir=x", "--xyzzy"], "there is no flag --xyzzy; see"),
+        (["--data_dir=~/data"], "argument --data_dir: '~/data': the shell has left ~ as it is"),
+        (["--data_dir", "a,~"], "argument --data_dir: 'a,~': the shell has left ~ as it is"),
+        (["--", "--data_dir=x"], "--data_dir"),
+    ],
+)
+def test_flags_that_do_not_exist_and_homes_that_no_shell_has_found(capsys, arguments, message):
+    with pytest.raises(SystemExit) as end:
+        config.parse_pretraining_args(arguments)
+    assert end.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+
+
+def test_names_with_a_tilde_of_their_own_are_taken():
+    assert config.parse_pretraining_args(["--data_dir=./~", "--log_dir=a~"]).data_dir == "./~"
+
+
+def test_help_has_no_default_that_is_none(capsys):
+    with pytest.raises(SystemExit):
+        config.parse_squad_args(["--help"])
+    text = capsys.readouterr().out
+    assert "(default: None)" not in text and "(default: False)" in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as end:
+        config.parse_pretraining_args(["--version"])
+    assert end.value.code == 0
+    text = capsys.readouterr().out
+    assert text.startswith(f"run_pretraining.py {command_line.VERSION} (OneFlow 0.9.0, Python 3.10.")
+    assert f"## {command_line.VERSION}" in (ROOT / "CHANGELOG.md").read_text(), "the newest version has no entry"
+
+
+@pytest.mark.parametrize(
+    "module, package",
+    [("google", "protobuf"), ("google.protobuf", "protobuf"), ("google_crc32c", "google-crc32c"), ("tqdm.std", "tqdm")],
+)
+def test_a_missing_package_is_named_as_pip_knows_it(capsys, module, package):
+    with pytest.raises(SystemExit):
+        import_errors._tell(ModuleNotFoundError, ModuleNotFoundError(name=module), None)
+    assert f"error: the package {package} is missing in {sys.executable}" in capsys.readouterr().err

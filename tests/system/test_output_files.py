@@ -156,7 +156,7 @@ def test_a_vocabulary_over_its_text(tmp_path, name):
 def test_a_page_over_its_data(tmp_path):
     content = squad_pages.squad(squad_pages.CONTEXT, squad_pages.QUESTIONS)
     squad_pages.show(tmp_path, content, squad_pages.PREDICTIONS)
-    flags = {"data_file": tmp_path / "data.json", "prediction_file": tmp_path / "predictions.json"}
+    flags = {"input_file": tmp_path / "data.json", "prediction_file": tmp_path / "predictions.json"}
     for path in flags.values():
         before = path.read_bytes()
         result = run_in_process(show_squad.main, "show_squad.py", "-o", path, **flags)
@@ -176,7 +176,7 @@ def test_parts_over_the_files_they_are_made_of(tmp_path):
     features = write_pretraining_part(tmp_path / "made-up", 4)
     write_tfrecord(tmp_path / "part-0", map(serialize_example, features))
     before = (tmp_path / "part-0").read_bytes()
-    arguments = ("--input", tmp_path / "part-0", "--output_dir", tmp_path, "--overwrite", "--workers", "1")
+    arguments = ("--input_file", tmp_path / "part-0", "--output_dir", tmp_path, "--overwrite", "--workers", "1")
     result = run_in_process(tfrecord_to_ofrecord.main, "tfrecord_to_ofrecord.py", *arguments)
     assert_fails_with_one_line(result, tmp_path / "part-0", "would replace what it is made of")
     assert (tmp_path / "part-0").read_bytes() == before
@@ -192,3 +192,19 @@ def test_results_replace_results_only(tmp_path, monkeypatch):
     prediction_file.write(tmp_path / "all_results.npy", np.zeros(0, prediction_file.result_dtype(8)))
     prediction_file.check_replaceable(tmp_path / "all_results.npy")
     prediction_file.check_replaceable(tmp_path / "new.npy")
+
+
+def test_one_wording_for_what_cannot_be_written(tmp_path):
+    (tmp_path / "file").touch()
+
+    def message(kind, write):
+        with pytest.raises(UserError) as error, output_files.writing("--flag=x", kind):
+            write()
+        return str(error.value)
+
+    assert message("file", lambda: open(tmp_path, "w")) == "--flag=x: is a folder; give a file"
+    assert (
+        message("folder", lambda: os.makedirs(tmp_path / "file", exist_ok=True)) == "--flag=x: is a file; give a folder"
+    )
+    text = "--flag=x: cannot be written: No such file or directory; give another file"
+    assert message("file", lambda: open(tmp_path / "none/file", "w")) == text

@@ -82,7 +82,7 @@ def test_ctrl_c_in_training_leaves_the_terminal_clean(tmp_path):
     # Behind a line the terminal may echo the key.
     assert [line for line in losses if not LOSS_LINE.fullmatch(line.removesuffix("^C"))] == []
     assert re.fullmatch(f"Saving model to {tmp_path}/snapshot_[0-9]+[.]", saving)
-    assert error.startswith("run_pretraining.py: error: stopped by SIGINT after ")
+    assert error.startswith("run_pretraining.py: stopped by SIGINT after ")
     assert terminal.is_left_clean()
 
 

@@ -42,7 +42,7 @@ def assert_stopped(training, number, ranks=1):
     assert training.wait() == 128 + number, (training.stdout, training.stderr)
     (line,) = training.stderr.splitlines()
     found = re.fullmatch(
-        rf"run_pretraining.py: error: stopped by {signal.Signals(number).name} after (\d+) of 1000000 iterations; "
+        rf"run_pretraining.py: stopped by {signal.Signals(number).name} after (\d+) of 1000000 iterations; "
         rf"--resume goes on from {training.output}/snapshot_\1",
         line,
     )

@@ -325,7 +325,7 @@ def test_hostile_json_gets_one_line(tmp_path, content, fragments):
     "flags, fragments",
     [
         ({"input_file": "none.json"}, ["there is no such file", "none.json"]),
-        ({"input_file": "."}, ["Is a directory"]),
+        ({"input_file": "."}, ["is a folder; give a file"]),
         ({"vocab_file": "none.txt"}, ["vocab_file", "none.txt"]),
         ({"max_seq_length": 67}, ["max_seq_length=67", "67"]),
         ({"max_seq_length": 0}, ["max_seq_length"]),

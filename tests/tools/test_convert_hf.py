@@ -441,7 +441,7 @@ def test_a_vocabulary_that_cannot_be_written_is_told_before_the_snapshot_is_made
     folder = write_hf_folder(tmp_path / "hf", random_tensors(ENCODER))
     (folder / "vocab.txt").write_text("first\nsecond\n")
     result = import_hf(folder, tmp_path / "of", "--overwrite", vocab_dump_path=tmp_path / name)
-    assert_fails_with_one_line(result, f"--vocab_dump_path={tmp_path / name}: cannot be written: ")
+    assert_fails_with_one_line(result, f"--vocab_dump_path={tmp_path / name}: ")
     assert os.listdir(tmp_path) == ["hf"]
 
 

@@ -325,8 +325,8 @@ def test_settings_tell_how_the_parts_were_made(finished):
         (b"One.\nTwo.\nThree.\n", "one document"),
         (b"One.\n\nTw\xffo.\n", "not UTF-8: byte 8 is 0xff"),
         (b"One.\n\nTwo.\n\nThree.\n", "3 documents are too few"),
-        ("One.\n\n\u200b\n".encode(), "all but one of its documents have no text"),
-        ("\u200b\n\n\u200b\n".encode(), "have no text"),
+        ("One.\nOne.\n\n\u200b\n\u200b\n".encode(), "all but one of its documents have no text"),
+        ("\u200b\n\u200b\n\n\u200b\n\u200b\n".encode(), "have no text"),
     ],
 )
 def test_text_of_which_nothing_can_be_made(tmp_path, content, fragment):

@@ -394,6 +394,6 @@ def test_a_question_of_version_1_without_an_answer(tmp_path):
 
 
 def test_unwritable_output(tmp_path):
-    flags = {"data_file": DEV_FILE, "prediction_file": DEV_FILE}
+    flags = {"input_file": DEV_FILE, "prediction_file": DEV_FILE}
     result = run_in_process(show_squad.main, "show_squad.py", "-o", tmp_path / "none" / "page.html", **flags)
     assert_fails_with_one_line(result, "--output", "cannot be written")

@@ -29,7 +29,7 @@ def convert(patterns, output_dir, *arguments, part_num=1):
     """Runs the script within this process, without workers."""
     patterns = patterns if isinstance(patterns, list) else [patterns]
     flags = ["--output_dir", output_dir, "--part_num", part_num, "--workers", 1]
-    return run_in_process(tfrecord_to_ofrecord.main, SCRIPT, "--input", *patterns, *flags, *arguments)
+    return run_in_process(tfrecord_to_ofrecord.main, SCRIPT, "--input_file", *patterns, *flags, *arguments)
 
 
 def random_records(count, seed=0):
@@ -121,7 +121,7 @@ def test_runs_without_tensorflow(three_files, tmp_path):
         "import sys; sys.modules['tensorflow'] = None; import runpy; sys.argv = sys.argv[1:];"
         "runpy.run_path(sys.argv[0], run_name='__main__')"
     )
-    arguments = [SCRIPT, "--input", str(three_files[0] / "x.tfrecord-0"), "--output_dir", str(tmp_path / "out")]
+    arguments = [SCRIPT, "--input_file", str(three_files[0] / "x.tfrecord-0"), "--output_dir", str(tmp_path / "out")]
     result = subprocess.run(
         [sys.executable, "-c", program, *arguments, "--workers", "1"],
         cwd=ROOT,
@@ -332,7 +332,7 @@ def test_interrupted_run_leaves_no_part(tmp_path, signal_):
     record = serialize_example(random_records(1)[0])
     write_tfrecord(tmp_path / "in", (record for _ in range(100_000)))
     out = tmp_path / "out"
-    command = [sys.executable, SCRIPT, "--input", tmp_path / "in", "--output_dir", out]
+    command = [sys.executable, SCRIPT, "--input_file", tmp_path / "in", "--output_dir", out]
     process = subprocess.Popen(
         [*command, "--part_num=4", "--workers=2"],
         cwd=ROOT,

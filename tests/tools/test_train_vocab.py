@@ -181,7 +181,7 @@ def test_the_pieces_are_those_of_the_trainer_for_word_piece():
         (b"some text\n", {"min_frequency": 0}, "--min_frequency"),
         (b"some text\n", {"input_file": "none.txt"}, "--input_file=none.txt: there is no such file"),
         (b"some text\n", {"vocab_file": "/dev/null/vocab"}, "/dev/null/vocab: cannot be written"),
-        (b"some text\n", {"vocab_file": ROOT}, f"{ROOT}: cannot be written"),
+        (b"some text\n", {"vocab_file": ROOT}, f"{ROOT}: is a folder; give a file"),
     ],
 )
 def test_bad_input(tmp_path, content, flags, fragment):

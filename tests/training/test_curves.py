@@ -198,8 +198,20 @@ def test_runs_of_all_kinds_in_one_picture(tmp_path):
     write_log(tmp_path / "other", "1", range(60), another_loss=1.0)
     result = plot(*tmp_path.iterdir(), "-o", tmp_path / "loss.png")
     assert (result.returncode, result.stderr) == (0, "")
-    assert result.stdout == f"6 run(s) in {tmp_path / 'loss.png'}\n"
+    assert result.stdout == f"runs: 6, in {tmp_path / 'loss.png'}\n"
     assert is_picture(tmp_path / "loss.png")
+
+
+def test_the_folder_above_several_runs(tmp_path):
+    """As TensorBoard takes it: each run has its folder's name."""
+    for name in ("first", "more/second", "more/third"):
+        (tmp_path / "all" / name).mkdir(parents=True)
+        write_log(tmp_path / "all" / name, "1", range(3))
+    (tmp_path / "all" / "empty").mkdir()
+    result = plot(tmp_path / "all", "-o", tmp_path / "loss.png")
+    assert (result.returncode, result.stdout) == (0, f"runs: 3, in {tmp_path / 'loss.png'}\n")
+    found = plot_log.find_log_dirs(str(tmp_path / "all"))
+    assert found == [f"{tmp_path}/all/{name}" for name in ("first", "more/second", "more/third")]
 
 
 def test_names_tell_where_a_loss_is_no_number_any_more(tmp_path):
@@ -259,14 +271,14 @@ def test_more_losses_than_a_picture_shows(tmp_path):
     assert plot(tmp_path, "-o", tmp_path / "loss.png").returncode == 0
     write_log(tmp_path, "2", range(2), x12_loss=1.0)
     result = plot(tmp_path, "-o", tmp_path / "more.png")
-    assert_fails_with_one_line(result, "2 run(s) with 13 other kinds of losses are more than a picture can show")
+    assert_fails_with_one_line(result, "2 runs with 13 other kinds of losses are more than a picture can show")
 
 
 def test_more_runs_than_a_picture_shows(tmp_path):
     for number in range(501):
         write_log(tmp_path, str(number), range(1))
     result = plot(tmp_path, "-o", tmp_path / "loss.png")
-    assert_fails_with_one_line(result, "501 run(s) with 0 other kinds of losses are more than a picture can show")
+    assert_fails_with_one_line(result, "501 runs with 0 other kinds of losses are more than a picture can show")
 
 
 def test_bad_flags_of_plot_log(tmp_path):

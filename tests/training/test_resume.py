@@ -241,9 +241,10 @@ class TestNotExactly:
     @needs_kernels
     def test_another_number_of_ranks(self, data, stopped):
         reason = (
-            "model, moments and step are exact, but data and dropout begin anew in another order, as it was saved by "
+            "model, moments and step are exact, but data and dropout begin anew in another order, as it was saved "
+            "with 1 as the number of ranks, not 2"
         )
-        self.check(data, stopped, f"{reason}1 rank(s), not 2", gpu_num_per_node=2, batch_size_per_device=2)
+        self.check(data, stopped, reason, gpu_num_per_node=2, batch_size_per_device=2)
 
 
 class TestRefused:
