@@ -38,7 +38,7 @@ pretrain: setup kernels-if-possible ## Pre-train BERT on the 40 samples, with th
 	  --warmup_batches 831 \
 	  --save_last_snapshot True
 
-test: setup kernels-if-possible ## Run all tests
+test: setup all-kernels-if-possible ## Run all tests
 	$(PYTHON) -m pytest
 
 lint: setup ## Check style (ruff) and types (mypy)

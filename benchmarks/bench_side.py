@@ -331,9 +331,9 @@ def products_alone(size):
     import ctypes
 
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-    from engine import native
+    from engine import kernel_files, native
 
-    library = native.open_library(native.runnable_sets()[0])
+    library = native.open_library(kernel_files.built_sets()[0])
     tokens, predictions = size["batch"] * size["length"], size["batch"] * size["predictions"]
     layer = [(tokens, HIDDEN, HIDDEN)] * 4 + [(tokens, 4 * HIDDEN, HIDDEN), (tokens, HIDDEN, 4 * HIDDEN)]
     shapes = layer * size["layers"] + [(predictions, VOCABULARY, HIDDEN), (predictions, HIDDEN, HIDDEN)]

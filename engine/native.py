@@ -4,23 +4,14 @@ Without it everything works with OneFlow's own kernels, several times slower.
 """
 
 import ctypes
-import hashlib
+import errno
 import json
 import os
-import sysconfig
-from pathlib import Path
+import re
 from typing import NamedTuple
 
+from engine import kernel_files
 from system.errors import UserError
-
-_BUILD = Path(__file__).resolve().parent.parent / "kernels" / "build"
-
-# Fastest first: what a processor needs for a build (make/kernels.mk), in the names of /proc/cpuinfo.
-_INSTRUCTION_SETS = {
-    "avx512": {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx2", "fma", "bmi1", "bmi2", "f16c", "abm"},
-    "avx2": {"avx2", "fma", "bmi1", "bmi2", "f16c", "abm"},
-    "baseline": set(),
-}
 
 # The C++ names of the pointer within Singleton<ResourceDesc, ForSession>, and of one::PyTensor_New.
 _SESSION_RESOURCES = "_ZZN7oneflow9SingletonINS_12ResourceDescENS_10ForSessionEE7GetPPtrEvE3ptr"
@@ -29,6 +20,7 @@ _PY_TENSOR_NEW = "_ZN7oneflow3one12PyTensor_NewERKSt10shared_ptrINS0_6TensorEE"
 _kernels = None
 _plugin = None
 _new_tensor = None
+_tensor_type = None
 _reader_settings = None
 _reason = "not loaded yet"
 
@@ -36,7 +28,8 @@ _reason = "not loaded yet"
 def preload():
     """Loads the kernels, before OneFlow is imported. Returns a description, or None if there are none to load.
 
-    BERT_KERNELS in the environment chooses: `none`, or one of `baseline`, `avx2`, `avx512`.
+    BERT_KERNELS in the environment chooses: `none`, or one of `baseline`, `avx2`, `avx512`; without it the fastest that
+    has been built and that the processor can run.
     """
     global _kernels, _reason
     if _kernels is None:
@@ -50,23 +43,29 @@ def preload():
 
 def load(flow):
     """Gives the kernels to OneFlow, before it has run any operator. Returns a description, or None without kernels."""
-    global _kernels, _reason, _plugin, _new_tensor
+    global _kernels, _reason, _plugin, _new_tensor, _tensor_type
     if _kernels is None:
         return None
     if _plugin is not None:
         return _kernels.description()
     try:
-        flow.utils.load_library(str(_BUILD / "plugin.so"))
+        # Once more: what was whole when OneFlow began to load may have been built anew since.
+        path = str(_usable(_kernels.folder, "plugin.so"))
+        flow.utils.load_library(path)
         flow.framework.session_context.GetDefaultSession().TryInit()
         oneflow_internal = ctypes.CDLL(flow._oneflow_internal.__file__)
         # PyDLL: its functions make Python objects.
-        plugin = ctypes.PyDLL(str(_BUILD / "plugin.so"))
-        ctypes.CDLL(str(_BUILD / "preload.so")).bert_change_plans(plugin.bert_share_memory)
+        plugin = ctypes.PyDLL(path)
+        _kernels.preloaded.bert_change_plans(plugin.bert_share_memory)
         plugin.bert_use_one_stream(ctypes.c_void_p.in_dll(oneflow_internal, _SESSION_RESOURCES))
         plugin.bert_newest_reader_position.restype = ctypes.c_int64
         plugin.bert_newest_reader_failure.restype = ctypes.c_int64
         _new_tensor = getattr(oneflow_internal, _PY_TENSOR_NEW)
+        _tensor_type = flow.Tensor
         _plugin = plugin
+    except _NotAvailableError as error:
+        _kernels, _reason = None, str(error)
+        return None
     except Exception as error:  # OneFlow raises RuntimeError or its own exceptions, by version of the failure.
         _kernels, _reason = None, f"the library does not load ({_first_line(error)}), run make clean-kernels kernels"
         return None
@@ -88,12 +87,24 @@ def is_used_for(tensor):
 def apply(operator, tensors, heads=1, rate=0.0, epsilon=0.0):
     """Applies an operator of the library (kernels/plugin_operators.cpp); returns its outputs as a tuple of tensors.
 
-    In a graph too. It has no gradient: see engine/operators.py.
+    In a graph too. It has no gradient: see engine/operators.py. Raises TypeError if `tensors` are no tensors of
+    OneFlow's, ValueError if the operator is not known or does not take tensors of these shapes and data types.
     """
+    if _plugin is None:
+        raise ValueError(f"{operator}: {describe()}")
+    for tensor in tensors:
+        if not isinstance(tensor, _tensor_type):
+            raise TypeError(f"{operator}: {type(tensor).__name__} is no tensor")
     outputs = (ctypes.c_void_p * 8)()
+    error = ctypes.create_string_buffer(8192)
     inputs = (ctypes.py_object * len(tensors))(*tensors)
     attributes = (ctypes.c_int64(heads), ctypes.c_float(rate), ctypes.c_double(epsilon))
-    count = _plugin.bert_apply(operator.encode(), *attributes, _new_tensor, len(tensors), inputs, outputs)
+    what_went_wrong = (error, ctypes.c_int64(len(error)))
+    count = _plugin.bert_apply(
+        operator.encode(), *attributes, _new_tensor, len(tensors), inputs, outputs, *what_went_wrong
+    )
+    if count < 0:
+        raise ValueError(f"{operator}: {_plain(error.value)}")
     made = tuple(ctypes.cast(pointer, ctypes.py_object).value for pointer in outputs[:count])
     for tensor in made:
         # bert_apply's own reference.
@@ -247,14 +258,8 @@ def has_bfloat16_instructions():
 
 
 def is_built():
-    """Whether `make kernels` has built the library."""
-    return all((_BUILD / name).is_file() for name in ("plugin.so", "plugin.so.sha256", "preload.so"))
-
-
-def runnable_sets():
-    """The instruction sets of the library that this processor can run, fastest first."""
-    flags = _processor_flags()
-    return [name for name, needed in _INSTRUCTION_SETS.items() if needed <= flags]
+    """Whether `make kernels` has built the library for this processor."""
+    return bool(kernel_files.built_sets()) and _folder_with("plugin.so") is not None
 
 
 def open_library(instruction_set):
@@ -262,17 +267,30 @@ def open_library(instruction_set):
 
     Raises OSError if it is not there or does not load.
     """
-    # The library's own search path does not reach into the environment where pip has put oneDNN.
-    ctypes.CDLL(str(Path(sysconfig.get_path("data")) / "lib" / "libdnnl.so.3"))
-    return ctypes.CDLL(str(_BUILD / instruction_set / "libbert_kernels.so"))
+    kernel_files.load_onednn()
+    name = kernel_files.library_of(instruction_set)
+    folder = _folder_with(name)
+    if folder is None:
+        raise FileNotFoundError(errno.ENOENT, "not built", name)
+    return ctypes.CDLL(str(folder / name))
 
 
 def steady_graphs():
     """Loads what keeps OneFlow's scheduler from spinning and small graphs from crashing (kernels/preload.cpp).
 
-    preload() does so too; this is for those who want it without the kernels. Before OneFlow is imported.
+    preload() does so too; this is for those who want it without the kernels. Before OneFlow is imported. Returns it
+    as a ctypes.CDLL. Raises OSError if it is not there or does not load.
     """
-    ctypes.CDLL(str(_BUILD / "preload.so"), mode=ctypes.RTLD_GLOBAL)
+    return _preload(_folder_with("preload.so") or kernel_files.folders()[0])
+
+
+def _preload(folder):
+    return ctypes.CDLL(str(folder / "preload.so"), mode=ctypes.RTLD_GLOBAL)
+
+
+def _folder_with(name):
+    """The first folder with a file `name` of a build, or None."""
+    return next((folder for folder in kernel_files.folders() if (folder / name).is_file()), None)
 
 
 class _ReaderSettings(ctypes.Structure):
@@ -320,23 +338,20 @@ class _Kernels:
     """The loaded library."""
 
     def __init__(self, instruction_set):
+        name = kernel_files.library_of(instruction_set)
         try:
-            if not is_built():
-                raise _NotAvailableError("no library, run make kernels (needs g++)")
-            for name in ("preload.so", "plugin.so", f"{instruction_set}/libbert_kernels.so"):
-                _check_undamaged(_BUILD / name)
-            self.library = open_library(instruction_set)
+            self.folder = _folder_of_build(name)
+            for library in ("preload.so", "plugin.so", name):
+                _usable(self.folder, library)
+            kernel_files.load_onednn()
+            self.library = ctypes.CDLL(str(self.folder / name))
             self.library.bert_list_streams.restype = ctypes.c_int64
             self.library.bert_seed.restype = ctypes.c_uint64
             self.has_bfloat16_instructions = self.library.bert_has_bfloat16_instructions
             self.has_bfloat16_instructions.restype = ctypes.c_bool
-            steady_graphs()
-        except OSError as error:
+            self.preloaded = _preload(self.folder)
+        except (OSError, AttributeError) as error:
             raise _NotAvailableError(f"the library does not load ({_first_line(error)})") from None
-        except AttributeError as error:
-            raise _NotAvailableError(
-                f"the library was built of other sources ({_first_line(error)}), run make kernels"
-            ) from None
         self._instruction_set = instruction_set
 
     def description(self):
@@ -344,31 +359,45 @@ class _Kernels:
         return f"native kernels: {self._instruction_set}, {count} thread{'s' if count > 1 else ''}"
 
 
-def _check_undamaged(path):
-    """Raises _NotAvailableError if a library is not as it was linked: loading a part of one kills the process."""
-    recorded = path.with_name(f"{path.name}.sha256").read_bytes().strip()
-    if hashlib.sha256(path.read_bytes()).hexdigest().encode() != recorded:
-        raise _NotAvailableError(f"the library is damaged ({path}), run make clean-kernels kernels")
+def _folder_of_build(name):
+    """The first folder of a build with the library `name` of what is installed now, or else with any such library."""
+    found = [folder for folder in kernel_files.folders() if (folder / name).is_file()]
+    if not found:
+        raise _NotAvailableError("no library, run make kernels (needs g++)")
+    return next((folder for folder in found if kernel_files.problem_of(folder / name) is None), found[0])
+
+
+def _usable(folder, name):
+    """The path of a library in a build. Raises _NotAvailableError if it is not to be loaded."""
+    problem = kernel_files.problem_of(folder / name)
+    if problem:
+        raise _NotAvailableError(problem)
+    return folder / name
 
 
 def _chosen_set():
     chosen = os.environ.get("BERT_KERNELS", "")
+    names = list(kernel_files.INSTRUCTION_SETS)
     if chosen == "none":
         raise _NotAvailableError("BERT_KERNELS=none")
-    if chosen and chosen not in _INSTRUCTION_SETS:
-        raise _NotAvailableError(f"BERT_KERNELS={chosen} is none of none, {', '.join(_INSTRUCTION_SETS)}")
-    available = runnable_sets()
-    if chosen and chosen not in available:
+    if chosen and chosen not in names:
+        raise _NotAvailableError(f"BERT_KERNELS={chosen} is none of none, {', '.join(names)}")
+    if chosen and chosen not in kernel_files.runnable_sets():
         raise _NotAvailableError(f"BERT_KERNELS={chosen}, which this processor cannot run")
-    return chosen or available[0]
+    try:
+        built = kernel_files.built_sets()
+    except OSError as error:
+        raise _NotAvailableError(f"the library does not load ({_first_line(error)})") from None
+    if chosen and chosen not in built:
+        raise _NotAvailableError(f"BERT_KERNELS={chosen}, which has not been built: run make kernels")
+    if not built:
+        raise _NotAvailableError("no library, run make kernels (needs g++)")
+    return chosen or built[0]
 
 
-def _processor_flags():
-    with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
-        for line in file:
-            if line.startswith("flags"):
-                return set(line.split(":", 1)[1].split())
-    return set()
+def _plain(text):
+    """What OneFlow says of an error, in colours on several lines, as one line."""
+    return " ".join(re.sub(r"\x1b\[[\d;]*m", "", text.decode(errors="replace")).split()).removeprefix("Error: ")
 
 
 def _first_line(error):

@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from engine import native
+from engine import libraries, native
 from system.errors import UserError
 from system.signals import Signalled
 
@@ -106,9 +106,8 @@ def check_python(version=sys.version_info, optimize=sys.flags.optimize):
 
 def _load_library(package, library):
     """Loads a shared library from its PyPI package, or else from wherever the system finds that name."""
-    candidates = [Path(folder) / library for folder in sys.path if (Path(folder) / library).is_file()]
     try:
-        ctypes.CDLL(str(candidates[0]) if candidates else Path(library).name)
+        ctypes.CDLL(str(libraries.find(library) or Path(library).name))
     except OSError as error:
         if _NO_ADDRESS_SPACE in str(error):
             raise MemoryError(f"for {Path(library).name}: {error}") from None

@@ -3,14 +3,20 @@
 // results, do not depend on the number of threads.
 #include <dnnl.h>
 #include <dnnl.hpp>
-#include <omp.h>
+#include <dnnl_debug.h>
 
 #include <atomic>
+#include <cstdio>
+#include <cstdlib>
 
 #include "float_math.h"
 #include "kernels.h"
 #include "parallel.h"
 #include "product.h"
+
+// Of GNU's OpenMP, with which oneDNN runs; other compilers than g++ come without its header.
+extern "C" int omp_get_max_threads();
+extern "C" void omp_set_num_threads(int count);
 
 namespace bert {
 namespace {
@@ -28,6 +34,12 @@ class SingleThread {
  private:
   int before_;
 };
+
+// Ends the process: there is no result, and a thread of the pool has nobody to tell.
+[[noreturn]] void give_up(dnnl_status_t status, const char* what) {
+  std::fprintf(stderr, "oneDNN: %s: %s\n", what, dnnl_status2str(status));
+  std::abort();
+}
 
 // A result smaller than this is not worth a second thread.
 constexpr int64_t kMinimumWork = int64_t{1} << 20;
@@ -77,7 +89,7 @@ void to_bfloat16(int64_t rows, int64_t columns, float scale, const float* x, int
 // c[m, n] = op(a) op(b) (+ c) with bfloat16 a and b and float32 sums; as product() otherwise. The second is for operands
 // in float32 that have been rounded: then each product of two elements is exact, and the sums are those of product().
 void bfloat16_product(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, const uint16_t* a,
-                      int64_t lda, const uint16_t* b, int64_t ldb, bool adds, float* c, int64_t ldc) {
+                      int64_t lda, const uint16_t* b, int64_t ldb, bool adds, float* c, int64_t ldc) try {
   using dnnl::memory;
   SingleThread single_thread;
   static const dnnl::engine processor(dnnl::engine::kind::cpu, 0);
@@ -99,6 +111,8 @@ void bfloat16_product(bool transpose_a, bool transpose_b, int64_t m, int64_t n, 
                            {DNNL_ARG_WEIGHTS, memory(b_layout, processor, const_cast<uint16_t*>(b))},
                            {DNNL_ARG_DST, memory(c_layout, processor, c)}});
   stream.wait();
+} catch (const dnnl::error& error) {
+  give_up(error.status, error.what());
 }
 
 }  // namespace
@@ -112,7 +126,9 @@ void product(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k
     return;
   }
   SingleThread single_thread;
-  dnnl_sgemm(transpose_a ? 'T' : 'N', transpose_b ? 'T' : 'N', m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
+  const dnnl_status_t status =
+      dnnl_sgemm(transpose_a ? 'T' : 'N', transpose_b ? 'T' : 'N', m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
+  if (status != dnnl_success) give_up(status, "dnnl_sgemm");
 }
 
 namespace {

@@ -57,10 +57,33 @@ int64_t* random_output(KernelComputeContext* context, int64_t key) {
 }
 
 // All data are float32 but the random keys.
+DataType type_of(const std::string& name) { return name == "random" ? DataType::kInt64 : DataType::kFloat; }
+
 Maybe<void> infer_types(InferContext* context) {
-  for (const auto& [name, index] : context->outputs()) {
-    context->SetOutputDType(name, index, name == "random" ? DataType::kInt64 : DataType::kFloat);
+  for (const auto& [name, index] : context->inputs()) {
+    CHECK_OR_RETURN(context->InputDType(name, index) == type_of(name))
+        << name << " is " << DataType_Name(context->InputDType(name, index)) << ", not " << DataType_Name(type_of(name));
   }
+  for (const auto& [name, index] : context->outputs()) { context->SetOutputDType(name, index, type_of(name)); }
+  return Maybe<void>::Ok();
+}
+
+// The kernels trust the shapes: what the functions below let through must fit.
+Maybe<void> check_shape(InferContext* context, const char* name, const Shape& expected) {
+  const Shape& found = context->InputShape(name, 0);
+  CHECK_OR_RETURN(found == expected) << name << " is " << found.DebugStr() << ", not " << expected.DebugStr();
+  return Maybe<void>::Ok();
+}
+
+Maybe<const Shape*> matrix_shape(InferContext* context, const char* name) {
+  const Shape& found = context->InputShape(name, 0);
+  CHECK_OR_RETURN(found.NumAxes() == 2) << name << " is " << found.DebugStr() << ", not a matrix";
+  return &found;
+}
+
+Maybe<void> check_rate(InferContext* context) {
+  const float rate = context->Attr<float>("rate");
+  CHECK_OR_RETURN(rate >= 0.0f && rate <= 1.0f) << "rate is " << rate << ", not between 0 and 1";
   return Maybe<void>::Ok();
 }
 
@@ -89,17 +112,30 @@ void attention_grad(KernelComputeContext* context) {
                       output(context, "dquery"), output(context, "dkey"), output(context, "dvalue"));
 }
 
+// The shape of the query, when all inputs fit it.
+Maybe<const Shape*> check_attention(InferContext* context) {
+  const Shape* query = JUST(matrix_shape(context, "query"));
+  const Shape* mask = JUST(matrix_shape(context, "mask"));
+  CHECK_OR_RETURN(query->At(0) == mask->elem_cnt())
+      << "query is " << query->DebugStr() << ", which are not the tokens of mask, " << mask->DebugStr();
+  JUST(check_shape(context, "key", *query));
+  JUST(check_shape(context, "value", *query));
+  const int64_t heads = context->Attr<int64_t>("heads");
+  CHECK_OR_RETURN(heads > 0 && query->At(1) > 0 && query->At(1) % heads == 0)
+      << "query is " << query->DebugStr() << ", whose columns " << heads << " heads cannot share";
+  JUST(check_rate(context));
+  return query;
+}
+
 REGISTER_USER_OP("bert_attention")
     .Input("query").Input("key").Input("value").Input("mask")
     .Output("out").Output("random")
     .Attr<int64_t>("heads", 1)
     .Attr<float>("rate", 0.0f)
     .SetTensorDescInferFn([](InferContext* context) -> Maybe<void> {
-      const Shape& mask = context->InputShape("mask", 0);
-      const Shape& query = context->InputShape("query", 0);
-      CHECK_OR_RETURN(mask.NumAxes() == 2 && query.NumAxes() == 2 && query.At(0) == mask.elem_cnt());
+      const Shape query = *JUST(check_attention(context));
       context->SetOutputShape("out", 0, query);
-      context->SetOutputShape("random", 0, Shape({mask.elem_cnt()}));
+      context->SetOutputShape("random", 0, Shape({query.At(0)}));
       return Maybe<void>::Ok();
     })
     .SetGetSbpFn([](SbpContext* context) -> Maybe<void> {
@@ -116,9 +152,10 @@ REGISTER_USER_OP("bert_attention_grad")
     .Attr<int64_t>("heads", 1)
     .Attr<float>("rate", 0.0f)
     .SetTensorDescInferFn([](InferContext* context) -> Maybe<void> {
-      for (const char* name : {"dquery", "dkey", "dvalue"}) {
-        context->SetOutputShape(name, 0, context->InputShape("query", 0));
-      }
+      const Shape query = *JUST(check_attention(context));
+      JUST(check_shape(context, "dout", query));
+      JUST(check_shape(context, "random", Shape({query.At(0)})));
+      for (const char* name : {"dquery", "dkey", "dvalue"}) { context->SetOutputShape(name, 0, query); }
       return Maybe<void>::Ok();
     })
     .SetGetSbpFn([](SbpContext* context) -> Maybe<void> {
@@ -154,11 +191,10 @@ REGISTER_USER_OP("bert_residual_norm")
     .Attr<float>("rate", 0.0f)
     .Attr<double>("epsilon", 1e-12)
     .SetTensorDescInferFn([](InferContext* context) -> Maybe<void> {
-      const Shape& x = context->InputShape("x", 0);
-      CHECK_OR_RETURN(x.NumAxes() == 2 && x == context->InputShape("residual", 0));
-      for (const char* name : {"bias", "gamma", "beta"}) {
-        CHECK_OR_RETURN(context->InputShape(name, 0) == Shape({x.At(1)}));
-      }
+      const Shape x = *JUST(matrix_shape(context, "x"));
+      JUST(check_shape(context, "residual", x));
+      for (const char* name : {"bias", "gamma", "beta"}) { JUST(check_shape(context, name, Shape({x.At(1)}))); }
+      JUST(check_rate(context));
       context->SetOutputShape("y", 0, x);
       context->SetOutputShape("normalised", 0, x);
       context->SetOutputShape("inverse_deviation", 0, Shape({x.At(0)}));
@@ -182,7 +218,14 @@ REGISTER_USER_OP("bert_residual_norm_grad")
     .Output("dx").Output("dresidual").Output("dbias").Output("dgamma").Output("dbeta")
     .Attr<float>("rate", 0.0f)
     .SetTensorDescInferFn([](InferContext* context) -> Maybe<void> {
-      for (const char* name : {"dx", "dresidual"}) { context->SetOutputShape(name, 0, context->InputShape("dy", 0)); }
+      const Shape dy = *JUST(matrix_shape(context, "dy"));
+      JUST(check_shape(context, "normalised", dy));
+      JUST(check_shape(context, "gamma", Shape({dy.At(1)})));
+      for (const char* name : {"inverse_deviation", "random"}) {
+        JUST(check_shape(context, name, Shape({dy.At(0)})));
+      }
+      JUST(check_rate(context));
+      for (const char* name : {"dx", "dresidual"}) { context->SetOutputShape(name, 0, dy); }
       for (const char* name : {"dbias", "dgamma", "dbeta"}) {
         context->SetOutputShape(name, 0, context->InputShape("gamma", 0));
       }
@@ -203,7 +246,7 @@ REGISTER_BERT_OPERATOR_KERNEL("bert_residual_norm_grad", Kernel, residual_norm_g
 
 // ---- the gradient of fused_bias_add_gelu by both inputs; see bert_bias_gelu_grad
 
-void bias_gelu_grad(KernelComputeContext* context) {
+void both_bias_gelu_grads(KernelComputeContext* context) {
   const Tensor& x = tensor(context, "x");
   bert_bias_gelu_grad(rows_of(x), last_dimension(x), x.dptr<float>(), input(context, "bias"), input(context, "dy"),
                       output(context, "dx"), output(context, "dbias"));
@@ -213,8 +256,11 @@ REGISTER_USER_OP("bert_bias_gelu_grad")
     .Input("x").Input("bias").Input("dy")
     .Output("dx").Output("dbias")
     .SetTensorDescInferFn([](InferContext* context) -> Maybe<void> {
-      context->SetOutputShape("dx", 0, context->InputShape("x", 0));
-      context->SetOutputShape("dbias", 0, context->InputShape("bias", 0));
+      const Shape x = *JUST(matrix_shape(context, "x"));
+      JUST(check_shape(context, "dy", x));
+      JUST(check_shape(context, "bias", Shape({x.At(1)})));
+      context->SetOutputShape("dx", 0, x);
+      context->SetOutputShape("dbias", 0, Shape({x.At(1)}));
       return Maybe<void>::Ok();
     })
     .SetGetSbpFn([](SbpContext* context) -> Maybe<void> {
@@ -228,7 +274,7 @@ REGISTER_USER_OP("bert_bias_gelu_grad")
     })
     .SetDataTypeInferFn(infer_types);
 
-REGISTER_BERT_OPERATOR_KERNEL("bert_bias_gelu_grad", Kernel, bias_gelu_grad)
+REGISTER_BERT_OPERATOR_KERNEL("bert_bias_gelu_grad", Kernel, both_bias_gelu_grads)
 
 // ---- x weight + bias; see bert_linear
 
@@ -243,9 +289,10 @@ REGISTER_USER_OP("bert_linear")
     .Input("x").Input("weight").Input("bias")
     .Output("out")
     .SetTensorDescInferFn([](InferContext* context) -> Maybe<void> {
-      const Shape &x = context->InputShape("x", 0), &weight = context->InputShape("weight", 0);
-      CHECK_OR_RETURN(x.NumAxes() == 2 && weight.NumAxes() == 2 && x.At(1) == weight.At(0));
-      CHECK_OR_RETURN(context->InputShape("bias", 0) == Shape({weight.At(1)}));
+      const Shape x = *JUST(matrix_shape(context, "x")), weight = *JUST(matrix_shape(context, "weight"));
+      CHECK_OR_RETURN(x.At(1) == weight.At(0))
+          << "x is " << x.DebugStr() << ", which weight, " << weight.DebugStr() << ", cannot multiply";
+      JUST(check_shape(context, "bias", Shape({weight.At(1)})));
       context->SetOutputShape("out", 0, Shape({x.At(0), weight.At(1)}));
       return Maybe<void>::Ok();
     })
@@ -299,20 +346,26 @@ struct Attributes {
   double epsilon;
 };
 
+constexpr int kMostOutputs = 8;
+// The definition that OneFlow keeps of an operator does not tell that its only argument is any number of tensors.
+constexpr const char* kTakesList = "bert_global_norm";
+
 // The operator with that many inputs and these attributes, made once.
 Maybe<one::UserOpExpr> find_operator(const std::string& name, int inputs, const Attributes& attributes) {
   static std::mutex mutex;
   static std::map<std::tuple<std::string, int, int64_t, float, double>, std::shared_ptr<one::UserOpExpr>> made;
   std::lock_guard<std::mutex> lock(mutex);
-  auto& found = made[{name, inputs, attributes.heads, attributes.rate, attributes.epsilon}];
+  const auto key = std::make_tuple(name, inputs, attributes.heads, attributes.rate, attributes.epsilon);
+  std::shared_ptr<one::UserOpExpr> found = made[key];
   if (!found) {
     const user_op::OpRegistryResult* definition = user_op::UserOpRegistryMgr::Get().GetOpRegistryResult(name);
-    CHECK_NOTNULL_OR_RETURN(definition);
+    CHECK_OR_RETURN(definition != nullptr) << "there is no such operator";
+    const bool is_list = name == kTakesList;
+    const int expected = is_list ? std::max(1, inputs) : definition->op_def.input_size();
+    CHECK_OR_RETURN(inputs == expected) << "it takes " << expected << " tensors, not " << inputs;
+    CHECK_OR_RETURN(definition->op_def.output_size() <= kMostOutputs) << "it has too many outputs";
     one::OpBuilder builder(name);
-    for (const auto& argument : definition->op_def.input()) {
-      // The only argument of an operator may be any number of tensors.
-      builder.Input(argument.name(), definition->op_def.input_size() == 1 ? inputs : 1);
-    }
+    for (const auto& argument : definition->op_def.input()) { builder.Input(argument.name(), is_list ? inputs : 1); }
     for (const auto& argument : definition->op_def.output()) { builder.Output(argument.name()); }
     for (const auto& attribute : definition->op_def.attr()) {
       if (attribute.name() == "heads") { builder.Attr<int64_t>("heads", attributes.heads); }
@@ -320,23 +373,37 @@ Maybe<one::UserOpExpr> find_operator(const std::string& name, int inputs, const 
       if (attribute.name() == "epsilon") { builder.Attr<double>("epsilon", attributes.epsilon); }
     }
     found = JUST(builder.Build());
+    made[key] = found;
   }
   return found;
+}
+
+Maybe<one::TensorTuple> apply(const std::string& name, const Attributes& attributes,
+                              const one::TensorTuple& arguments) {
+  for (const auto& argument : arguments) {
+    CHECK_OR_RETURN(argument != nullptr) << "a tensor holds nothing";
+  }
+  const auto definition = JUST(find_operator(name, arguments.size(), attributes));
+  return one::OpInterpUtil::Dispatch<one::TensorTuple>(*definition, arguments);
 }
 
 }  // namespace
 }  // namespace oneflow
 
-// Applies the operator `name` to tensors of Python; puts new references to its outputs into `outputs`, as made by
-// `new_tensor` (OneFlow's PyTensor_New), and returns how many there are.
+// Applies the operator `name` to tensors of Python; puts new references to its outputs, at most 8, into `outputs`, as made
+// by `new_tensor` (OneFlow's PyTensor_New), and returns how many there are. -1 if it cannot be done: `error` says why.
 BERT_KERNEL int bert_apply(const char* name, int64_t heads, float rate, double epsilon,
                            void* (*new_tensor)(const std::shared_ptr<oneflow::one::Tensor>&), int inputs,
-                           oneflow::PythonTensor* const* input, void** outputs) {
+                           oneflow::PythonTensor* const* input, void** outputs, char* error, int64_t capacity) {
   using namespace oneflow;
-  one::TensorTuple arguments;
-  for (int i = 0; i < inputs; ++i) { arguments.emplace_back(input[i]->data); }
-  const auto made = CHECK_JUST(find_operator(name, inputs, {heads, rate, epsilon}));
-  const auto results = CHECK_JUST(one::OpInterpUtil::Dispatch<one::TensorTuple>(*made, arguments));
-  for (size_t i = 0; i < results->size(); ++i) { outputs[i] = new_tensor((*results)[i]); }
-  return results->size();
+  try {
+    one::TensorTuple arguments;
+    for (int i = 0; i < inputs; ++i) { arguments.emplace_back(input[i]->data); }
+    const auto results = CHECK_JUST(apply(name, {heads, rate, epsilon}, arguments));
+    for (size_t i = 0; i < results->size(); ++i) { outputs[i] = new_tensor((*results)[i]); }
+    return results->size();
+  } catch (const std::exception& exception) {
+    std::snprintf(error, capacity, "%s", exception.what());
+    return -1;
+  }
 }

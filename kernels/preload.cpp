@@ -38,7 +38,8 @@ void* original(const char* name) {
 
 }  // namespace
 
-#define STAND_IN_FOR(name) asm(name) __attribute__((visibility("default")))
+// Aligned at every level of optimisation: in a pointer to a member function an odd address means a virtual one.
+#define STAND_IN_FOR(name) asm(name) __attribute__((visibility("default"), aligned(16)))
 
 #define SCHEDULE_LOOP "_ZN7oneflow14VirtualMachine12ScheduleLoopERKSt8functionIFvvEE"
 void schedule_loop(void* self, const void* initializer) STAND_IN_FOR(SCHEDULE_LOOP);

@@ -17,6 +17,8 @@
 namespace {
 
 constexpr int64_t kReadAhead = 1 << 20;
+// More than any record of text takes: a longer one is no record, and not worth its memory.
+constexpr uint64_t kLongestRecord = 1 << 24;
 constexpr uint64_t kMagic = 0x3152444145524246u;  // "FBREADR1"
 
 // What the random numbers are for; each has streams of its own.
@@ -293,6 +295,9 @@ struct BertReader {
     std::memcpy(&size, data, sizeof(size));
     if (size == 0) return fail_at(position, " is empty");
     if (size > static_cast<uint64_t>(left) - sizeof(size)) return fail_at(position, " runs past the end of the file");
+    if (size > kLongestRecord) {
+      return fail_at(position, " is " + std::to_string(size) + " bytes long, more than " + std::to_string(kLongestRecord));
+    }
     if (!file->read(position.offset + sizeof(size), size, &data)) return fail_to_read(position);
     bytes->assign(data, size);
     return true;

@@ -17,7 +17,7 @@ $(RANDOM_DELAYS): tests/helpers/random_delays.c
 	mkdir -p $(@D)
 	cc -O1 -Wall -Wextra -shared -fPIC -o $@ $< -ldl
 
-delays: setup kernels-if-possible $(RANDOM_DELAYS) ## Run the tests with processes that stand still at random; ONLY=NAME is for some tests
+delays: setup all-kernels-if-possible $(RANDOM_DELAYS) ## Run the tests with processes that stand still at random; ONLY=NAME is for some tests
 	LD_PRELOAD=$(CURDIR)/$(RANDOM_DELAYS) $(PYTHON) -m pytest -p no:cacheprovider $(if $(ONLY),-k "$(ONLY)")
 
 # In an environment of its own. It asks a service on the network for what is known about the pinned versions.

@@ -6,29 +6,25 @@ tests/engine/test_operators.py has them within OneFlow.
 import ctypes
 import math
 import os
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
-from engine import native
+from engine import kernel_files, native
 
-pytestmark = pytest.mark.skipif(not native.is_built(), reason="no native kernels: make kernels builds them")
+pytestmark = pytest.mark.skipif(not kernel_files.built_sets(), reason="no native kernels: make kernels builds them")
 
 I64, F32, F64, INT, BOOL = ctypes.c_int64, ctypes.c_float, ctypes.c_double, ctypes.c_int, ctypes.c_bool
 
 ROW_SHAPES = [(1, 1), (1, 7), (3, 64), (5, 768), (65, 100), (130, 33), (2, 30522)]
 
 
-# Set by make kernels-sanitize.
-SANITIZED = os.environ.get("BERT_SANITIZED_KERNELS")
-
-
-@pytest.fixture(scope="module", params=["sanitized"] if SANITIZED else native.runnable_sets())
+@pytest.fixture(scope="module", params=kernel_files.built_sets())
 def library(request):
-    # Loads oneDNN too.
-    library = native.open_library(native.runnable_sets()[-1] if SANITIZED else request.param)
-    if SANITIZED:
-        library = ctypes.CDLL(os.path.abspath(SANITIZED))
+    library = native.open_library(request.param)
     library.bert_set_thread_count(3)
     library.bert_sum_of_squares.restype = F64
     library.bert_stream_seed.restype = ctypes.c_uint64
@@ -691,8 +687,18 @@ def test_random_streams(library):
     assert listed() == []
 
 
-def test_a_library_of_other_sources_is_not_used(monkeypatch):
-    """As `git pull` without `make kernels` leaves it."""
-    monkeypatch.setattr(native, "open_library", lambda instruction_set: ctypes.CDLL(None))
-    with pytest.raises(native._NotAvailableError, match="built of other sources .* run make kernels"):
-        native._Kernels("baseline")
+def test_a_product_that_onednn_refuses_ends_the_process(library):
+    """There is no result, and the memory that was to hold it has anything in it."""
+    code = f"""
+import ctypes
+library = ctypes.CDLL({library._name!r})
+a = (ctypes.c_float * 4)()
+sizes = [ctypes.c_int64(2)] * 3
+too_short = ctypes.c_int64(1)
+none = ctypes.c_int64(0)
+library.bert_matmul(False, False, ctypes.c_int64(1), *sizes, ctypes.c_float(1), a, too_short, none, a, sizes[0], none,
+                    ctypes.c_float(0), a, sizes[0], none)
+"""
+    environment = {**os.environ, "LD_LIBRARY_PATH": os.path.dirname(kernel_files.load_onednn()._name)}
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
+    assert (result.returncode, result.stderr) == (-signal.SIGABRT, "oneDNN: dnnl_sgemm: invalid_arguments\n")

@@ -1,15 +1,18 @@
 """Loading OneFlow: what is missing is named in one line, the user's settings win, noise stays off the terminal."""
 
+import ctypes
+import hashlib
 import os
 import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from engine import native, oneflow_loader
+from engine import kernel_files, libraries, native, oneflow_loader
 from running import ROOT, assert_fails_with_one_line, needs_kernels
 from system.errors import UserError
 
@@ -105,30 +108,113 @@ print(ctypes.CDLL(None)["_ZN7oneflow7CommNet17DeleteActorReadIdEPv"](None, None)
     assert python(code).stdout == "True\n"
 
 
+FASTEST = kernel_files.library_of(kernel_files.runnable_sets()[0])
+
+
+@pytest.fixture
+def build(tmp_path):
+    """A copy of the build that is in use."""
+    folder = next(folder for folder in kernel_files.folders() if (folder / "plugin.so").is_file())
+    return shutil.copytree(folder, tmp_path / "build")
+
+
+def preloaded(build):
+    """What a process that finds the kernels in `build` says about them before it loads OneFlow."""
+    code = "from engine import native; print(native.preload(), native.describe())"
+    result = python(code, BERT_KERNELS="", BERT_KERNELS_FOLDER=str(build))
+    assert (result.returncode, result.stderr) == (0, "")
+    return result.stdout.strip()
+
+
 @needs_kernels
-@pytest.mark.parametrize("library", ["preload.so", "plugin.so", f"{native.runnable_sets()[0]}/libbert_kernels.so"])
-def test_damaged_kernels_are_not_loaded(tmp_path, library):
+@pytest.mark.parametrize("library", ["preload.so", "plugin.so", FASTEST])
+def test_damaged_kernels_are_not_loaded(build, library):
     """The linker would crash on a library that has been cut short, and the processor on code that has changed."""
-    whole = native._BUILD / library
-    size = whole.stat().st_size
-    for damage in (lambda path: os.truncate(path, size // 2), lambda path: overwrite(path, size // 3, bytes(4096))):
-        build = tmp_path / "build"
-        shutil.copytree(native._BUILD, build, ignore=shutil.ignore_patterns("*.o"), dirs_exist_ok=True)
-        damage(build / library)
-        result = python(f"""
-import pathlib
-from engine import native
-native._BUILD = pathlib.Path({str(build)!r})
-print(native.preload(), native.describe())
-""", BERT_KERNELS="")  # fmt: skip
-        expected = f"slow kernels are used: the library is damaged ({build / library}), run make clean-kernels kernels"
-        assert (result.returncode, result.stdout, result.stderr) == (0, f"None {expected}\n", "")
+    whole = (build / library).read_bytes()
+    expected = f"None slow kernels are used: the library is damaged ({build / library}), run make clean-kernels kernels"
+    os.truncate(build / library, len(whole) // 2)
+    assert preloaded(build) == expected
+    (build / library).write_bytes(whole)
+    overwrite(build / library, len(whole) // 3, bytes(4096))
+    assert preloaded(build) == expected
+
+
+@needs_kernels
+@pytest.mark.parametrize("library", ["preload.so", "plugin.so", FASTEST])
+def test_kernels_of_something_else_are_not_loaded(build, library):
+    """As `git pull` or `pip install` without `make kernels` leaves them, and a copy of one library from elsewhere."""
+    assert preloaded(build).startswith("native kernels: ")
+    content = (build / library).read_bytes()
+    build_id = kernel_files.build_id().encode()
+    assert content.count(build_id) == 1
+    other = content.replace(build_id, build_id[::-1])
+    (build / library).write_bytes(other)
+    kernel_files.checksum_of(build / library).write_text(hashlib.sha256(other).hexdigest())
+    assert preloaded(build) == (
+        "None slow kernels are used: the library was built of other sources or for another OneFlow or oneDNN "
+        f"({build / library}), run make kernels"
+    )
+
+
+def test_the_build_id_tells_sources_and_wheels(tmp_path, monkeypatch):
+    """The build id changes with any of them, and not with anything else in the folder of the sources."""
+
+    def build_id():
+        kernel_files.build_id.cache_clear()
+        return kernel_files.build_id()
+
+    shutil.copytree(kernel_files.SOURCES, tmp_path / "kernels", ignore=shutil.ignore_patterns("build*"))
+    oneflow = tmp_path / "oneflow"
+    oneflow.mkdir()
+    (oneflow / "version.py").write_text('__version__ = "0.9.0"\n__git_commit__ = "1234567"\n')
+    (tmp_path / "oneflow.libs").mkdir()
+    (tmp_path / "oneflow.libs" / "liboneflow-12345678.so").touch()
+    monkeypatch.setattr(kernel_files, "SOURCES", tmp_path / "kernels")
+    monkeypatch.setattr(kernel_files, "oneflow_folder", lambda: oneflow)
+    seen = [build_id()]
+    (tmp_path / "kernels" / "build").mkdir()
+    assert build_id() == seen[0]
+    for path, text in (
+        (tmp_path / "kernels" / "gelu.cpp", "// Changed."),
+        (tmp_path / "kernels" / "stand_in" / "glog" / "logging.h", "// Changed."),
+        (tmp_path / "kernels" / "new.h", ""),
+        (oneflow / "version.py", '__version__ = "0.9.0"\n__git_commit__ = "7654321"\n'),
+        (tmp_path / "oneflow.libs" / "liboneflow-87654321.so", ""),
+    ):
+        path.write_text(text)
+        seen.append(build_id())
+    monkeypatch.setattr(kernel_files, "load_onednn", lambda: libdnnl(patch=9))
+    seen.append(build_id())
+    kernel_files.build_id.cache_clear()
+    assert len({*seen}) == len(seen)
+
+
+def libdnnl(patch):
+    """oneDNN that says it is of another version."""
+    version = kernel_files._OneDnnVersion(3, 2, patch, b"0123", 2, 0)
+    return SimpleNamespace(dnnl_version=lambda: ctypes.pointer(version))
+
+
+def test_libraries_are_found_where_pip_puts_them(tmp_path, monkeypatch):
+    """Beside modules, and in the prefix of a virtual environment, of --user or of Debian's Python."""
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / "nothing"))
+    for folder in ("venv/lib/python3.10/site-packages", "usr/local/lib/python3.10/dist-packages"):
+        path = [str(tmp_path / "elsewhere"), str(tmp_path / folder)]
+        monkeypatch.setattr(sys, "path", path)
+        assert libraries.find("lib/libdnnl.so.3") is None
+        found = []
+        for library in (tmp_path / folder / "../../libdnnl.so.3", tmp_path / folder / "lib/libdnnl.so.3"):
+            library.parent.mkdir(parents=True, exist_ok=True)
+            library.touch()
+            found.append(libraries.find("lib/libdnnl.so.3"))
+        assert [path.resolve() for path in found] == [path.resolve() for path in found[:1]] + [library.resolve()]
+        assert found[0].resolve() != library.resolve()
 
 
 @needs_kernels
 def test_kernels_in_a_folder_that_may_not_be_entered(tmp_path, monkeypatch):
-    monkeypatch.setattr(native, "_BUILD", tmp_path / "build")
     monkeypatch.setattr(native, "_kernels", None)
+    monkeypatch.delenv("BERT_KERNELS", raising=False)
 
     def stat(path, **_):
         raise PermissionError(13, "Permission denied", str(path))

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from engine import native
+from engine import kernel_files, native
 from running import ROOT, TINY_MODEL, run
 
 pytestmark = pytest.mark.skipif(not native.is_built(), reason="no native kernels: make kernels builds them")
@@ -38,7 +38,7 @@ def own(tmp_path_factory):
     return results
 
 
-@pytest.fixture(scope="module", params=native.runnable_sets())
+@pytest.fixture(scope="module", params=kernel_files.built_sets())
 def ours(request, tmp_path_factory):
     """Results of the library's by name."""
     results = run_operators(tmp_path_factory.mktemp("ours") / "ours.npz", request.param)
@@ -105,6 +105,67 @@ def test_dropout_gradients(own, ours):
             np.testing.assert_allclose(gradient, weights * scale, rtol=1e-6)
 
 
+def test_what_an_operator_cannot_take_is_an_error_of_python():
+    code = """
+import sys
+from engine import native, oneflow_loader
+flow = oneflow_loader.load()
+
+def of(*shape):
+    return flow.ones(*shape)
+
+random = flow.ones(8, dtype=flow.int64)
+attention = [of(8, 4), of(8, 4), of(8, 4), of(2, 4)]
+attention_grad = [of(8, 4), *attention, random]
+norm = [of(8, 4), of(4), of(8, 4), of(4), of(4)]
+norm_grad = [of(8, 4), of(8, 4), of(8), of(4), random]
+good = {
+    "bert_attention": attention, "bert_attention_grad": attention_grad, "bert_residual_norm": norm,
+    "bert_residual_norm_grad": norm_grad, "bert_bias_gelu_grad": [of(8, 4), of(4), of(8, 4)],
+    "bert_linear": [of(8, 3), of(3, 4), of(4)], "bert_global_norm": [of(3), of(8, 4)],
+    "scalar_mul_by_tensor": [of(3), of(1)],
+}
+
+def fails(operator, tensors, error=ValueError, **attributes):
+    try:
+        native.apply(operator, tensors, **attributes)
+    except error as found:
+        text = str(found)
+        assert text.startswith(operator + ": ") and text.isprintable(), text
+        return text
+    raise AssertionError((operator, [tensor.shape for tensor in tensors], attributes))
+
+for operator, tensors in good.items():
+    native.apply(operator, tensors)
+    for place, tensor in enumerate(tensors):
+        others = [None, 1.0, tensor.numpy()]
+        if operator != "bert_global_norm":
+            fails(operator, tensors[:place] + tensors[place + 1 :])
+            others += [of(*tensor.shape, 1), of(5), tensor.to(flow.float64)]
+            others.append(of(*tensor.shape[:-1], tensor.shape[-1] + 1))
+            if (operator, place) != ("bert_linear", 0):  # which may have any number of rows
+                others.append(of(tensor.shape[0] + 1, *tensor.shape[1:]))
+        if operator == "scalar_mul_by_tensor":
+            others = others[:3]
+        for other in others:
+            error = ValueError if isinstance(other, flow.Tensor) else TypeError
+            fails(operator, tensors[:place] + [other] + tensors[place + 1 :], error)
+    native.apply(operator, tensors)
+for heads in (0, -1, 3, 8, 2**40):
+    fails("bert_attention", attention, heads=heads)
+    fails("bert_attention_grad", attention_grad, heads=heads)
+for rate in (-0.1, 1.1, float("nan")):
+    for operator in ("bert_attention", "bert_attention_grad", "bert_residual_norm", "bert_residual_norm_grad"):
+        fails(operator, good[operator], rate=rate)
+for operator in ("bert_nothing", "", "relu_of"):
+    fails(operator, [])
+assert fails("bert_linear", []) == "bert_linear: it takes 3 tensors, not 0"
+narrow = [of(8, 4), of(8, 2), of(8, 4), of(2, 4)]
+assert fails("bert_attention", narrow) == "bert_attention: key is (8,2), not (8,4)"
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
 def test_memory_is_taken_where_it_is_used():
     code = """
 import pathlib
@@ -150,7 +211,7 @@ def trained():
     return resident() - before, values + [parameter.numpy().copy() for parameter in model.parameters()]
 trained()  # what is taken once
 shared, values = trained()
-ctypes.CDLL(str(native._BUILD / "preload.so")).bert_change_plans(None)
+native.steady_graphs().bert_change_plans(None)
 apart, expected = trained()
 assert len(values) == len(expected) > 60
 for value, other in zip(values, expected):
@@ -181,7 +242,7 @@ def predicted():
     return resident() - before, logits
 predicted()  # what is taken once
 shared, logits = predicted()
-ctypes.CDLL(str(native._BUILD / "preload.so")).bert_change_plans(None)
+native.steady_graphs().bert_change_plans(None)
 apart, expected = predicted()
 np.testing.assert_array_equal(logits, expected)
 assert shared < 0.1 * apart, (shared, apart)
@@ -213,7 +274,7 @@ def test_training_in_bfloat16(tmp_path, monkeypatch):
     exact, _ = losses(ROOT / "dataset", tmp_path / "exact", **sample)
     # It has learnt, as far as a model of this size does in 100 steps.
     assert exact[-1] < 0.75 * exact[0]
-    processor_has_it = "avx512_bf16" in native._processor_flags()
+    processor_has_it = "avx512_bf16" in kernel_files.processor_flags()
     for in_software in {not processor_has_it, True}:
         # Builds without AVX-512 leave no instruction to the processor that it may have.
         monkeypatch.setenv("BERT_KERNELS", "" if in_software == (not processor_has_it) else "avx2")

@@ -1,12 +1,11 @@
 """The native reader of records by itself, and the order in which it is to read."""
 
 import ctypes
-import os
 
 import numpy as np
 import pytest
 
-from engine import native
+from engine import kernel_files, native
 from records import ofrecord
 
 MASK = 2**64 - 1
@@ -39,10 +38,9 @@ class Record(ctypes.Structure):
 
 @pytest.fixture(scope="module")
 def library():
-    sanitized = os.environ.get("BERT_SANITIZED_KERNELS")
-    if not sanitized and not native.is_built():
+    if not kernel_files.built_sets():
         pytest.skip("no native kernels (make kernels)")
-    library = ctypes.CDLL(sanitized) if sanitized else native.open_library(native.runnable_sets()[0])
+    library = native.open_library(kernel_files.built_sets()[0])
     library.bert_reader_open.restype = ctypes.c_void_p
     library.bert_reader_next.restype = ctypes.c_bool
     library.bert_reader_error.restype = ctypes.c_char_p

@@ -92,6 +92,15 @@ class TestBadParts:
     def test_no_records_at_all(self, library, tmp_path):
         self.check(Reader(library, write_parts(tmp_path, [0, 0])), "hold no records")
 
+    def test_a_record_longer_than_any_is(self, library, tmp_path):
+        """No memory is taken for what a part of terabytes claims to hold."""
+        path = tmp_path / "part-0"
+        path.write_bytes((2**40).to_bytes(8, "little"))
+        os.truncate(path, 2**41)
+        reader = Reader(library, [path], buffer_size=1, reorders_parts=False)
+        text = "part-0: the record at byte 0 is 1099511627776 bytes long, more than 16777216"
+        self.check(reader, text, part=0, offset=0)
+
     @pytest.mark.parametrize("buffer_size", [1, 2])
     def test_truncated(self, library, tmp_path, buffer_size):
         (path,) = write_parts(tmp_path, [3])
