@@ -18,6 +18,13 @@ kernels-if-possible: setup
 all-kernels-if-possible: setup
 	@$(BUILD_KERNELS) --if_possible $(KERNEL_SETS)
 
+CLANG := .cache/kernels-clang
+
+kernels-clang: setup ## Build the kernels with clang, and run their tests on that build
+	@if ! command -v clang++ >/dev/null; then echo "make kernels-clang: skipped: there is no clang++"; exit 0; fi; \
+	CXX=clang++ BERT_KERNELS_FOLDER=$(CLANG) $(BUILD_KERNELS) && \
+	BERT_KERNELS= BERT_KERNELS_FOLDER=$(CLANG) $(PYTHON) -m pytest -q -p no:cacheprovider tests/engine/test_kernels.py
+
 # In folders of their own. NumPy's BLAS is not compiled for the sanitizers, so it gets no threads. OneFlow is not either: see
 # docs/kernels.md for what is left out.
 SANITIZED := .cache/kernels-sanitized

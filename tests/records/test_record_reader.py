@@ -1,11 +1,14 @@
 """The order in which records are read, by the same algorithm in a few lines of Python, and going on from any place."""
 
+# The fixture is imported.
+# ruff: noqa: F811
+
 import os
 
 import numpy as np
 import pytest
 
-from record_readers import Reader, expected_order, write_parts
+from record_readers import Reader, expected_order, library, write_parts  # noqa: F401
 from records import ofrecord
 
 # Epochs smaller and larger than the buffer, an empty part, one reader and several.

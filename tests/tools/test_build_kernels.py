@@ -41,7 +41,8 @@ def environment(tmp_path):
 
 def started(environment, *arguments):
     command = [sys.executable, str(ROOT / "tools" / "build_kernels.py"), *arguments]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, env=environment, text=True, start_new_session=True, **pipes)
 
 
 def ended(process):
@@ -98,6 +99,7 @@ def test_a_build_that_is_killed(tmp_path, environment):
     process.wait()
     assert libraries(tmp_path) == before
     assert ended(started(environment, "avx2", "baseline")).returncode == 0
+    os.killpg(process.pid, signal.SIGKILL)
     assert len(libraries(tmp_path)) == 4
     assert [path.name for path in tmp_path.iterdir() if path.name.endswith(".tmp")] == []
 
