@@ -80,7 +80,7 @@ def three_files(tmp_path_factory):
 @pytest.mark.parametrize("workers", [1, 3])
 def test_order_is_kept_through_files_parts_and_workers(three_files, tmp_path, workers):
     folder, records = three_files
-    result = run(SCRIPT, input=folder / "x.tfrecord-*", output_dir=tmp_path / "out", part_num=7, workers=workers)
+    result = run(SCRIPT, input_file=folder / "x.tfrecord-*", output_dir=tmp_path / "out", part_num=7, workers=workers)
     assert (result.returncode, result.stderr) == (0, "")
     parts = read_parts(tmp_path / "out", 7)
     assert sorted(map(len, parts)) == [357] * 6 + [358]
