@@ -92,6 +92,9 @@ def _find_in_folder(folder):
         missing = _places_of(named, folder)[-1]
         raise UserError(f"{state_file}: names the checkpoint {named}, but there is no {missing}.index")
     found = sorted(folder.glob("*.index"))
+    advice = None if found else layout.advice_for_other_models(folder)
+    if advice:
+        raise UserError(f"{folder}: {advice}")
     if len(found) != 1:
         names = f"several ({', '.join(file.stem for file in found[:5])})" if found else "none (no file *.index)"
         raise UserError(f"{folder}: expected one checkpoint, found {names}; give the checkpoint's prefix")

@@ -128,12 +128,21 @@ def check_is_snapshot(folder):
         raise UserError(f"{folder}: not a complete snapshot: it has no file {DONE_FILE}; {advice}")
 
 
-def _what_to_give(folder, names):
-    """Advice for who has given a folder that holds `names` in place of a snapshot."""
+def advice_for_other_models(folder):
+    """What to do with the model in `folder` if it is a snapshot, Hugging Face's or TensorFlow's; else None."""
+    names = os.listdir(folder)
+    if DONE_FILE in names:
+        return "it is a snapshot of this suite, which needs no conversion"
     if any(name.endswith((".safetensors", ".safetensors.index.json")) or name == "pytorch_model.bin" for name in names):
         return "it is a Hugging Face model; convert it with tools/convert_hf.py import"
-    if any(name.endswith(".index") for name in names):
-        return _TENSORFLOW
+    return _TENSORFLOW if any(name.endswith(".index") for name in names) else None
+
+
+def _what_to_give(folder, names):
+    """Advice for who has given a folder that holds `names` in place of a snapshot."""
+    other = advice_for_other_models(folder) if DONE_FILE not in names else None
+    if other:
+        return other
     snapshots = [name for name in names if (folder / name / DONE_FILE).is_file()]
     if snapshots:
         snapshots.sort(key=lambda name: (len(name), name))

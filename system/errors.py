@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import sys
+import textwrap
 
 from system import signals
 
@@ -104,6 +105,11 @@ def one_line(text):
     text = " ".join(str(text).split())
     text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     return text if len(text) <= _LONGEST_LINE else f"{text[:_LONGEST_LINE]}..."
+
+
+def wrapped(text):
+    """`text` in lines of 80 columns, broken at blanks, the further ones indented."""
+    return textwrap.fill(text, 80, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
 def warning_line(text):

@@ -170,6 +170,9 @@ def import_model(arguments):
         raise UserError(
             f"{folder}: {found}; give a folder with {CONFIG_FILE} and {WEIGHTS_FILE} (nothing is downloaded)"
         )
+    advice = layout.advice_for_other_models(folder)
+    if advice and not (folder / CONFIG_FILE).exists():
+        raise UserError(f"{folder}: {advice}")
     size, config = variables.read_config(folder / CONFIG_FILE)
     tokenizer = read_tokenizer(folder)
     with contextlib.ExitStack() as stack:

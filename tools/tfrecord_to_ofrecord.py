@@ -29,7 +29,7 @@ import numpy as np
 
 from records import ofrecord, tfrecord
 from system.command_line import ArgumentParser, add_bool, positive_int
-from system.errors import RunError, UserError, one_line
+from system.errors import RunError, UserError, one_line, wrapped
 from system.input_files import find_files
 from system.output_files import check_is_no_input, sync, temporary_folder
 from system.progress import progress_bar
@@ -282,7 +282,7 @@ def main():
             "give a smaller --part_num"
         )
     layout = read_layout(next(path for path, scan in zip(paths, scans, strict=True) if scan.records))
-    print(one_line(f"fields: {describe_layout(layout)}"), flush=True)
+    print(wrapped(one_line(f"fields: {describe_layout(layout)}")), flush=True)
 
     sizes = [total * (part + 1) // part_num - total * part // part_num for part in range(part_num)]
     pieces = plan_pieces(paths, scans, sizes)

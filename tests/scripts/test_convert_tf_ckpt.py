@@ -337,6 +337,19 @@ def test_no_checkpoint_there(small_values, tmp_path):
         assert_fails_with_one_line(convert(tmp_path / "two", tmp_path / "out"), "has no line model_checkpoint_path")
 
 
+@pytest.mark.parametrize(
+    "name, advice",
+    [
+        ("snapshot_done", "it is a snapshot of this suite, which needs no conversion"),
+        ("model.safetensors", "it is a Hugging Face model; convert it with tools/convert_hf.py import"),
+    ],
+)
+def test_a_model_of_another_kind(tmp_path, name, advice):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / name).touch()
+    assert_fails_with_one_line(convert(tmp_path / "model", tmp_path / "of"), f"{tmp_path / 'model'}: {advice}")
+
+
 def test_tf2_object_based_checkpoint(tmp_path):
     tf.train.Checkpoint(weights=tf.Variable([1.0, 2.0])).write(str(tmp_path / "model"))
     result = convert(tmp_path / "model", tmp_path / "out")

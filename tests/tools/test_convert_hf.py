@@ -571,6 +571,19 @@ def test_export_of_what_is_no_such_model(tmp_path):
     assert not (tmp_path / "hf").exists()
 
 
+@pytest.mark.parametrize(
+    "name, advice",
+    [
+        ("snapshot_done", "it is a snapshot of this suite, which needs no conversion"),
+        ("bert_model.ckpt.index", "it is a TensorFlow checkpoint; convert it with convert_tf_ckpt_to_of.py"),
+    ],
+)
+def test_a_model_of_another_kind(tmp_path, name, advice):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / name).touch()
+    assert_fails_with_one_line(import_hf(tmp_path / "model", tmp_path / "of"), f"{tmp_path / 'model'}: {advice}")
+
+
 def test_existing_outputs_stay_unless_told_otherwise(tmp_path):
     tensors = random_tensors(ENCODER | POOLER)
     folder = write_hf_folder(tmp_path / "hf", tensors)

@@ -52,13 +52,13 @@ def assert_equal_records(found, expected):
 def test_the_40_samples_come_back_byte_for_byte(tmp_path):
     part = ROOT / "dataset" / "part-0"
     write_tfrecord_of_part(part, tmp_path / "samples.tfrecord")
-    result = run(SCRIPT, input=tmp_path / "samples.tfrecord", output_dir=tmp_path / "out")
+    result = run(SCRIPT, input_file=tmp_path / "samples.tfrecord", output_dir=tmp_path / "out")
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout.splitlines() == [
         "input: 1 files, 40 records",
-        "fields: input_ids int32 [128], input_mask int32 [128], masked_lm_ids int32 [20], "
-        "masked_lm_positions int32 [20], masked_lm_weights float32 [20], next_sentence_labels int32 [1], "
-        "segment_ids int32 [128]",
+        "fields: input_ids int32 [128], input_mask int32 [128], masked_lm_ids int32 [20],",
+        "  masked_lm_positions int32 [20], masked_lm_weights float32 [20],",
+        "  next_sentence_labels int32 [1], segment_ids int32 [128]",
         f"output: 1 parts of 40 records in {tmp_path / 'out'}",
     ]
     assert (tmp_path / "out" / "part-0").read_bytes() == part.read_bytes()
@@ -80,7 +80,7 @@ def three_files(tmp_path_factory):
 @pytest.mark.parametrize("workers", [1, 3])
 def test_order_is_kept_through_files_parts_and_workers(three_files, tmp_path, workers):
     folder, records = three_files
-    result = run(SCRIPT, input=folder / "x.tfrecord-*", output_dir=tmp_path / "out", part_num=7, workers=workers)
+    result = run(SCRIPT, input_file=folder / "x.tfrecord-*", output_dir=tmp_path / "out", part_num=7, workers=workers)
     assert (result.returncode, result.stderr) == (0, "")
     parts = read_parts(tmp_path / "out", 7)
     assert sorted(map(len, parts)) == [357] * 6 + [358]
@@ -269,7 +269,7 @@ def test_record_unlike_the_first(tmp_path, changes, message):
 def test_error_in_a_worker_is_one_line(tmp_path):
     first, second = with_change(input_ids=np.zeros(31, np.int32))
     write_tfrecord(tmp_path / "in", first * 2000 + second)
-    result = run(SCRIPT, input=tmp_path / "in", output_dir=tmp_path / "out", workers=2)
+    result = run(SCRIPT, input_file=tmp_path / "in", output_dir=tmp_path / "out", workers=2)
     assert_fails_with_one_line(result, "int64_list [31]", "the first record has int64_list [32]")
 
 
