@@ -289,7 +289,11 @@ def _add_later_flags(groups, trains=True):
         metavar="N",
         help="threads of a node that compute on the CPU, divided among its ranks (default: all processors)",
     )
-    add_bool(groups["data"], "--check_data", help="check every record before the run, not only the first of each part")
+    add_bool(
+        groups["data"],
+        "--check_data",
+        help="check every record before the run, which is always done without the native kernels",
+    )
 
 
 def _complete(args):

@@ -125,14 +125,15 @@ def set_seed(seed):
 
 
 def expect_records(paths, fields, buffer_size, readers, reader):
-    """Tells what the readers that are made from now on will read and must find there. No effect without kernels.
+    """Tells what the readers that are made from now on will read and must find there.
 
-    `fields`: name -> records.Field. This rank is number `reader` of `readers`, who share out the parts `paths`;
+    Returns whether they will check that. Without the kernels it has no effect: nothing checks what OneFlow's own reader
+    reads. `fields`: name -> records.Field. This rank is number `reader` of `readers`, who share out the parts `paths`;
     `buffer_size` is how many records they draw from, 1 if the order is not random.
     """
     global _reader_settings
     if _plugin is None:
-        return
+        return False
     _reader_settings = _ReaderSettings.of(paths, buffer_size, readers, reader)
     lengths = [field.length for field in fields.values()]
     bounds = [-1 if field.bound is None else field.bound for field in fields.values()]
@@ -144,6 +145,7 @@ def expect_records(paths, fields, buffer_size, readers, reader):
         (ctypes.c_int64 * len(fields))(*bounds),
         (ctypes.c_bool * len(fields))(*are_integers),
     )
+    return True
 
 
 def reader_state(batches):

@@ -234,6 +234,7 @@ class TestNotExactly:
         flags = {"iter_num": 26, "learning_rate": 1e-4}
         self.check(data, stopped, "--iter_num was 24, is 26, --learning_rate was 0.001, is 0.0001", **flags)
 
+    @pytest.mark.engine
     def test_without_the_kernels(self, data, stopped, monkeypatch):
         monkeypatch.setenv("BERT_KERNELS", "none")
         self.check(data, stopped, "data and dropout begin anew in another order")
@@ -266,6 +267,7 @@ class TestRefused:
     def test_another_run(self, data, stopped, flags, message):
         self.check(data, stopped, f"{stopped}/snapshot_20 is of a run with {message}", **flags)
 
+    @pytest.mark.engine
     def test_other_data(self, data, stopped, tmp_path):
         other = tmp_path / "other"
         shutil.copytree(data, other)
