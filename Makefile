@@ -3,11 +3,11 @@
 PYTHON := .venv/bin/python
 ROOMS := system text snapshots engine ranks records training
 
-.PHONY: help setup pretrain test lint
+.PHONY: help setup pretrain test test-without-kernels lint
 
 help: ## Show the targets
 	@echo "usage: make TARGET"
-	@awk -F ':.*## ' '/^[a-z][a-z0-9_-]*:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z][a-z0-9_-]*:.*## / { printf "  %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## Make .venv: Python 3.10 and the pinned requirements
 	@scripts/setup.sh
@@ -40,6 +40,9 @@ pretrain: setup kernels-if-possible ## Pre-train BERT on the 40 samples, with th
 
 test: setup all-kernels-if-possible ## Run all tests
 	$(PYTHON) -m pytest
+
+test-without-kernels: setup ## Run the tests of graphs with OneFlow's own kernels
+	BERT_KERNELS=none $(PYTHON) -m pytest -m engine
 
 lint: setup ## Check style (ruff) and types (mypy)
 	$(PYTHON) -m ruff check .

@@ -27,6 +27,54 @@ SHAPE_DEFAULTS = {
 }
 MOST_CPU_THREADS = 4096  # some tens of thousands end in an abort of the engine
 
+# All nodes must have the same value of a flag, and a resumed run the one it had, unless the flag is in a list here.
+
+# These may differ from node to node, and when a run is resumed: where things are, and how a node computes.
+_FLAGS_OF_A_NODE = (
+    "node_list",
+    "node_rank",
+    "master_port",
+    "rendezvous_timeout",
+    "device",
+    "cpu_threads",
+    "data_dir",
+    "bert_config_file",
+    "model_load_dir",
+    "model_save_dir",
+    "log_dir",
+    "all_results_file",
+)
+# These may differ when a run is resumed: what they change in its results is compared itself (the global batch, the
+# data, --iter_num), or it is nothing.
+_FLAGS_OF_A_START = (
+    "gpu_num_per_node",
+    "node_num",
+    "batch_size_per_device",
+    "use_boxing_v2",
+    "zero_stage",
+    "data_part_num",
+    "check_data",
+    "num_epochs",
+    "reset_train_step",
+    "skip_checksums",
+    "log_every_n_iter",
+    "loss_print_every_n_iter",
+    "model_save_every_n_iter",
+    "model_save_keep",
+    "save_last_snapshot",
+    "resume",
+)
+# People change these on the way, knowing that the numbers then change too: a notice tells.
+_FLAGS_THAT_MAY_CHANGE = (
+    "iter_num",
+    "learning_rate",
+    "weight_decay_rate",
+    "warmup_batches",
+    "attention_probs_dropout_prob",
+    "hidden_dropout_prob",
+    "use_fp16",
+)
+
 
 def parse_pretraining_args(arguments=None):
     """The flags of run_pretraining.py; `arguments` is a list of strings (default: the command line)."""
@@ -289,7 +337,11 @@ def _add_later_flags(groups, trains=True):
         metavar="N",
         help="threads of a node that compute on the CPU, divided among its ranks (default: all processors)",
     )
-    add_bool(groups["data"], "--check_data", help="check every record before the run, not only the first of each part")
+    add_bool(
+        groups["data"],
+        "--check_data",
+        help="check every record before the run, which is always done without the native kernels",
+    )
 
 
 def _complete(args):
@@ -334,6 +386,20 @@ def set_prediction_iter_num(args, record_count):
     print(f"The data set has {record_count} records.")
     if args.iter_num is None:
         args.iter_num = -(-record_count // global_batch_size(args))
+
+
+def flags_of_all_nodes(args):
+    """`--flag` -> value of the flags that must be the same on all nodes."""
+    return {f"--{name}": value for name, value in vars(args).items() if name not in _FLAGS_OF_A_NODE}
+
+
+def flags_of_run(args):
+    """Two dicts, `--flag` -> value: flags that a resumed run must have as they were, and those that may change."""
+    same, similar = {}, {}
+    for name, value in vars(args).items():
+        if name not in (*_FLAGS_OF_A_NODE, *_FLAGS_OF_A_START):
+            (similar if name in _FLAGS_THAT_MAY_CHANGE else same)[f"--{name}"] = value
+    return same, similar
 
 
 def rank_count(args):

@@ -5,9 +5,9 @@ its wheel has no machine code for.
 """
 
 import ctypes
-import os
 
 from system.errors import UserError
+from system.processors import usable_processors
 
 # The wheel holds machine code for these compute capabilities and no PTX. Code for x.y runs on x.z with z >= y.
 _LOWEST_CAPABILITY = (6, 0)
@@ -45,7 +45,7 @@ def choose_device(requested, gpu_num_per_node):
 
 
 def _check_processors(ranks):
-    processors = len(os.sched_getaffinity(0))
+    processors = usable_processors()
     if ranks > _RANKS_PER_PROCESSOR * processors:
         raise UserError(
             f"--gpu_num_per_node={ranks} would be so many processes where the number of processors is {processors}; "

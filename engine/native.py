@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from engine import kernel_files
 from system.errors import UserError
+from system.processors import usable_processors
 
 # The C++ names of the pointer within Singleton<ResourceDesc, ForSession>, and of one::PyTensor_New.
 _SESSION_RESOURCES = "_ZZN7oneflow9SingletonINS_12ResourceDescENS_10ForSessionEE7GetPPtrEvE3ptr"
@@ -113,7 +114,7 @@ def apply(operator, tensors, heads=1, rate=0.0, epsilon=0.0):
 
 
 def set_thread_count(count):
-    """Makes the kernels use `count` threads (0: as many as the process may run on). No effect without kernels."""
+    """Makes the kernels use `count` threads; at first as many as there are processors. No effect without kernels."""
     if _kernels is not None:
         _kernels.library.bert_set_thread_count(count)
 
@@ -125,14 +126,15 @@ def set_seed(seed):
 
 
 def expect_records(paths, fields, buffer_size, readers, reader):
-    """Tells what the readers that are made from now on will read and must find there. No effect without kernels.
+    """Tells what the readers that are made from now on will read and must find there.
 
-    `fields`: name -> records.Field. This rank is number `reader` of `readers`, who share out the parts `paths`;
+    Returns whether they will check that. Without the kernels it has no effect: nothing checks what OneFlow's own reader
+    reads. `fields`: name -> records.Field. This rank is number `reader` of `readers`, who share out the parts `paths`;
     `buffer_size` is how many records they draw from, 1 if the order is not random.
     """
     global _reader_settings
     if _plugin is None:
-        return
+        return False
     _reader_settings = _ReaderSettings.of(paths, buffer_size, readers, reader)
     lengths = [field.length for field in fields.values()]
     bounds = [-1 if field.bound is None else field.bound for field in fields.values()]
@@ -144,6 +146,7 @@ def expect_records(paths, fields, buffer_size, readers, reader):
         (ctypes.c_int64 * len(fields))(*bounds),
         (ctypes.c_bool * len(fields))(*are_integers),
     )
+    return True
 
 
 def reader_state(batches):
@@ -345,6 +348,7 @@ class _Kernels:
                 _usable(self.folder, library)
             kernel_files.load_onednn()
             self.library = ctypes.CDLL(str(self.folder / name))
+            self.library.bert_set_thread_count(usable_processors())
             self.library.bert_list_streams.restype = ctypes.c_int64
             self.library.bert_seed.restype = ctypes.c_uint64
             self.has_bfloat16_instructions = self.library.bert_has_bfloat16_instructions

@@ -19,6 +19,7 @@ import time
 import traceback
 from pathlib import Path
 
+import config
 from engine import device
 from ranks import nodes, supervision
 from ranks.ranks import ERROR_PIPE_VARIABLE, has_launcher, rank
@@ -32,20 +33,6 @@ DEFAULT_MASTER_PORT = 29500
 _RANK_VARIABLES = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK")
 # OneFlow's ranks talk to each other directly, but gRPC would go through these.
 _PROXY_VARIABLES = ("http_proxy", "https_proxy", "grpc_proxy", "all_proxy")
-# Flags that may differ from node to node.
-_FLAGS_OF_A_NODE = (
-    "node_list",
-    "node_rank",
-    "master_port",
-    "rendezvous_timeout",
-    "device",
-    "cpu_threads",
-    "data_dir",
-    "model_load_dir",
-    "model_save_dir",
-    "log_dir",
-    "all_results_file",
-)
 # The exit statuses of a rank that has done all it should: come to its end, or stopped at a signal with all the others.
 _GOOD_STATUSES = (0, *(128 + number for number in signals.SIGNALS))
 # How long a launcher waits for another's word, or another rank's end, before it takes an abort for a cause.
@@ -90,8 +77,8 @@ def _run_lone(function, args):
 
 def _common_flags(args, device_type):
     """name -> value of the flags that must be the same on all nodes, with the script and the kind of device."""
-    flags = {f"--{name}": value for name, value in vars(args).items() if name not in _FLAGS_OF_A_NODE}
-    return {"the script": os.path.basename(sys.argv[0]), "the device": device_type, **flags}
+    script = os.path.basename(sys.argv[0])
+    return {"the script": script, "the device": device_type, **config.flags_of_all_nodes(args)}
 
 
 def _free_port():

@@ -1,7 +1,8 @@
 """Which fields the records of each task hold, and whether the parts of a data set fit a run.
 
 OneFlow's reader aborts the process on a missing part, a truncated record or a field of another length, so all that is
-checked here first, without the engine. The native reader checks each record as it reads it.
+checked here first, without the engine. The native reader checks each record as it reads it; where it will not be in
+use every record is checked before the run.
 """
 
 import dataclasses
@@ -12,14 +13,15 @@ from pathlib import Path
 import numpy as np
 
 import config
+from engine import native
 from ranks.ranks import rank
 from records import description, ofrecord
 from system.errors import UserError
 from system.input_files import reading
 from system.progress import progress_bar
 
-# Up to this many bytes of data, every part is checked for truncation before a run. Beyond, only with --check_data:
-# it means reading the lengths of all records.
+# Up to this many bytes of data, every part is checked for truncation before a run. Beyond, only where every record is
+# checked: it means reading the lengths of all records.
 _SCAN_LIMIT = 2**30
 
 _PART_NAME = re.compile(r"part-(0*)0$")
@@ -125,24 +127,28 @@ class DataSet:
     record_count: int  # None where the parts are too large to be read through before a run, or not read by this rank
     readers: int = 1  # so many ranks, from the first on, read parts
     description: dict | None = None  # what the records were made with (records/description.py), where they tell
+    is_checked: bool = False  # whether every record has been found right before the run
 
 
 def check_data_set(args, fields, shuffle, count_records=False):
     """The DataSet that --data_dir and --data_part_num name; sets args.data_part_num if it was not given.
 
     Raises UserError, saying file and place, unless its records hold `fields` as they should: the first record of
-    every part, with --check_data every record. The records are counted if `count_records` says so or they are few.
-    A rank that will not read needs no data: it checks nothing.
+    every part; with --check_data, and where no native reader will check them as it reads, every record. The records
+    are counted if `count_records` says so or they are few. A rank that will not read needs no data: it checks nothing.
     """
     if args.data_part_num is None:
         args.data_part_num = len(part_paths(args.data_dir))
     readers = _count_readers(args, shuffle)
     if rank() >= readers:
         # The names as far as they can be told from here; OneFlow goes by those of the first rank.
-        return DataSet([Path(args.data_dir) / f"part-{i}" for i in range(args.data_part_num)], fields, None, readers)
+        paths = [Path(args.data_dir) / f"part-{i}" for i in range(args.data_part_num)]
+        return DataSet(paths, fields, None, readers)
     paths = part_paths(args.data_dir, args.data_part_num)
     described = description.read(args.data_dir)
-    return DataSet(paths, fields, _check_parts(paths, fields, args.check_data, count_records), readers, described)
+    check_all = args.check_data or native.preload() is None
+    count = _check_parts(paths, fields, check_all, count_records)
+    return DataSet(paths, fields, count, readers, described, is_checked=check_all)
 
 
 def _count_readers(args, shuffle):

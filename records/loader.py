@@ -18,7 +18,8 @@ class OFRecordLoader(nn.Module):
     `data_set` is a records.DataSet, `placement` is where the batches of `batch_size` sequences go, split over its
     ranks, which each read parts of their own or get them from the first. Shuffling draws from a buffer of 1,024
     records, and reorders the parts after every epoch. With the native kernels each record comes once an epoch, and
-    native.reader_state tells where the reader is.
+    native.reader_state tells where the reader is. Where nothing checks the records as they are read,
+    and nothing has before, the loader does: it raises UserError at one that is not right.
     """
 
     def __init__(self, data_set, batch_size, placement, shuffle, seed):
@@ -42,7 +43,10 @@ class OFRecordLoader(nn.Module):
         )
         if rank() < len(ranks):
             buffer_size = _SHUFFLE_BUFFER if shuffle else 1
-            native.expect_records(paths, data_set.fields, buffer_size, len(ranks), rank())
+            are_checked = native.expect_records(paths, data_set.fields, buffer_size, len(ranks), rank())
+            if not are_checked and not data_set.is_checked:
+                for _ in checks.read_records(data_set):
+                    pass  # It raises at one that is not right.
         self._fields = data_set.fields
         self._checked = 0
         for name, field in data_set.fields.items():

@@ -162,7 +162,7 @@ def parse(serialized, path, offset):
         if kind is None:
             raise UserError(f"{path}: field {name} of the record at byte {offset} has no value")
         values = getattr(feature, kind).value
-        features[name] = list(values) if kind == "bytes_list" else np.array(values, dtype=_KINDS[kind][2])
+        features[name] = list(values) if kind == "bytes_list" else np.fromiter(values, _KINDS[kind][2], len(values))
     return features
 
 

@@ -42,6 +42,7 @@ from system.errors import UserError
 from system.folder_lock import lock_folder
 from system.input_files import find_files, read_json
 from system.output_files import writing
+from system.processors import usable_processors
 from system.progress import print_line, print_warning, progress_bar
 from system.workers import run_tasks
 from text.pretraining_instances import MIN_SEQ_LENGTH, make_features, pieces_of_vocab, sentence_pairs
@@ -150,9 +151,9 @@ def parse_arguments():
     group.add_argument(
         "--workers",
         type=positive_int,
-        default=len(os.sched_getaffinity(0)),
+        default=usable_processors(),
         metavar="N",
-        help="processes, each of which makes one part at a time (default: one for each CPU core)",
+        help="processes, each of which makes one part at a time (default: one for each processor)",
     )
     group = parser.add_argument_group("instances")
     add_bool(group, "--do_lower_case", default=True, help="lower-case the text and strip accents (an uncased model)")

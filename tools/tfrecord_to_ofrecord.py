@@ -32,6 +32,7 @@ from system.command_line import ArgumentParser, add_bool, positive_int
 from system.errors import RunError, UserError, one_line, wrapped
 from system.input_files import find_files
 from system.output_files import check_is_no_input, sync, temporary_folder
+from system.processors import usable_processors
 from system.progress import progress_bar
 from system.workers import run_tasks
 from util import run_script
@@ -85,9 +86,9 @@ def parse_arguments():
     parser.add_argument(
         "--workers",
         type=positive_int,
-        default=len(os.sched_getaffinity(0)),
+        default=usable_processors(),
         metavar="N",
-        help="processes that convert; the parts are the same whatever their number (default: one for each CPU core)",
+        help="processes that convert; the parts are the same whatever their number (default: one for each processor)",
     )
     add_bool(parser, "--overwrite", help="replace the parts that are in --output_dir")
     return parser.parse_args()

@@ -4,6 +4,7 @@ What a snapshot keeps of its run (snapshots/run_state.py) tells where the run wa
 """
 
 import dataclasses
+import functools
 import hashlib
 import os
 
@@ -16,29 +17,11 @@ from system.errors import UserError, one_line
 from system.output_files import remove_abandoned
 from training import job_state, model_flags
 
-# A run with another value of one of these flags is another run; so is one of another job, data set or batch size.
-_FLAGS_OF_A_RUN = (
-    "seq_length",
-    "max_predictions_per_seq",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "hidden_size_per_head",
-    "intermediate_size",
-    "max_position_embeddings",
-    "type_vocab_size",
-    "vocab_size",
-    "seed",
-)
-# People change these on the way, knowing that the numbers then change too: a notice tells.
-_FLAGS_THAT_MAY_CHANGE = (
-    "iter_num",
-    "learning_rate",
-    "weight_decay_rate",
-    "warmup_batches",
-    "attention_probs_dropout_prob",
-    "hidden_dropout_prob",
-    "use_fp16",
-)
+# Of each part so many bytes at a time are compared, at places spread over it: of all parts up to 16 MiB, and of each at
+# least four such blocks.
+_BLOCK = 16384
+_BLOCKS = 1024
+_FEWEST_BLOCKS_OF_A_PART = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,24 +98,43 @@ def _newest(args):
 
 
 def _describe_run(job, args, data_set):
-    """What makes a run what it is: {"same": what must not differ, "similar": what a notice tells of if it does}."""
-    values = vars(args)
-    same = {"job": type(job).__name__, "global batch size": config.global_batch_size(args)}
-    same |= {f"--{name}": values.get(name) for name in _FLAGS_OF_A_RUN}
-    same["data"] = f"{len(data_set.paths)} part(s), checksum {_fingerprint(data_set.paths)}"
-    similar = {f"--{name}": values.get(name) for name in _FLAGS_THAT_MAY_CHANGE}
+    """What makes a run what it is: {"same": what must not differ, "similar": what a notice tells of if it does,
+    "times": what only hints at other data}.
+    """
+    same, similar = config.flags_of_run(args)
+    same |= {"job": type(job).__name__, "global batch size": config.global_batch_size(args)}
+    same["data"] = f"{len(data_set.paths)} part(s), checksum {_checksum(data_set.paths, _first_bytes)}"
+    blocks = max(_FEWEST_BLOCKS_OF_A_PART, _BLOCKS // len(data_set.paths))
+    same["blocks of the data"] = _checksum(data_set.paths, functools.partial(_spread_blocks, count=blocks))
     similar["device"] = next(iter(job.parameters_of_model())).placement.type
     similar["kernels"] = native.describe().split(",")[0]
-    return {"same": same, "similar": similar}
+    sizes_and_times = [(stat.st_size, stat.st_mtime) for stat in map(os.stat, data_set.paths)]
+    # Where all of a part has been compared, its time says nothing more.
+    times = [int(time) if size > blocks * _BLOCK else 0 for size, time in sizes_and_times]
+    return {"same": same, "similar": similar, "times": times}
 
 
-def _fingerprint(paths):
-    """A checksum of the sizes of files and of what they begin with: files of any size are told apart at once."""
+def _checksum(paths, read):
+    """A checksum of what read(file, size in bytes) yields of each of the files."""
     digest = hashlib.sha256()
     for path in paths:
         with open(path, "rb") as file:
-            digest.update(f"{os.fstat(file.fileno()).st_size}\n".encode() + file.read(65536))
+            for data in read(file, os.fstat(file.fileno()).st_size):
+                digest.update(data)
     return digest.hexdigest()[:16]
+
+
+def _first_bytes(file, size):
+    """A file's size and what it begins with."""
+    yield f"{size}\n".encode() + file.read(65536)
+
+
+def _spread_blocks(file, size, count):
+    """`count` blocks from a file's beginning to its end: all of it, if it is not larger than they are."""
+    last = max(0, size - _BLOCK)
+    for index in range(count):
+        file.seek(last * index // (count - 1))
+        yield file.read(_BLOCK)
 
 
 def _read_state(folder, run):
@@ -145,16 +147,37 @@ def _read_state(folder, run):
         )
     if not run_state.is_complete(state):
         raise UserError(f"{folder}: its {run_state.FILE} is not one of this version; resume from another snapshot")
+    # A snapshot of an older version tells less: what it does not tell is no difference.
+    saved = state["run"]["same"]
     for name, value in run["same"].items():
-        if state["run"]["same"].get(name) != value:
+        if saved.get(name, value) != value:
             raise UserError(
-                f"--resume: {folder} is of a run with {name} = {state['run']['same'].get(name)}, not {value}; give the "
-                "flags of that run, or start another one from it with --model_load_dir, saving elsewhere"
+                f"--resume: {folder} is of a run with {name} = {saved[name]}, not {value}; give the flags and the "
+                "data of that run, or start another one from it with --model_load_dir, saving elsewhere"
             )
-    saved = state["run"]["similar"]
-    changed = [name for name, value in run["similar"].items() if saved.get(name) != value]
-    details = ", ".join(f"{name} was {saved.get(name)}, is {run['similar'][name]}" for name in changed)
-    return {**state, "folder": folder, "notices": [f"not quite the run that was stopped: {details}"] if changed else []}
+    return {**state, "folder": folder, "notices": [*_changes(run, state["run"]), *_newer_parts(run, state["run"])]}
+
+
+def _changes(run, saved):
+    """In words, what of this run differs from the saved one without being refused, as a list."""
+    now, before = run["similar"], saved["similar"]
+    changed = [name for name, value in now.items() if before.get(name, value) != value]
+    details = ", ".join(f"{name} was {before[name]}, is {now[name]}" for name in changed)
+    return [f"not quite the run that was stopped: {details}"] if changed else []
+
+
+def _newer_parts(run, saved):
+    """In words, which parts have another time stamp than in the saved run, as a list."""
+    now, before = run["times"], saved.get("times", [])
+    if not isinstance(before, list) or len(before) != len(now):
+        return []
+    changed = [index for index in range(len(now)) if now[index] != before[index]]
+    if not changed:
+        return []
+    return [
+        f"{len(changed)} of {len(now)} part(s) of the data, number {changed[0]} first, may not be what they were when "
+        "the run was stopped: their time stamps differ; sizes and the blocks that have been compared do not"
+    ]
 
 
 def _restore_position(job, args, state):

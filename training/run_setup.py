@@ -16,6 +16,7 @@ from system.errors import UserError
 from system.folder_lock import lock_folder
 from system.input_files import reading
 from system.output_files import check_can_write, writing
+from system.processors import usable_processors
 from training import model_flags
 
 # Seconds: it is killed with its parent, but may still be giving back its memory when it is started again.
@@ -109,7 +110,7 @@ def start_engine(args):
         if args.zero_stage > 1:
             print(f"Notice: --zero_stage={args.zero_stage} does on the CPU what --zero_stage=1 does.", flush=True)
         threads = cpu_threads_of_rank(args)
-        if args.cpu_threads is not None or args.gpu_num_per_node > 1:
+        if args.cpu_threads is not None or threads < len(os.sched_getaffinity(0)):
             # For OneFlow's own kernels, which would take all processors but two.
             os.environ["OMP_NUM_THREADS"] = str(threads)
     elif args.cpu_threads is not None:
@@ -149,11 +150,11 @@ def _use_bfloat16():
 def cpu_threads_of_rank(args):
     """Threads for this rank: its share of --cpu_threads, or what OMP_NUM_THREADS says, or its share of the processors.
 
-    The processors are those that the process may run on. Raises UserError if OMP_NUM_THREADS asks for too many.
+    Raises UserError if OMP_NUM_THREADS asks for too many.
     """
     given = os.environ.get("OMP_NUM_THREADS", "")
     if args.cpu_threads is None and given.isdecimal() and int(given) > 0:
         if int(given) > config.MOST_CPU_THREADS:
             raise UserError(f"OMP_NUM_THREADS={given}: too many threads; {config.MOST_CPU_THREADS} are the most")
         return int(given)
-    return max(1, (args.cpu_threads or len(os.sched_getaffinity(0))) // args.gpu_num_per_node)
+    return max(1, (args.cpu_threads or usable_processors()) // args.gpu_num_per_node)

@@ -86,7 +86,7 @@ def test_fewer_gpus_than_asked_for(monkeypatch, requested):
 
 @pytest.mark.parametrize(("driver", "requested"), [(Driver([A100]), "cpu"), (Driver([]), "auto")])
 def test_processes_on_the_cpu_are_limited_by_reason_only(monkeypatch, driver, requested):
-    monkeypatch.setattr(device.os, "sched_getaffinity", lambda process: {0, 1})
+    monkeypatch.setattr(device, "usable_processors", lambda: 2)
     assert choose(monkeypatch, driver, requested, 32)[0] == "cpu"
     with pytest.raises(UserError, match="--gpu_num_per_node=33 .* 2 processor"):
         choose(monkeypatch, driver, requested, 33)

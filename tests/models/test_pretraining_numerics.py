@@ -15,6 +15,8 @@ from snapshots.variables import variable_name
 from training import optimizer
 from training.job import TrainJob
 
+pytestmark = pytest.mark.engine
+
 SEQ_LENGTH = 32
 NUM_HEADS = 2
 BATCH = 6

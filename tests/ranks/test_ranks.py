@@ -82,6 +82,7 @@ def assert_same_snapshot(folder, expected):
         assert np.linalg.norm(value - reference) <= 1e-4 * np.linalg.norm(reference) + 1e-7, name
 
 
+@pytest.mark.engine
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_losses_are_those_of_one_rank(runs, ranks):
     for name in (*LOSSES, "gradient_norm"):
@@ -102,6 +103,7 @@ def test_rank_0_prints_and_the_others_write_to_files(runs, ranks):
     assert "LoadServer" not in log, "it has tried to reach rank 0 too early, which costs 10 seconds"
 
 
+@pytest.mark.engine
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_snapshots_are_whole_and_do_not_tell_the_number_of_ranks(runs, ranks):
     assert_same_snapshot(runs[ranks] / "snapshot_5", runs[1] / "snapshot_5")
@@ -129,6 +131,7 @@ def test_zero_changes_neither_losses_nor_snapshots(data, runs, resumed, tmp_path
     assert_same_snapshot(tmp_path / "last_snapshot", resumed[1] / "last_snapshot")
 
 
+@pytest.mark.engine
 def test_squad_predictions_are_the_same_to_the_byte(tmp_path):
     write_squad_parts(tmp_path / "train", 8)
     write_squad_parts(tmp_path / "dev", 13, parts=2, is_training=False)

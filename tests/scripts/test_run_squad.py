@@ -90,6 +90,7 @@ def bert(tmp_path_factory):
     return model
 
 
+@pytest.mark.engine
 def test_output_and_snapshot(work):
     lines = (work / "first.txt").read_text().splitlines()
     losses = [line for line in lines if line.startswith("iter ")]
@@ -103,6 +104,7 @@ def test_output_and_snapshot(work):
     assert not [name for name in names if "pooler" in name or "predictions" in name]
 
 
+@pytest.mark.engine
 def test_predictions_agree_with_the_reference(work):
     """Every field of the records, and every variable, in its place: against float64."""
     results = predict(work / "dev", work / "first" / "last_snapshot", work / "reference.npy")
@@ -116,6 +118,7 @@ def test_predictions_agree_with_the_reference(work):
     np.testing.assert_allclose(results["end_logits"], end, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.engine
 def test_training_agrees_with_the_reference(work, tmp_path):
     (features,) = write_squad_parts(tmp_path / "data", 1, seed=3)
     batch = {name: values[None] for name, values in features.items()}
@@ -129,6 +132,7 @@ def test_training_agrees_with_the_reference(work, tmp_path):
     assert line["gradient_norm"] == pytest.approx(norm, rel=1e-4)
 
 
+@pytest.mark.engine
 @pytest.mark.parametrize("batch_size", [1, 3, 16])
 def test_prediction_does_not_depend_on_the_batch(work, batch_size):
     model = work / "first" / "last_snapshot"
@@ -148,6 +152,7 @@ def test_iterations_beyond_the_data_set_wrap_around(work):
     assert len(predict(work / "dev", model, work / "part.npy", iter_num=2)) == 8
 
 
+@pytest.mark.engine
 def test_prediction_over_several_parts(work, tmp_path):
     write_squad_parts(tmp_path / "dev", 11, parts=3, seed=1, is_training=False)
     model = work / "first" / "last_snapshot"
@@ -177,6 +182,7 @@ def test_without_padding(tmp_path):
         assert (whole[name] != -10000).all() and (short[name] == -10000).any()
 
 
+@pytest.mark.engine
 def test_num_epochs(work, tmp_path):
     result = train(work / "train", tmp_path, iter_num="", num_epochs=3)
     assert result.returncode == 2  # an empty iter_num is no number

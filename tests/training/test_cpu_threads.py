@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 
 import pytest
 
@@ -18,7 +17,7 @@ def threads(cpu_threads, ranks):
 
 def test_division_among_ranks(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)))
+    monkeypatch.setattr(run_setup, "usable_processors", lambda: 12)
     assert [threads(None, ranks) for ranks in (1, 2, 5, 12, 24)] == [12, 6, 2, 1, 1]
     assert [threads(7, ranks) for ranks in (1, 2, 7)] == [7, 3, 1]
     monkeypatch.setenv("OMP_NUM_THREADS", "3")

@@ -1,8 +1,12 @@
 """Steps that mixed precision skips because a scaled gradient overflows, which a CPU can show as well."""
 
+import pytest
+
 from config import parse_pretraining_args
 from engine.oneflow_loader import flow
 from training.job import TrainJob
+
+pytestmark = pytest.mark.engine
 
 PLACEMENT = flow.placement("cpu", [0])
 

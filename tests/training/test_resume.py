@@ -1,5 +1,6 @@
 """--resume: the run that was stopped and goes on is the run that was never stopped, byte for byte."""
 
+import argparse
 import json
 import os
 import re
@@ -11,10 +12,14 @@ import time
 
 import pytest
 
+import config
 from launched import PRETRAINING, Launched, slow_disk
 from made_parts import write_pretraining_part
+from records.checks import DataSet
 from running import ROOT, assert_fails_with_one_line, needs_kernels, run
 from snapshots import layout, run_state, series
+from system.errors import UserError
+from training import resume
 
 STEP = "System-Train-TrainStep-PretrainJob"
 # Shuffled, with dropout, and a line of losses that a save falls into.
@@ -234,6 +239,7 @@ class TestNotExactly:
         flags = {"iter_num": 26, "learning_rate": 1e-4}
         self.check(data, stopped, "--iter_num was 24, is 26, --learning_rate was 0.001, is 0.0001", **flags)
 
+    @pytest.mark.engine
     def test_without_the_kernels(self, data, stopped, monkeypatch):
         monkeypatch.setenv("BERT_KERNELS", "none")
         self.check(data, stopped, "data and dropout begin anew in another order")
@@ -245,6 +251,93 @@ class TestNotExactly:
             "with 1 as the number of ranks, not 2"
         )
         self.check(data, stopped, reason, gpu_num_per_node=2, batch_size_per_device=2)
+
+
+class TestComparing:
+    """What is compared with the run that was stopped, without one."""
+
+    @pytest.fixture
+    def run_of(self, tmp_path, monkeypatch):
+        """run_of(paths, flag=value) is what resume knows of a run, with a model on a CPU."""
+        monkeypatch.setattr(resume, "_BLOCK", 100)
+        monkeypatch.setattr(resume, "_BLOCKS", 8)
+        parameter = argparse.Namespace(placement=argparse.Namespace(type="cpu"))
+        job = argparse.Namespace(parameters_of_model=lambda: [parameter])
+
+        def run_of(paths, **flags):
+            args = config.parse_pretraining_args([f"--data_dir={tmp_path}"])
+            vars(args).update(flags)
+            return resume._describe_run(job, args, DataSet(paths, {}, None))
+
+        return run_of
+
+    def notices(self, tmp_path, saved, run):
+        """What resuming `run` from a snapshot of `saved` tells. Raises UserError if it is refused."""
+        folder = tmp_path / "snapshot_5"
+        (folder / STEP).mkdir(parents=True, exist_ok=True)
+        state = {"run_number": 1, "iteration": 5, "losses": {}, "positions": [{"reader": None, "random": None}]}
+        (folder / STEP / run_state.FILE).write_bytes(run_state.encode({**state, "run": saved}))
+        return resume._read_state(folder, run)["notices"]
+
+    def write_parts(self, tmp_path, size):
+        paths = [tmp_path / f"part-{index}" for index in range(2)]
+        for path in paths:
+            path.write_bytes(b"x" * size)
+            os.utime(path, (1e9, 1e9))
+        return paths
+
+    @pytest.mark.parametrize(
+        ("size", "changed"), [(399, slice(398, 399)), (400, slice(250, 251)), (200000, slice(65536, None))]
+    )
+    def test_blocks_are_spread_over_each_part(self, tmp_path, run_of, size, changed):
+        """Of a part that is no larger than its blocks any byte counts."""
+        paths = self.write_parts(tmp_path, size)
+        saved = run_of(paths)
+        assert self.notices(tmp_path, saved, saved) == []
+        content = bytearray(b"x" * size)
+        content[changed] = b"y" * len(content[changed])
+        paths[1].write_bytes(content)
+        with pytest.raises(UserError, match="is of a run with blocks of the data = " if size > 65536 else "with data"):
+            self.notices(tmp_path, saved, run_of(paths))
+
+    def test_time_stamps(self, tmp_path, run_of):
+        """Only where they tell more than what has been compared."""
+        for size, expected in ((400, 0), (200000, 1)):
+            paths = self.write_parts(tmp_path, size)
+            saved = run_of(paths)
+            os.utime(paths[1], (2e9, 2e9))
+            notices = self.notices(tmp_path, saved, run_of(paths))
+            assert len(notices) == expected
+        assert "1 of 2 part(s) of the data, number 1 first" in notices[0]
+
+    def test_a_flag_that_is_added_later(self, tmp_path, run_of):
+        paths = self.write_parts(tmp_path, 10)
+        with pytest.raises(UserError, match="is of a run with --label_smoothing = 0.1, not 0.2"):
+            self.notices(tmp_path, run_of(paths, label_smoothing=0.1), run_of(paths, label_smoothing=0.2))
+        # It is no difference to a snapshot that was saved before it came.
+        assert self.notices(tmp_path, run_of(paths), run_of(paths, label_smoothing=0.2)) == []
+
+    def test_a_snapshot_of_a_version_that_compared_less(self, tmp_path, run_of):
+        paths = self.write_parts(tmp_path, 10)
+        run = run_of(paths)
+        saved = {"same": {"--seed": 12345, "data": run["same"]["data"]}, "similar": {"--iter_num": 7}}
+        assert self.notices(tmp_path, saved, run) == [
+            "not quite the run that was stopped: --iter_num was 7, is 1144000"
+        ]
+        paths[0].write_bytes(b"y" * 10)
+        with pytest.raises(UserError, match="is of a run with data"):
+            self.notices(tmp_path, saved, run_of(paths))
+
+    def test_every_exception_is_a_flag(self):
+        """And no flag is in two lists."""
+        parsed = [
+            config.parse_pretraining_args(["--data_dir=x"]),
+            config.parse_squad_args(["--data_dir=x"]),
+            config.parse_squad_predict_args(["--data_dir=x", "--model_load_dir=x"]),
+        ]
+        listed = [*config._FLAGS_OF_A_NODE, *config._FLAGS_OF_A_START, *config._FLAGS_THAT_MAY_CHANGE]
+        assert len(set(listed)) == len(listed)
+        assert set(listed) <= set().union(*map(vars, parsed))
 
 
 class TestRefused:
@@ -266,6 +359,7 @@ class TestRefused:
     def test_another_run(self, data, stopped, flags, message):
         self.check(data, stopped, f"{stopped}/snapshot_20 is of a run with {message}", **flags)
 
+    @pytest.mark.engine
     def test_other_data(self, data, stopped, tmp_path):
         other = tmp_path / "other"
         shutil.copytree(data, other)
