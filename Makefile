@@ -12,6 +12,8 @@ help: ## Show the targets
 setup: ## Make .venv: Python 3.10 and the pinned requirements
 	@scripts/setup.sh
 
+pretrain test: export BERT_SETUP_KERNELS := yes
+
 pretrain: setup kernels-if-possible ## Pre-train BERT on the 40 samples, with the tutorial's command line
 	$(PYTHON) ./run_pretraining.py \
 	  --gpu_num_per_node=1 \

@@ -3,6 +3,8 @@
 #
 #   scripts/setup.sh [REQUIREMENTS_FILE]      default: requirements-dev.txt
 #
+# With BERT_SETUP_KERNELS=yes it compiles the native kernels meanwhile, if there is a compiler.
+#
 # When .venv is ready, that is all it finds out. A change of the requirements installs them into .venv; a .venv that
 # is half built, moved or of another Python is made anew. Exit status: 0 ready, 1 a step failed, 2 something is missing.
 #
@@ -132,12 +134,58 @@ make_venv() {
     "$python" -m venv .venv || fail 1 "$python could not make .venv (its message is above)"
 }
 
+# A user's pip configuration may ask for --user, which no virtual environment can do.
+run_pip() {
+    PIP_USER=0 .venv/bin/python -I -m pip install --disable-pip-version-check "$@"
+}
+
+# The lines of the requirements for packages whose names match a pattern.
+pins() {
+    sed -nE "/^($1)==/p" requirements*.txt
+}
+
+# Installs the largest packages side by side, as far as pip can: what fails here is left to the pip that installs all.
+# With BERT_SETUP_KERNELS the native kernels are compiled as soon as OneFlow and oneDNN are there.
+install_largest() {
+    [ -n "$(pins oneflow)" ] && ! [ -d "$(.venv/bin/python -I -c 'import sysconfig; print(sysconfig.get_path("platlib"))')/oneflow" ] ||
+        return 0
+    # shellcheck disable=SC2046  # one argument a package
+    run_pip --no-deps $(pins 'nvidia-.*') >>.venv/pip.log 2>&1 &
+    cuda=$!
+    # shellcheck disable=SC2046
+    run_pip --no-deps $(pins 'tensorflow-cpu') >>.venv/pip.log 2>&1 &
+    tensorflow=$!
+    (
+        # shellcheck disable=SC2046
+        run_pip --no-deps $(pins 'oneflow|onednn-.*') >>.venv/pip.log 2>&1 || exit 0
+        [ -n "${BERT_SETUP_KERNELS:-}" ] && .venv/bin/python tools/build_kernels.py --if_possible >.venv/kernels.log 2>&1
+    ) &
+    oneflow=$!
+    for job in $cuda $tensorflow $oneflow; do
+        wait "$job" || true
+    done
+}
+
+# Says every few seconds how much is there, until it is killed or this script has ended.
+tell_progress() {
+    while sleep 10 >/dev/null 2>&1 && kill -0 $$ 2>/dev/null; do
+        say "$(du -sm .venv | awk '{ printf "%.1f GB of about 5 are installed", $1 / 1000 }')"
+    done
+}
+
 install_requirements() {
-    say "installing $REQUIREMENTS (the first time about 5 GB and some minutes; pip's progress is in .venv/pip.log)"
+    say "installing $REQUIREMENTS (the first time about 5 GB and some minutes; pip's messages are in .venv/pip.log)"
     echo incomplete >.venv/.setup
-    # A user's pip configuration may ask for --user, which no virtual environment can do.
-    if ! PIP_USER=0 .venv/bin/python -I -m pip install --disable-pip-version-check -r "$REQUIREMENTS" \
-        >.venv/pip.log 2>&1; then
+    : >.venv/pip.log
+    # Not by a redirection of the function: dash keeps a copy of what that closes, and with it the lock.
+    (exec 9>&-; tell_progress) &
+    telling=$!
+    trap 'kill $telling 2>/dev/null || true' EXIT
+    install_largest
+    status=0
+    run_pip -r "$REQUIREMENTS" >>.venv/pip.log 2>&1 || status=$?
+    kill $telling 2>/dev/null || true
+    if [ $status -ne 0 ]; then
         tail -n 20 .venv/pip.log >&2
         fail 1 "pip could not install $REQUIREMENTS (its message is above); run this again when that is put right"
     fi

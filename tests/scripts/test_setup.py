@@ -160,7 +160,7 @@ def test_killed_while_it_installs(sandbox, tmp_path):
         next_one = sandbox.start()
         assert next_one.stdout.readline() == WAITING
         answer.set()
-        stdout, _ = next_one.communicate(timeout=60)
+        stdout, _ = next_one.communicate(timeout=300)
         kill(killed)
     assert next_one.returncode == 0
     assert "making .venv anew" in stdout
