@@ -55,8 +55,8 @@ def __getattr__(name):
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def load(log_file=None) -> Any:
-    """Imports OneFlow and returns it; a later call returns the same module.
+def load(log_file=None, device_type="cpu") -> Any:
+    """Imports OneFlow, for a model on `device_type`, and returns it; a later call returns the same module.
 
     Settings that make it usable on a CPU are put into the environment unless the user has set them. Where stderr is no
     file, what OneFlow says there at every start goes to `log_file` (or nowhere); anything else it says is passed on.
@@ -70,7 +70,7 @@ def load(log_file=None) -> Any:
         os.environ.setdefault(name, value)
     for package, library in _CUDA_LIBRARIES:
         _load_library(package, library)
-    native.preload()
+    native.preload(device_type)
     with _noise_to(log_file), _interrupts_as_before():
         try:
             import oneflow
@@ -84,7 +84,7 @@ def load(log_file=None) -> Any:
             raise UserError(f"OneFlow cannot be imported ({error}): pip install -r requirements.txt") from None
         # Starts what the first graph would start, and says the rest of its noise.
         oneflow.framework.session_context.GetDefaultSession().TryInit()
-        native.load(oneflow)
+        native.load(oneflow, device_type)
     if oneflow.env.get_world_size() > 1:
         # A rank connects to the others before it has made what takes their messages, and dies of one that comes in
         # between. The barrier goes another way, by gRPC.

@@ -117,7 +117,7 @@ def start_engine(args):
         print(f"Notice: --cpu_threads={args.cpu_threads} has no effect on a GPU.", flush=True)
     wait_for_first_rank(args.rendezvous_timeout)
     supervision.start_engine_log(args.log_dir)
-    flow = oneflow_loader.load(supervision.engine_log(args.log_dir))
+    flow = oneflow_loader.load(supervision.engine_log(args.log_dir), device_type)
     args.iter_num = from_first_rank(lambda: args.iter_num)
     model_flags.check_same_on_all_ranks(args)
     flow.manual_seed(args.seed)
