@@ -206,7 +206,7 @@ def _add_tutorial_flags(groups, iter_num_default=None, predicts_masks=True, trai
         devices,
         "--use_fp16",
         default=None,
-        help="GPU: mixed precision with dynamic loss scaling; CPU: large matrix products in bfloat16",
+        help="GPU: mixed precision, in training with dynamic loss scaling; CPU: large matrix products in bfloat16",
     )
     add_bool(
         devices,
@@ -293,8 +293,8 @@ def _add_later_flags(groups, trains=True):
         type=int,
         choices=(0, 1, 2, 3),
         default=0,
-        help="ZeRO: 1 divides parameters and Adam's moments among the ranks, not a copy on each; 2 and 3 also save "
-        "memory of gradients and of gathered parameters, on GPUs",
+        help="ZeRO: 1 divides parameters and Adam's moments among the ranks, not a copy on each; 2 on GPUs also lets "
+        "gradients and gathered parameters share memory, but nothing overlaps with collectives; 3 hardly saves more",
     )
     _add_shape(groups["model"], "intermediate_size", "feed-forward units")
     groups["model"].add_argument(
