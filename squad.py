@@ -65,20 +65,20 @@ class SquadFinetuneJob(TrainJob):
 
 
 class _PredictJob(nn.Graph):
-    """A graph of BertForQuestionAnswering that predicts, on a GPU in mixed precision if `use_fp16` says so."""
+    """A graph of BertForQuestionAnswering that predicts, in mixed precision if `amp_dtype` names a data type."""
 
-    def __init__(self, model, use_fp16=False):
+    def __init__(self, model, amp_dtype=None):
         super().__init__()
         self.model = model.eval()
-        if use_fp16 and next(model.parameters()).is_cuda:
-            self.config.enable_amp(True)
+        if amp_dtype is not None:
+            self.config.enable_amp(True, dtype=getattr(flow, amp_dtype))
 
 
 class SquadPredictJob(_PredictJob):
     """Reads a batch and scores its tokens."""
 
-    def __init__(self, model, loader, use_fp16=False):
-        super().__init__(model, use_fp16)
+    def __init__(self, model, loader, amp_dtype=None):
+        super().__init__(model, amp_dtype)
         self.loader = loader
 
     def build(self):
@@ -122,10 +122,10 @@ class ShortPrediction:
 
     LOGIT_OF_PADDING = -10000.0
 
-    def __init__(self, model, placement, use_fp16=False):
+    def __init__(self, model, placement, amp_dtype=None):
         self.model_job = SquadBatchJob(model)  # for the parameters; runs nothing
         self._model = model
-        self._use_fp16 = use_fp16
+        self._amp_dtype = amp_dtype
         self._placement = placement
         self._sbp = flow.sbp.split(0) if len(placement.ranks) > 1 else flow.sbp.broadcast
         self._jobs = {}
@@ -163,7 +163,7 @@ class ShortPrediction:
     def _score(self, windows, rows, length):
         """The logits, [B, length], of the windows `rows`, which the first rank has."""
         if length not in self._jobs:
-            self._jobs[length] = SquadBatchJob(self._model, self._use_fp16)
+            self._jobs[length] = SquadBatchJob(self._model, self._amp_dtype)
         inputs = []
         for name in ("input_ids", "input_mask", "segment_ids"):
             values = np.ascontiguousarray(windows[name][rows, :length]) if windows is not None else []

@@ -19,8 +19,8 @@ from engine import kernel_files, libraries, native
 from system.errors import UserError
 from system.signals import Signalled
 
-# Version and commit. Functions of this build are replaced by name (kernels/preload.cpp), and its classes are laid out as
-# the headers of the wheel have them.
+# Version and commit. Functions of this build are replaced by name (kernels/preload.cpp), and its classes are laid out
+# as the headers of the wheel have them.
 _BUILD = ("0.9.0", "381b12c")
 
 # In the order of their dependencies.

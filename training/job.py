@@ -3,6 +3,7 @@
 import functools
 import math
 
+import config
 from engine.oneflow_loader import flow, nn
 from engine.operators import in_float32, over_all_ranks
 from training.optimizer import MAX_GRADIENT_NORM, clip_by_global_norm, make_optimizer
@@ -28,11 +29,13 @@ class TrainJob(nn.Graph):
         placement = self._parameters[0].placement
         self.signals = _SignalsOfRanks(placement) if len(placement.ranks) > 1 else None
         optimizer, schedule = make_optimizer(self._parameters, args)
-        # Mixed precision scales the loss, lest gradients be too small for float16. The optimiser scales them back, and
-        # skips a step whose gradients are not finite.
-        self.scales_loss = args.use_fp16 and placement.type == "cuda"
+        amp_dtype = config.amp_dtype(args, placement.type)
+        if amp_dtype is not None:
+            self.config.enable_amp(True, dtype=getattr(flow, amp_dtype))
+        # Lest gradients be too small for float16. The optimiser scales them back, and skips a step whose gradients are
+        # not finite.
+        self.scales_loss = amp_dtype == "float16"
         if self.scales_loss:
-            self.config.enable_amp(True)
             self.set_grad_scaler(flow.amp.GradScaler(init_scale=2.0**16, growth_interval=2000))
         # The update itself then scales the gradients: clipped ones need no memory and no pass of their own.
         self.config.allow_fuse_model_update_ops(True)

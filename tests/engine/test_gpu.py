@@ -112,6 +112,18 @@ def test_snapshots_begin_as_on_the_cpu(data, tmp_path):
             np.testing.assert_array_equal(*values, err_msg=name)
 
 
+@pytest.mark.skipif(not all(gpu.is_ampere() for gpu in GPUS or ()), reason="a GPU here has no bfloat16")
+@pytest.mark.parametrize("ranks", RANKS)
+def test_bfloat16(data, tmp_path, ranks):
+    flags = {**PRETRAINING, **MODEL, **TRAINING, "data_dir": data / "pretraining", "use_fp16": True}
+    (graph,) = structure_of("run_pretraining", tmp_path, ranks, **flags, amp_dtype="bfloat16")["graphs"]
+    assert dtypes_of(graph, "matmul") == {"kBFloat16"}
+    assert dtypes_of(graph, "sparse_softmax_cross_entropy", "sparse_softmax_cross_entropy_grad") == {"kFloat"}
+    # Nothing is scaled, so no step is skipped.
+    assert not {"multi_count_not_finite", "dynamic_loss_scale_schedule"} & {operator["type"] for operator in graph}
+    assert len(logged(tmp_path)) == 3
+
+
 @pytest.mark.parametrize("ranks", RANKS)
 @pytest.mark.parametrize("skip_padding", [False, True])
 @pytest.mark.parametrize("use_fp16", [False, True])

@@ -1,7 +1,7 @@
 """A script of the suite, named by the variable SCRIPT, that writes what its run consisted of as JSON to --log_dir.
 
 structure-<rank>.json has `graphs`: for each graph that has been compiled, a list of its operators, each with `type` and
-`dtypes`, the data types of what it takes and makes; and `idle_threads`: how many run at idle priority.
+`dtypes`, those of what it takes and makes; and `idle_threads`: how many threads run at idle priority.
 """
 
 import importlib
