@@ -83,7 +83,7 @@ def test_says_why_the_gpu_cannot_be_used(monkeypatch, driver, reason):
 
 @pytest.mark.parametrize("requested", ["auto", "cuda"])
 def test_fewer_gpus_than_asked_for(monkeypatch, requested):
-    with pytest.raises(UserError, match="--gpu_num_per_node=2, but this machine has 1 GPU"):
+    with pytest.raises(UserError, match="--gpu_num_per_node=2, but of this machine.s GPUs OneFlow can use 1"):
         choose(monkeypatch, Driver([A100]), requested, 2)
 
 
@@ -91,7 +91,7 @@ def test_fewer_gpus_than_asked_for(monkeypatch, requested):
 def test_processes_on_the_cpu_are_limited_by_reason_only(monkeypatch, driver, requested):
     monkeypatch.setattr(device, "usable_processors", lambda: 2)
     assert choose(monkeypatch, driver, requested, 32)[0] == "cpu"
-    with pytest.raises(UserError, match="--gpu_num_per_node=33 .* 2 processor"):
+    with pytest.raises(UserError, match="--gpu_num_per_node=33 .* number of processors is 2"):
         choose(monkeypatch, driver, requested, 33)
 
 

@@ -48,7 +48,7 @@ def data(tmp_path_factory):
 
 def structure_of(script, output, ranks, **flags):
     """What tests/helpers/gpu_program.py writes on the first rank of a run that succeeds."""
-    flags = {"data_part_num": 2, "log_dir": output, "model_save_dir": output, "gpu_num_per_node": ranks, **flags}
+    flags |= {"data_part_num": 2, "log_dir": output, "model_save_dir": output, "gpu_num_per_node": ranks}
     result = subprocess.run(
         [sys.executable, str(ROOT / "tests" / "helpers" / "gpu_program.py")]
         + [f"--{name}={value}" for name, value in flags.items()],
