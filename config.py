@@ -73,6 +73,8 @@ _FLAGS_THAT_MAY_CHANGE = (
     "attention_probs_dropout_prob",
     "hidden_dropout_prob",
     "use_fp16",
+    "amp_dtype",
+    "tf32",
 )
 
 
@@ -206,7 +208,7 @@ def _add_tutorial_flags(groups, iter_num_default=None, predicts_masks=True, trai
         devices,
         "--use_fp16",
         default=None,
-        help="GPU: mixed precision with dynamic loss scaling; CPU: large matrix products in bfloat16",
+        help="GPU: mixed precision, in training with dynamic loss scaling; CPU: large matrix products in bfloat16",
     )
     add_bool(
         devices,
@@ -293,8 +295,8 @@ def _add_later_flags(groups, trains=True):
         type=int,
         choices=(0, 1, 2, 3),
         default=0,
-        help="ZeRO: 1 divides parameters and Adam's moments among the ranks, not a copy on each; 2 and 3 also save "
-        "memory of gradients and of gathered parameters, on GPUs",
+        help="ZeRO: 1 divides parameters and Adam's moments among the ranks, not a copy on each; 2 on GPUs also lets "
+        "gradients and gathered parameters share memory, but nothing overlaps with collectives; 3 hardly saves more",
     )
     _add_shape(groups["model"], "intermediate_size", "feed-forward units")
     groups["model"].add_argument(
@@ -342,6 +344,17 @@ def _add_later_flags(groups, trains=True):
         "--check_data",
         help="check every record before the run, which is always done without the native kernels",
     )
+    devices.add_argument(
+        "--amp_dtype",
+        choices=("float16", "bfloat16"),
+        help="what --use_fp16 computes in on a GPU (default: float16); bfloat16 needs no loss scaling",
+    )
+    add_bool(
+        devices,
+        "--tf32",
+        default=True,
+        help="GPU: let products of float32 round their operands to TF32, which is faster, where the GPU can do so",
+    )
 
 
 def _complete(args):
@@ -355,6 +368,8 @@ def _complete(args):
             f"--cpu_threads={args.cpu_threads} is too few for --gpu_num_per_node={args.gpu_num_per_node}: each rank "
             "needs a thread"
         )
+    if args.amp_dtype is not None and not args.use_fp16:
+        raise UserError(f"--amp_dtype={args.amp_dtype} is for mixed precision: add --use_fp16")
     if args.model_save_dir is None:
         if args.resume:
             raise UserError("--resume needs --model_save_dir, the folder of the snapshots to go on from")
@@ -410,6 +425,13 @@ def rank_count(args):
 def global_batch_size(args):
     """Sequences in a batch over all devices."""
     return rank_count(args) * args.batch_size_per_device
+
+
+def amp_dtype(args, device_type):
+    """The name of the data type that graphs on `device_type` compute in beside float32, or None."""
+    if not args.use_fp16 or device_type == "cpu":
+        return None
+    return args.amp_dtype or "float16"
 
 
 def print_args(args):

@@ -72,7 +72,8 @@ class BertForPretraining(nn.Module):
         masked_lm_logits = self.cls.predictions(
             sequence_output, masked_lm_positions, self.bert.embeddings.word_embeddings
         )
-        return masked_lm_logits, self.cls.seq_relationship(self.bert.pooler(sequence_output))
+        next_sentence_logits = self.cls.seq_relationship(self.bert.pooler(sequence_output))
+        return operators.in_float32(masked_lm_logits), operators.in_float32(next_sentence_logits)
 
     def forward(self, batch):
         """The losses of a global batch: `batch` maps a record's field names to [B, length] tensors.

@@ -42,12 +42,13 @@ def predict_logits(data_set, args):
     placement = run_setup.start_engine(args)
     initializer = bert_util.Initializer(placement, args.seed)
     model = squad.BertForQuestionAnswering(bert_util.bert_config(args), initializer)
+    amp_dtype = config.amp_dtype(args, placement.type)
     if args.skip_padding:
-        prediction = squad.ShortPrediction(model, placement)
+        prediction = squad.ShortPrediction(model, placement, amp_dtype)
         job_state.restore_for_prediction(prediction.model_job, args.model_load_dir, args.skip_checksums)
         return prediction.predict(data_set, args)
     data = loader.OFRecordLoader(data_set, config.global_batch_size(args), placement, shuffle=False, seed=args.seed)
-    job = squad.SquadPredictJob(model, data)
+    job = squad.SquadPredictJob(model, data, amp_dtype)
     job_state.restore_for_prediction(job, args.model_load_dir, args.skip_checksums)
     return squad.predict(job, args.iter_num, args.seq_length)
 

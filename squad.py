@@ -5,7 +5,7 @@ import numpy as np
 import bert_util
 import config
 from engine.oneflow_loader import flow, nn
-from engine.operators import over_all_ranks
+from engine.operators import in_float32, over_all_ranks
 from ranks.ranks import from_first_rank, rank
 from records import prediction_file, squad_batches
 from system.progress import progress_bar
@@ -44,7 +44,8 @@ class BertForQuestionAnswering(nn.Module):
 
     def logits(self, batch):
         """`batch` maps a record's field names to [B, length] tensors -> start and end logits, [B, S] each."""
-        return self.cls.squad(self.bert(batch["input_ids"], batch["input_mask"], batch["segment_ids"]))
+        logits = self.cls.squad(self.bert(batch["input_ids"], batch["input_mask"], batch["segment_ids"]))
+        return tuple(map(in_float32, logits))
 
     def forward(self, batch):
         """total_loss by name: half the start's plus half the end's mean cross-entropy over the S positions."""
@@ -63,12 +64,21 @@ class SquadFinetuneJob(TrainJob):
     """The train job of BertForQuestionAnswering."""
 
 
-class SquadPredictJob(nn.Graph):
-    """Reads a batch and scores its tokens."""
+class _PredictJob(nn.Graph):
+    """A graph of BertForQuestionAnswering that predicts, in mixed precision if `amp_dtype` names a data type."""
 
-    def __init__(self, model, loader):
+    def __init__(self, model, amp_dtype=None):
         super().__init__()
         self.model = model.eval()
+        if amp_dtype is not None:
+            self.config.enable_amp(True, dtype=getattr(flow, amp_dtype))
+
+
+class SquadPredictJob(_PredictJob):
+    """Reads a batch and scores its tokens."""
+
+    def __init__(self, model, loader, amp_dtype=None):
+        super().__init__(model, amp_dtype)
         self.loader = loader
 
     def build(self):
@@ -79,12 +89,8 @@ class SquadPredictJob(nn.Graph):
             return [output.to_global(sbp=flow.sbp.broadcast) for output in outputs]
 
 
-class SquadBatchJob(nn.Graph):
+class SquadBatchJob(_PredictJob):
     """Scores the tokens of the batches that it is given, which are all of one size."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.model = model.eval()
 
     def build(self, input_ids, input_mask, segment_ids):
         """Three [B, S] -> start and end logits, [B, S] each, whole on every rank."""
@@ -116,9 +122,10 @@ class ShortPrediction:
 
     LOGIT_OF_PADDING = -10000.0
 
-    def __init__(self, model, placement):
+    def __init__(self, model, placement, amp_dtype=None):
         self.model_job = SquadBatchJob(model)  # for the parameters; runs nothing
         self._model = model
+        self._amp_dtype = amp_dtype
         self._placement = placement
         self._sbp = flow.sbp.split(0) if len(placement.ranks) > 1 else flow.sbp.broadcast
         self._jobs = {}
@@ -156,7 +163,7 @@ class ShortPrediction:
     def _score(self, windows, rows, length):
         """The logits, [B, length], of the windows `rows`, which the first rank has."""
         if length not in self._jobs:
-            self._jobs[length] = SquadBatchJob(self._model)
+            self._jobs[length] = SquadBatchJob(self._model, self._amp_dtype)
         inputs = []
         for name in ("input_ids", "input_mask", "segment_ids"):
             values = np.ascontiguousarray(windows[name][rows, :length]) if windows is not None else []

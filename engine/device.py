@@ -5,6 +5,7 @@ its wheel has no machine code for.
 """
 
 import ctypes
+from typing import NamedTuple
 
 from system.errors import UserError
 from system.processors import usable_processors
@@ -12,13 +13,29 @@ from system.processors import usable_processors
 # The wheel holds machine code for these compute capabilities and no PTX. Code for x.y runs on x.z with z >= y.
 _LOWEST_CAPABILITY = (6, 0)
 _FIRST_UNSUPPORTED_CAPABILITY = (9, 0)
-_LOWEST_DRIVER = 11070  # CUDA 11.7, as cuDriverGetVersion counts
+# The wheel has the runtime of CUDA 11.7. By minor version compatibility (NVIDIA's CUDA Compatibility) it works with
+# drivers from 450.80.02 (CUDA 11.0) on, for a program that has machine code and needs no PTX compiled.
+_LOWEST_DRIVER = 11000  # as cuDriverGetVersion counts
 
 # More ranks on the CPU are a mistake that would bring the machine to its knees.
 _RANKS_PER_PROCESSOR = 16
 
 _COMPUTE_CAPABILITY_MAJOR = 75  # CUdevice_attribute
 _COMPUTE_CAPABILITY_MINOR = 76
+
+
+class Gpu(NamedTuple):
+    """A GPU that OneFlow can use."""
+
+    name: str
+    capability: tuple  # major, minor
+
+    def __str__(self):
+        return f"{self.name}, compute capability {self.capability[0]}.{self.capability[1]}"
+
+    def is_ampere(self):
+        """Whether it is of the first generation that computes in bfloat16 and TF32, or a later one."""
+        return self.capability >= (8, 0)
 
 
 def choose_device(requested, gpu_num_per_node):
@@ -37,7 +54,7 @@ def choose_device(requested, gpu_num_per_node):
             "ask for fewer, or for processes on the CPU with --device=cpu"
         )
     if problem is None:
-        return "cuda", gpus[0]
+        return "cuda", str(gpus[0])
     if requested == "cuda":
         raise UserError(f"--device=cuda: {problem}; use --device=cpu or --device=auto to run on the CPU")
     _check_processors(gpu_num_per_node)
@@ -54,7 +71,7 @@ def _check_processors(ranks):
 
 
 def usable_gpus():
-    """(names of the GPUs OneFlow 0.9.0 can use, None), or (None, why it can use none)."""
+    """([a Gpu that OneFlow 0.9.0 can use, ...], None), or (None, why it can use none)."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -63,8 +80,8 @@ def usable_gpus():
         return None, "the NVIDIA driver finds no GPU"
     version = _integer(driver.cuDriverGetVersion)
     if version < _LOWEST_DRIVER:
-        return None, f"the NVIDIA driver supports CUDA {version // 1000}.{version % 1000 // 10}, OneFlow needs 11.7"
-    names = []
+        return None, f"the NVIDIA driver supports CUDA {version // 1000}.{version % 1000 // 10}, OneFlow needs 11.0"
+    usable = []
     unsupported = []
     for index in range(_integer(driver.cuDeviceGetCount)):
         gpu = _integer(driver.cuDeviceGet, index)
@@ -74,20 +91,20 @@ def usable_gpus():
         )
         name = ctypes.create_string_buffer(256)
         driver.cuDeviceGetName(name, len(name), gpu)
-        text = f"{name.value.decode(errors='replace')}, compute capability {capability[0]}.{capability[1]}"
+        found = Gpu(name.value.decode(errors="replace"), capability)
         if _LOWEST_CAPABILITY <= capability < _FIRST_UNSUPPORTED_CAPABILITY:
-            names.append(text)
+            usable.append(found)
         else:
-            unsupported.append(text)
+            unsupported.append(found)
     if unsupported:
         # OneFlow numbers the GPUs as the driver does, so one that it cannot use must be hidden by the user.
         return None, (
             f"OneFlow 0.9.0 has no code for {unsupported[0]} (it has for 6.0 to 8.x)"
-            + ("; hide it with CUDA_VISIBLE_DEVICES to use the others" if names else "")
+            + ("; hide it with CUDA_VISIBLE_DEVICES to use the others" if usable else "")
         )
-    if not names:
+    if not usable:
         return None, "the NVIDIA driver finds no GPU"
-    return names, None
+    return usable, None
 
 
 def _integer(function, *arguments):

@@ -26,9 +26,10 @@ _reader_settings = None
 _reason = "not loaded yet"
 
 
-def preload():
+def preload(device_type="cpu"):
     """Loads the kernels, before OneFlow is imported. Returns a description, or None if there are none to load.
 
+    For a model on `device_type` "cuda" without what makes a CPU fast: of OneFlow's, faults alone are then replaced.
     BERT_KERNELS in the environment chooses: `none`, or one of `baseline`, `avx2`, `avx512`; without it the fastest that
     has been built and that the processor can run.
     """
@@ -39,11 +40,15 @@ def preload():
         except _NotAvailableError as error:
             _reason = str(error)
             return None
+    _kernels.preloaded.bert_tune_cpu(ctypes.c_bool(device_type == "cpu"))
     return _kernels.description()
 
 
-def load(flow):
-    """Gives the kernels to OneFlow, before it has run any operator. Returns a description, or None without kernels."""
+def load(flow, device_type="cpu"):
+    """Gives the kernels to OneFlow, before it has run any operator. Returns a description, or None without kernels.
+
+    For a model on `device_type` "cuda" graphs keep OneFlow's own plans and streams.
+    """
     global _kernels, _reason, _plugin, _new_tensor, _tensor_type
     if _kernels is None:
         return None
@@ -57,8 +62,9 @@ def load(flow):
         oneflow_internal = ctypes.CDLL(flow._oneflow_internal.__file__)
         # PyDLL: its functions make Python objects.
         plugin = ctypes.PyDLL(path)
-        _kernels.preloaded.bert_change_plans(plugin.bert_share_memory)
-        plugin.bert_use_one_stream(ctypes.c_void_p.in_dll(oneflow_internal, _SESSION_RESOURCES))
+        if device_type == "cpu":
+            _kernels.preloaded.bert_change_plans(plugin.bert_share_memory)
+            plugin.bert_use_one_stream(ctypes.c_void_p.in_dll(oneflow_internal, _SESSION_RESOURCES))
         plugin.bert_newest_reader_position.restype = ctypes.c_int64
         plugin.bert_newest_reader_failure.restype = ctypes.c_int64
         _new_tensor = getattr(oneflow_internal, _PY_TENSOR_NEW)
@@ -82,14 +88,20 @@ def describe():
 
 def is_used_for(tensor):
     """Whether an operator on `tensor` can be one of the library's."""
-    return _plugin is not None and not tensor.is_cuda
+    return is_loaded() and not tensor.is_cuda
+
+
+def is_loaded():
+    """Whether apply() works, also for those of OneFlow's operators that only C++ reaches, on any device."""
+    return _plugin is not None
 
 
 def apply(operator, tensors, heads=1, rate=0.0, epsilon=0.0):
     """Applies an operator of the library (kernels/plugin_operators.cpp); returns its outputs as a tuple of tensors.
 
-    In a graph too. It has no gradient: see engine/operators.py. Raises TypeError if `tensors` are no tensors of
-    OneFlow's, ValueError if the operator is not known or does not take tensors of these shapes and data types.
+    In a graph too. One of OneFlow's own works as well. It has no gradient: see engine/operators.py.
+    Raises TypeError if `tensors` are no tensors of OneFlow's, ValueError if the operator is not known or does not take
+    tensors of these shapes and data types.
     """
     if _plugin is None:
         raise ValueError(f"{operator}: {describe()}")

@@ -15,9 +15,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from engine import libraries, native
+from engine import kernel_files, libraries, native
 from system.errors import UserError
 from system.signals import Signalled
+
+# Version and commit. Functions of this build are replaced by name (kernels/preload.cpp), and its classes are laid out
+# as the headers of the wheel have them.
+_BUILD = ("0.9.0", "381b12c")
 
 # In the order of their dependencies.
 _CUDA_LIBRARIES = (
@@ -55,22 +59,23 @@ def __getattr__(name):
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def load(log_file=None) -> Any:
-    """Imports OneFlow and returns it; a later call returns the same module.
+def load(log_file=None, device_type="cpu") -> Any:
+    """Imports OneFlow, for a model on `device_type`, and returns it; a later call returns the same module.
 
     Settings that make it usable on a CPU are put into the environment unless the user has set them. Where stderr is no
     file, what OneFlow says there at every start goes to `log_file` (or nowhere); anything else it says is passed on.
     Of several ranks each returns when all can receive messages.
-    Raises UserError, naming what to install, if this Python or a library is not the right one.
+    Raises UserError, naming what to install, if this Python, OneFlow or a library is not the right one.
     """
     if "oneflow" in sys.modules:
         return sys.modules["oneflow"]
     check_python()
+    check_build()
     for name, value in _CPU_SETTINGS.items():
         os.environ.setdefault(name, value)
     for package, library in _CUDA_LIBRARIES:
         _load_library(package, library)
-    native.preload()
+    native.preload(device_type)
     with _noise_to(log_file), _interrupts_as_before():
         try:
             import oneflow
@@ -84,7 +89,7 @@ def load(log_file=None) -> Any:
             raise UserError(f"OneFlow cannot be imported ({error}): pip install -r requirements.txt") from None
         # Starts what the first graph would start, and says the rest of its noise.
         oneflow.framework.session_context.GetDefaultSession().TryInit()
-        native.load(oneflow)
+        native.load(oneflow, device_type)
     if oneflow.env.get_world_size() > 1:
         # A rank connects to the others before it has made what takes their messages, and dies of one that comes in
         # between. The barrier goes another way, by gRPC.
@@ -102,6 +107,21 @@ def check_python(version=sys.version_info, optimize=sys.flags.optimize):
     if optimize:
         # Its asserts do work that it needs.
         raise UserError("OneFlow 0.9.0 does not run without assertions: leave out python -O and PYTHONOPTIMIZE")
+
+
+def check_build():
+    """Raises UserError unless the OneFlow that is installed is the build that this suite works with."""
+    try:
+        text = (kernel_files.oneflow_folder() / "version.py").read_text(errors="replace")
+    except OSError as error:
+        raise UserError(f"OneFlow cannot be imported ({error.strerror}): pip install -r requirements.txt") from None
+    build = tuple(re.findall(r'^__(?:version|git_commit)__ = "(.*)"$', text, re.MULTILINE))
+    if build != _BUILD:
+        raise UserError(
+            f"OneFlow {' '.join(build) or 'of an unknown version'} is installed, but this suite replaces functions of "
+            f"{_BUILD[0]} of commit {_BUILD[1]} and works with no other: "
+            "pip install -r requirements.txt"
+        )
 
 
 def _load_library(package, library):

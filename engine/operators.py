@@ -46,18 +46,33 @@ def dropout(x, rate):
     return x * (uniform >= rate).to(x.dtype) * (1.0 / (1.0 - rate))
 
 
+def in_float32(x):
+    """x as float32, which computing goes on in: mixed precision on CUDA would else go on in float16."""
+    return flow._C.amp_black_identity(x) if x.is_cuda else x
+
+
 def global_norm(tensors):
-    """The Euclidean norm of all elements of all `tensors`, a scalar; without a gradient."""
-    if native.is_used_for(tensors[0]):
-        (norm,) = native.apply("bert_global_norm", tensors)
-        return norm
+    """The Euclidean norm of all elements of all `tensors`, a scalar; without a gradient.
+
+    The ranks have each tensor whole, or some rows of it each. Only sums go from rank to rank.
+    """
+    divided = [tensor for tensor in tensors if tensor.sbp == (flow.sbp.split(0),)]
+    whole = [tensor for tensor in tensors if tensor.sbp != (flow.sbp.split(0),)]
+    sums = [over_all_ranks(_sum_of_squares(group)) for group in (divided, whole) if group]
+    return sum(sums[1:], sums[0]).sqrt()
+
+
+def _sum_of_squares(tensors):
+    if native.is_loaded():
+        (total,) = native.apply("multi_reduce_sum_pow_abs", tensors)
+        return total
     squares = [(tensor * tensor).sum(dim=-1).sum() for tensor in tensors]
-    return flow._C.stack(squares, dim=0).sum().sqrt()
+    return flow._C.stack(squares, dim=0).sum()
 
 
 def scale_by_tensor(x, scale):
     """x times the scalar tensor `scale`; without a gradient. An optimiser's update can take it into itself."""
-    if native.is_used_for(x):
+    if native.is_loaded():
         (y,) = native.apply("scalar_mul_by_tensor", (x, scale))
         return y
     return x * scale

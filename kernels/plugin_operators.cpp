@@ -308,29 +308,6 @@ REGISTER_USER_OP("bert_linear")
 
 REGISTER_BERT_OPERATOR_KERNEL("bert_linear", Kernel, linear)
 
-// ---- the norm of all gradients, in double precision: see bert_sum_of_squares
-
-void global_norm(KernelComputeContext* context) {
-  double total = 0.0;
-  for (int32_t i = 0; i < context->input_size("x"); ++i) {
-    const Tensor& x = tensor(context, "x", i);
-    total += bert_sum_of_squares(count_of(x), x.dptr<float>());
-  }
-  *output(context, "norm") = static_cast<float>(std::sqrt(total));
-}
-
-REGISTER_USER_OP("bert_global_norm")
-    .Input("x")
-    .Output("norm")
-    .SetTensorDescInferFn([](InferContext* context) -> Maybe<void> {
-      context->SetOutputShape("norm", 0, Shape({}));
-      return Maybe<void>::Ok();
-    })
-    .SetGetSbpFn(user_op::GetSbpFnUtil::DefaultBroadcastToBroadcast)
-    .SetDataTypeInferFn(infer_types);
-
-REGISTER_BERT_OPERATOR_KERNEL("bert_global_norm", Kernel, global_norm)
-
 // ---- the way in from Python
 
 // A tensor as Python holds it: OneFlow's PyTensorObject, whose header the wheel lacks, without needing Python's own.
@@ -348,7 +325,7 @@ struct Attributes {
 
 constexpr int kMostOutputs = 8;
 // The definition that OneFlow keeps of an operator does not tell that its only argument is any number of tensors.
-constexpr const char* kTakesList = "bert_global_norm";
+constexpr const char* kTakesList = "multi_reduce_sum_pow_abs";
 
 // The operator with that many inputs and these attributes, made once.
 Maybe<one::UserOpExpr> find_operator(const std::string& name, int inputs, const Attributes& attributes) {
@@ -371,6 +348,7 @@ Maybe<one::UserOpExpr> find_operator(const std::string& name, int inputs, const 
       if (attribute.name() == "heads") { builder.Attr<int64_t>("heads", attributes.heads); }
       if (attribute.name() == "rate") { builder.Attr<float>("rate", attributes.rate); }
       if (attribute.name() == "epsilon") { builder.Attr<double>("epsilon", attributes.epsilon); }
+      if (attribute.name() == "p") { builder.Attr<float>("p", 2.0f); }  // squares
     }
     found = JUST(builder.Build());
     made[key] = found;

@@ -44,11 +44,16 @@ void* original(const char* name) {
 #define SCHEDULE_LOOP "_ZN7oneflow14VirtualMachine12ScheduleLoopERKSt8functionIFvvEE"
 void schedule_loop(void* self, const void* initializer) STAND_IN_FOR(SCHEDULE_LOOP);
 
+// Whether what follows is to make a CPU fast: not where a GPU computes.
+static bool tunes_cpu = true;
+
+extern "C" __attribute__((visibility("default"))) void bert_tune_cpu(bool on) { tunes_cpu = on; }
+
 // VirtualMachine::ScheduleLoop. While a graph runs, its thread asks without pause whether the graph is done: it gets
 // the processor when nobody else wants it.
 void schedule_loop(void* self, const void* initializer) {
   sched_param parameter{};
-  sched_setscheduler(0, SCHED_IDLE, &parameter);
+  if (tunes_cpu) { sched_setscheduler(0, SCHED_IDLE, &parameter); }
   reinterpret_cast<void (*)(void*, const void*)>(original(SCHEDULE_LOOP))(self, initializer);
 }
 
@@ -124,7 +129,7 @@ void* device_alloc(void* result, void* self, const int* options, void** pointer,
   const auto own = reinterpret_cast<void* (*)(void*, void*, const int*, void**, size_t)>(original(DEVICE_ALLOC));
   const int pinned_device_type = *options;  // the first member of AllocationOptions; 0 is none
   void* zeros = nullptr;
-  if (size >= kSmallest && pinned_device_type == 0) zeros = map_zeros(size);
+  if (tunes_cpu && size >= kSmallest && pinned_device_type == 0) zeros = map_zeros(size);
   if (zeros == nullptr) return own(result, self, options, pointer, size);
   // OneFlow's own makes the result.
   own(result, self, options, pointer, 1);

@@ -1,14 +1,18 @@
 """The graph of a train step, which every task shares."""
 
 import functools
+import math
 
+import config
 from engine.oneflow_loader import flow, nn
-from engine.operators import over_all_ranks
+from engine.operators import in_float32, over_all_ranks
 from training.optimizer import MAX_GRADIENT_NORM, clip_by_global_norm, make_optimizer
 
 # Names of what a train job gives beside its losses.
 SIGNALS = "signals"
-OVERFLOW = "overflow"
+GRADIENT_NORM = "gradient_norm"
+
+_SMALLEST_SHARD = 1024  # numbers
 
 
 class TrainJob(nn.Graph):
@@ -17,9 +21,6 @@ class TrainJob(nn.Graph):
     The name of the subclass is the job's name, under which snapshots keep the train step.
     """
 
-    # With ZeRO parameters go from rank to rank. On the CPU OneFlow aborts if it is to send a variable's own memory.
-    _copies_variables = False
-
     def __init__(self, model, loader, args):
         super().__init__()
         self.model = model
@@ -27,26 +28,28 @@ class TrainJob(nn.Graph):
         self._parameters = list(model.parameters())
         placement = self._parameters[0].placement
         self.signals = _SignalsOfRanks(placement) if len(placement.ranks) > 1 else None
-        mixed_precision = args.use_fp16 and self._parameters[0].placement.type == "cuda"
-        # With loss scaling the graph's gradients are scaled; only the optimiser sees them scaled back, so it must clip.
-        self._clips_itself = not mixed_precision
-        optimizer, schedule = make_optimizer(self._parameters, args, clips=mixed_precision)
-        if mixed_precision:
-            self.config.enable_amp(True)
+        optimizer, schedule = make_optimizer(self._parameters, args)
+        amp_dtype = config.amp_dtype(args, placement.type)
+        if amp_dtype is not None:
+            self.config.enable_amp(True, dtype=getattr(flow, amp_dtype))
+        # Lest gradients be too small for float16. The optimiser scales them back, and skips a step whose gradients are
+        # not finite.
+        self.scales_loss = amp_dtype == "float16"
+        if self.scales_loss:
             self.set_grad_scaler(flow.amp.GradScaler(init_scale=2.0**16, growth_interval=2000))
-        else:
-            # The update itself then scales the gradients: clipped ones need no memory and no pass of their own.
-            self.config.allow_fuse_model_update_ops(True)
+        # The update itself then scales the gradients: clipped ones need no memory and no pass of their own.
+        self.config.allow_fuse_model_update_ops(True)
         # A gradient that several operators have a part in is added up by the products themselves.
         self.config.allow_fuse_add_to_output(True)
-        if args.zero_stage > 0:
-            self.config.enable_zero(True, stage=args.zero_stage)
-            self._copies_variables = self._parameters[0].placement.type == "cpu"
+        self._uses_zero = args.zero_stage > 0
+        if self._uses_zero:
+            self.config.enable_zero(True, stage=args.zero_stage, shard_min_size=_SMALLEST_SHARD)
         self.add_optimizer(optimizer, lr_sch=schedule)
 
     def _create_states_builder(self):
         super()._create_states_builder()
-        if self._copies_variables:
+        if self._uses_zero:
+            # OneFlow aborts if it is to divide a variable that is sliced or, on the CPU, to send its own memory.
             for state in self._state():
                 builder = state.lazy_origin_builder()
                 builder.method = functools.partial(_copy_of_built, builder.method)
@@ -65,20 +68,28 @@ class TrainJob(nn.Graph):
     def build(self):
         """Scalars by name: the model's losses and the gradient norm before clipping; with several ranks, their signals.
 
-        In mixed precision gradients are scaled, and there is no norm, but a number that tells of steps which the
-        optimiser skips because their gradients are not finite: 0, or else nan.
+        If the job scales the loss, a norm that is not finite tells of a step that the optimiser skips.
         """
         outputs = self.model(self.loader())
-        outputs["total_loss"].backward()
-        if self._clips_itself:
-            outputs["gradient_norm"] = clip_by_global_norm(self._parameters, MAX_GRADIENT_NORM)
-        else:
-            # Not a number as soon as one of them is not finite.
-            zeros = [(over_all_ranks(parameter.grad) * 0.0).sum() for parameter in self._parameters]
-            outputs[OVERFLOW] = flow._C.stack(zeros, dim=0).sum()
+        loss = outputs["total_loss"]
+        # Where OneFlow scales the loss it does so by multiplying this, for all that take it.
+        gradient_of_loss = flow._C.global_constant((), 1.0, dtype=loss.dtype, placement=loss.placement, sbp=loss.sbp)
+        loss.backward(gradient_of_loss)
+        loss_scale = flow._C.identity(gradient_of_loss) if self.scales_loss else None
+        gradients = [in_float32(self._summed_gradient(parameter)) for parameter in self._parameters]
+        outputs[GRADIENT_NORM] = clip_by_global_norm(self._parameters, gradients, MAX_GRADIENT_NORM, loss_scale)
         if self.signals is not None:
             outputs[SIGNALS] = self.signals()
         return outputs
+
+    def _summed_gradient(self, parameter):
+        """The gradient of all ranks: whole on each, or with ZeRO the rows of the parameter that the rank updates."""
+        ranks = len(parameter.placement.ranks)
+        rows, *others = parameter.shape
+        # As OneFlow decides it (optimizer_placement_optimization_pass.cpp).
+        if self._uses_zero and rows // ranks * math.prod(others) >= _SMALLEST_SHARD:
+            return parameter.grad.to_global(sbp=flow.sbp.split(0))
+        return over_all_ranks(parameter.grad)
 
 
 def _copy_of_built(build):

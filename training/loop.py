@@ -8,7 +8,7 @@ from ranks.ranks import has_launcher
 from system import signals
 from system.errors import RunError
 from training import notices, save_points
-from training.job import OVERFLOW, SIGNALS
+from training.job import GRADIENT_NORM, SIGNALS
 from training.metrics import MetricLog
 from training.optimizer import learning_rate_at
 
@@ -76,13 +76,15 @@ def _finish(job, iteration, log, saves):
     sent = outputs.pop(SIGNALS).numpy() if SIGNALS in outputs else [0]
     values = {name: output.item() for name, output in outputs.items()}
     job.loader.to(nn.Module).check_batch()
-    overflow = not math.isfinite(values.pop(OVERFLOW, 0.0))
+    skipped = job.scales_loss and not math.isfinite(values[GRADIENT_NORM])
+    if skipped:
+        del values[GRADIENT_NORM]
     bad = [name for name, value in values.items() if not math.isfinite(value)]
     if bad:
         place = f"iter {iteration.number} (learning rate {iteration.learning_rate:g})"
         numbers = ", ".join(f"{name} is {values[name]}" for name in bad)
         raise RunError(f"{place}: {numbers}; training stops, {saves.tell_newest()}")
-    if overflow:
+    if skipped:
         log.skip_step(iteration.number)
     log.add(iteration.number, iteration.train_step, iteration.learning_rate, values)
     return int(max(sent))

@@ -2,7 +2,6 @@
 
 from engine import operators
 from engine.oneflow_loader import flow
-from engine.operators import over_all_ranks
 
 # As in google-research/bert's optimization.py.
 WEIGHT_DECAY_EXCLUDES = ("LayerNorm", "layer_norm", "bias")
@@ -22,17 +21,13 @@ class _AdamWithDecayExcludes(flow.optim.AdamW):
         return confs
 
 
-def make_optimizer(parameters, args, clips):
+def make_optimizer(parameters, args):
     """(optimiser, learning rate schedule) as in google-research/bert's optimization.py.
 
-    Adam without bias correction, decoupled weight decay, and the learning rate of `learning_rate_at`. With `clips` it
-    clips the gradients itself, by OneFlow's own operators.
+    Adam without bias correction, decoupled weight decay, and the learning rate of `learning_rate_at`.
     """
-    group = {"params": parameters}
-    if clips:
-        group.update(clip_grad_max_norm=MAX_GRADIENT_NORM, clip_grad_norm_type=2.0)
     optimizer = _AdamWithDecayExcludes(
-        [group],
+        parameters,
         lr=args.learning_rate,
         betas=(0.9, 0.999),
         eps=1e-6,
@@ -55,15 +50,20 @@ def learning_rate_at(step, args):
     return args.learning_rate * (1 - min(step, args.iter_num) / args.iter_num)
 
 
-def clip_by_global_norm(parameters, max_norm):
-    """Scales the gradients of `parameters` in a graph to a global norm of at most `max_norm`; returns the norm.
+def clip_by_global_norm(parameters, gradients, max_norm, loss_scale=None):
+    """Gives the `parameters` of a graph their `gradients`, scaled to a global norm of at most `max_norm`.
 
-    As TensorFlow's clip_by_global_norm. OneFlow's own clipping adds up the squares of all gradients one after the
-    other in float32, which loses most of the sum for a model of 100 million parameters.
+    Returns the norm. As TensorFlow's clip_by_global_norm. OneFlow's own clipping adds up the squares of all gradients
+    one after the other in float32, which loses most of the sum for a model of 100 million parameters.
+    With `loss_scale`, a scalar tensor, the gradients are those of a loss scaled by it, and stay so, but the norm is of
+    the unscaled ones. If it is not finite, the gradients become nan, all of them: then OneFlow skips the update.
     """
-    gradients = [over_all_ranks(parameter.grad) for parameter in parameters]
     norm = operators.global_norm(gradients)
+    if loss_scale is not None:
+        norm = norm / loss_scale
     scale = max_norm / flow._C.clamp(norm, min=max_norm, max=None)
+    if loss_scale is not None:
+        scale = scale + 0.0 * norm
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.grad = operators.scale_by_tensor(gradient, scale)
     return norm

@@ -103,6 +103,8 @@ def start_engine(args):
     Sets args.iter_num to what the first rank has found, which may be the only one to know the data.
     """
     device_type, reason = device.choose_device(args.device, args.gpu_num_per_node)
+    if device_type == "cuda":
+        reason += _settle_precision(args)
     print(f"Device: {device_type} ({reason})", flush=True)
     if device_type == "cpu":
         # OneFlow fails on a GPU that it cannot use even if it is not asked to use it.
@@ -117,7 +119,7 @@ def start_engine(args):
         print(f"Notice: --cpu_threads={args.cpu_threads} has no effect on a GPU.", flush=True)
     wait_for_first_rank(args.rendezvous_timeout)
     supervision.start_engine_log(args.log_dir)
-    flow = oneflow_loader.load(supervision.engine_log(args.log_dir))
+    flow = oneflow_loader.load(supervision.engine_log(args.log_dir), device_type)
     args.iter_num = from_first_rank(lambda: args.iter_num)
     model_flags.check_same_on_all_ranks(args)
     flow.manual_seed(args.seed)
@@ -127,11 +129,27 @@ def start_engine(args):
         print(f"CPU: {native.describe()}", flush=True)
         if args.use_fp16:
             print(_use_bfloat16(), flush=True)
+        if args.amp_dtype == "float16":
+            print("Notice: --amp_dtype=float16 has no effect on a CPU, which has bfloat16 alone.", flush=True)
     if args.use_boxing_v2:
         # The settings that the published scripts made for it.
         flow.boxing.nccl.set_fusion_threshold_mbytes(8)
         flow.boxing.nccl.enable_use_buffer_to_fuse_all_reduce(False)
     return flow.placement(device_type, list(range(config.rank_count(args))))
+
+
+def _settle_precision(args):
+    """Sets what GPUs compute in, before OneFlow is loaded; returns in words what float32 then means.
+
+    Raises UserError if they cannot compute in bfloat16 as --amp_dtype asks.
+    """
+    gpus, _ = device.usable_gpus()
+    if args.use_fp16 and args.amp_dtype == "bfloat16":
+        for gpu in gpus:
+            if not gpu.is_ampere():
+                raise UserError(f"--amp_dtype=bfloat16: {gpu} cannot, compute capability 8.0 can; use float16")
+    os.environ["ONEFLOW_EP_CUDA_ENABLE_TF32_EXECUTION"] = str(int(args.tf32))
+    return "; float32 products run as TF32" if args.tf32 and any(gpu.is_ampere() for gpu in gpus) else ""
 
 
 def _use_bfloat16():

@@ -1,11 +1,14 @@
 """Which device a run takes, on machines that are not at hand: the CUDA driver is a stand-in."""
 
 import ctypes
+import os
 
 import pytest
 
+import config
 from engine import device
 from system.errors import UserError
+from training import run_setup
 
 
 class Driver:
@@ -68,7 +71,7 @@ def test_cpu_on_request(monkeypatch):
         (Driver([A100, H100]), "CUDA_VISIBLE_DEVICES"),
         (Driver([]), "finds no GPU"),
         (Driver([A100], init=100), "finds no GPU"),
-        (Driver([A100], version=11040), "supports CUDA 11.4, OneFlow needs 11.7"),
+        (Driver([A100], version=10020), "supports CUDA 10.2, OneFlow needs 11.0"),
     ],
 )
 def test_says_why_the_gpu_cannot_be_used(monkeypatch, driver, reason):
@@ -80,7 +83,7 @@ def test_says_why_the_gpu_cannot_be_used(monkeypatch, driver, reason):
 
 @pytest.mark.parametrize("requested", ["auto", "cuda"])
 def test_fewer_gpus_than_asked_for(monkeypatch, requested):
-    with pytest.raises(UserError, match="--gpu_num_per_node=2, but this machine has 1 GPU"):
+    with pytest.raises(UserError, match="--gpu_num_per_node=2, but of this machine.s GPUs OneFlow can use 1"):
         choose(monkeypatch, Driver([A100]), requested, 2)
 
 
@@ -88,5 +91,25 @@ def test_fewer_gpus_than_asked_for(monkeypatch, requested):
 def test_processes_on_the_cpu_are_limited_by_reason_only(monkeypatch, driver, requested):
     monkeypatch.setattr(device, "usable_processors", lambda: 2)
     assert choose(monkeypatch, driver, requested, 32)[0] == "cpu"
-    with pytest.raises(UserError, match="--gpu_num_per_node=33 .* 2 processor"):
+    with pytest.raises(UserError, match="--gpu_num_per_node=33 .* number of processors is 2"):
         choose(monkeypatch, driver, requested, 33)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "tf32", "said"), [(A100, True, True), (A100, False, False), (("V100", (7, 0)), True, False)]
+)
+def test_the_precision_of_gpus_is_said_and_set(monkeypatch, gpu, tf32, said):
+    monkeypatch.setattr(device.ctypes, "CDLL", lambda name: Driver([gpu]))
+    monkeypatch.setenv("ONEFLOW_EP_CUDA_ENABLE_TF32_EXECUTION", "anything")
+    args = config.parse_pretraining_args(["--data_dir=x", f"--tf32={tf32}", "--use_fp16", "--amp_dtype=bfloat16"])
+    if gpu is not A100:
+        with pytest.raises(UserError, match="V100, compute capability 7.0 cannot"):
+            run_setup._settle_precision(args)
+        args.amp_dtype = None
+    assert (run_setup._settle_precision(args) == "; float32 products run as TF32") == said
+    assert os.environ["ONEFLOW_EP_CUDA_ENABLE_TF32_EXECUTION"] == str(int(tf32))
+
+
+def test_a_data_type_without_mixed_precision():
+    with pytest.raises(UserError, match="--amp_dtype=float16 is for mixed precision: add --use_fp16"):
+        config.parse_pretraining_args(["--data_dir=x", "--amp_dtype=float16"])

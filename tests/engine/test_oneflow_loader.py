@@ -55,6 +55,24 @@ def test_a_missing_library_is_named_with_its_package(monkeypatch):
         oneflow_loader._load_library("nvidia-cudnn-cu11==8.5.0.96", "nvidia/cudnn/lib/libcudnn_no_such_thing.so.8")
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        '__version__ = "0.9.0"\n__git_commit__ = "7654321"\n',
+        '__version__ = "0.9.1.dev20240203+cpu"\n__git_commit__ = "381b12c"\n',
+        "",
+        None,
+    ],
+)
+def test_another_build_of_oneflow_is_refused(text, tmp_path, monkeypatch):
+    oneflow_loader.check_build()
+    monkeypatch.setattr(kernel_files, "oneflow_folder", lambda: tmp_path)
+    if text is not None:
+        (tmp_path / "version.py").write_text(text)
+    with pytest.raises(UserError, match="^OneFlow .*pip install -r requirements.txt$"):
+        oneflow_loader.check_build()
+
+
 @pytest.mark.parametrize("version", [(3, 11), (3, 12), (3, 6), (2, 7)])
 def test_a_wrong_python_is_named(version):
     with pytest.raises(UserError, match=rf"{version[0]}\.{version[1]}.*3\.10"):

@@ -125,7 +125,9 @@ def clipped(max_norm):
         def build(self):
             out = self.module()
             (out * out).sum().backward()
-            return training_optimizer.clip_by_global_norm(list(module.parameters()), max_norm)
+            parameters = list(module.parameters())
+            gradients = [parameter.grad for parameter in parameters]
+            return training_optimizer.clip_by_global_norm(parameters, gradients, max_norm)
 
     step = Step()
     norms = [step().numpy() for _ in range(3)]

@@ -146,26 +146,24 @@ def test_another_job_on_the_same_model(batch):
 
 
 def test_three_train_steps_with_loss_scaling(batch):
-    """What --use_fp16 does to the optimiser on a GPU, in float32: scaled loss, clipping after it is undone."""
+    """What --use_fp16 does to the optimiser on a GPU, in float32: scaled loss, clipping by the unscaled norm."""
     path, arrays = batch
     model = make_model()
     variables = values_of(model)
 
     class ScaledJob(pretrain.PretrainJob):
         def __init__(self):
-            flow.nn.Graph.__init__(self)
-            self.model, self.loader = model, make_loader(path)
-            self._clips_itself, self.signals = False, None
-            self._parameters = list(model.parameters())
-            adam, schedule = optimizer.make_optimizer(self._parameters, ARGS, clips=True)
+            super().__init__(model, make_loader(path), ARGS)
+            self.scales_loss = True
             self.set_grad_scaler(flow.amp.GradScaler(init_scale=2.0**10))
-            self.add_optimizer(adam, lr_sch=schedule)
 
     job = ScaledJob()
     moments_m = moments_v = {}
     for step in range(3):
-        job()
+        metrics = job()
         _, gradients = reference_bert.pretraining_gradients(variables, arrays, NUM_HEADS)
+        norm = np.sqrt(sum(np.sum(np.square(gradient)) for gradient in gradients.values()))
+        np.testing.assert_allclose(metrics["gradient_norm"].numpy(), norm, rtol=1e-5)
         rate = optimizer.learning_rate_at(step, ARGS)
         variables, moments_m, moments_v = reference_bert.adam_step(
             variables, gradients, moments_m, moments_v, rate, ARGS.weight_decay_rate
@@ -188,6 +186,6 @@ def test_gradient_norm_of_many_values(size):
 
         def build(self):
             (parameter + 1e-3).sum().backward()
-            return optimizer.clip_by_global_norm([parameter], 1.0)
+            return optimizer.clip_by_global_norm([parameter], [parameter.grad], 1.0)
 
     np.testing.assert_allclose(Norm()().numpy(), np.sqrt(size), rtol=1e-5)

@@ -1,0 +1,143 @@
+"""Training and prediction on GPUs: that graphs are built and run, and what they consist of.
+
+They run wherever --device=cuda is usable. Nothing here looks at numbers but at those that a device cannot get wrong.
+"""
+
+import json
+import math
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from engine import device
+from launched import PRETRAINING, SQUAD
+from made_parts import write_pretraining_part, write_squad_parts
+from running import ROOT, run
+from snapshots import layout
+
+GPUS, PROBLEM = device.usable_gpus()
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(PROBLEM is not None, reason=f"--device=cuda is not usable here: {PROBLEM}"),
+]
+RANKS = [
+    1,
+    pytest.param(2, marks=pytest.mark.skipif(len(GPUS or ()) < 2, reason="OneFlow can use fewer than two GPUs here")),
+]
+
+# Shards of its matrices have more than 1,024 numbers; it is longer than the sequences.
+MODEL = {"num_attention_heads": 2, "hidden_size_per_head": 32, "max_position_embeddings": 48, "device": "cuda"}
+TRAINING = {"iter_num": 3, "batch_size_per_device": 4, "save_last_snapshot": True}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Folders of records by what they are for."""
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "pretraining").mkdir()
+    for part in range(2):
+        write_pretraining_part(folder / "pretraining" / f"part-{part}", 12)
+    write_squad_parts(folder / "squad", 24, parts=2)
+    write_squad_parts(folder / "dev", 13, parts=2, is_training=False)
+    return folder
+
+
+def structure_of(script, output, ranks, **flags):
+    """What tests/helpers/gpu_program.py writes on the first rank of a run that succeeds."""
+    flags |= {"data_part_num": 2, "log_dir": output, "model_save_dir": output, "gpu_num_per_node": ranks}
+    result = subprocess.run(
+        [sys.executable, str(ROOT / "tests" / "helpers" / "gpu_program.py")]
+        + [f"--{name}={value}" for name, value in flags.items()],
+        env={**os.environ, "SCRIPT": script, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert (result.returncode, result.stderr) == (0, ""), (result.stdout, result.stderr)
+    assert "Device: cuda" in result.stdout
+    return json.loads((output / "structure-0.json").read_text())
+
+
+def dtypes_of(graph, *types):
+    """What kinds of floating point numbers the graph's operators of these types take and make."""
+    used = {dtype for operator in graph if operator["type"] in types for dtype in operator["dtypes"]}
+    return used & {"kFloat16", "kBFloat16", "kFloat", "kDouble"}
+
+
+def logged(output):
+    (path,) = output.glob("metrics-*.jsonl")
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("ranks", RANKS)
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("use_fp16", [False, True])
+@pytest.mark.parametrize("script", ["run_pretraining", "run_squad"])
+def test_training(data, tmp_path, script, use_fp16, zero_stage, ranks):
+    kind, flags = ("squad", SQUAD) if script == "run_squad" else ("pretraining", PRETRAINING)
+    flags = {**flags, **MODEL, **TRAINING, "data_dir": data / kind, "use_fp16": use_fp16, "zero_stage": zero_stage}
+    structure = structure_of(script, tmp_path, ranks, **flags)
+    # OneFlow's scheduler makes room for those who compute on a CPU only.
+    assert structure["idle_threads"] == 0
+    (graph,) = structure["graphs"]
+    assert dtypes_of(graph, "matmul") == ({"kFloat16"} if use_fp16 else {"kFloat"})
+    # The loss and what is done with the gradients, whatever the precision of the products.
+    losses = ("sparse_softmax_cross_entropy", "sparse_softmax_cross_entropy_grad", "reduce_mean")
+    assert dtypes_of(graph, *losses) == {"kFloat"}
+    assert dtypes_of(graph, "multi_reduce_sum_pow_abs", "stack", "scalar_mul_by_tensor", "sqrt") <= {"kFloat"}
+    assert ("multi_count_not_finite" in {operator["type"] for operator in graph}) == use_fp16
+    lines = logged(tmp_path)
+    assert len(lines) == 3
+    for line in lines:
+        # No step is skipped: then the norm would be left out.
+        assert all(math.isfinite(line[name]) for name in line) and "gradient_norm" in line
+
+
+def test_snapshots_begin_as_on_the_cpu(data, tmp_path):
+    """A step at a learning rate of 0 changes no parameter."""
+    flags = {**PRETRAINING, **MODEL, **TRAINING, "data_dir": data / "pretraining", "iter_num": 1, "learning_rate": 0}
+    for name in ("cpu", "cuda"):
+        output = tmp_path / name
+        result = run("run_pretraining.py", **{**flags, "device": name, "log_dir": output, "model_save_dir": output})
+        assert (result.returncode, result.stderr) == (0, ""), (result.stdout, result.stderr)
+    folders = [tmp_path / name / "last_snapshot" for name in ("cpu", "cuda")]
+    assert layout.variable_names(folders[0]) == layout.variable_names(folders[1])
+    for name in layout.variable_names(folders[0]):
+        if not name.endswith(("-m", "-v")):
+            values = [layout.read_variable(folder, name) for folder in folders]
+            np.testing.assert_array_equal(*values, err_msg=name)
+
+
+@pytest.mark.skipif(not all(gpu.is_ampere() for gpu in GPUS or ()), reason="a GPU here has no bfloat16")
+@pytest.mark.parametrize("ranks", RANKS)
+def test_bfloat16(data, tmp_path, ranks):
+    flags = {**PRETRAINING, **MODEL, **TRAINING, "data_dir": data / "pretraining", "use_fp16": True}
+    (graph,) = structure_of("run_pretraining", tmp_path, ranks, **flags, amp_dtype="bfloat16")["graphs"]
+    assert dtypes_of(graph, "matmul") == {"kBFloat16"}
+    assert dtypes_of(graph, "sparse_softmax_cross_entropy", "sparse_softmax_cross_entropy_grad") == {"kFloat"}
+    # Nothing is scaled, so no step is skipped.
+    assert not {"multi_count_not_finite", "dynamic_loss_scale_schedule"} & {operator["type"] for operator in graph}
+    assert len(logged(tmp_path)) == 3
+
+
+@pytest.mark.parametrize("ranks", RANKS)
+@pytest.mark.parametrize("skip_padding", [False, True])
+@pytest.mark.parametrize("use_fp16", [False, True])
+def test_prediction(data, tmp_path, use_fp16, skip_padding, ranks):
+    flags = {**SQUAD, **MODEL, "batch_size_per_device": 4}
+    output = {"log_dir": tmp_path, "model_save_dir": tmp_path}
+    training = {**flags, **TRAINING, **output, "iter_num": 1, "data_dir": data / "squad"}
+    assert run("run_squad.py", **training).returncode == 0
+    file = tmp_path / "results.npy"
+    flags |= {"data_dir": data / "dev", "model_load_dir": tmp_path / "last_snapshot", "all_results_file": file}
+    del flags["iter_num"]
+    flags |= {"use_fp16": use_fp16, "skip_padding": skip_padding}
+    for graph in structure_of("run_squad_predict", tmp_path, ranks, **flags)["graphs"]:
+        assert dtypes_of(graph, "matmul") == ({"kFloat16"} if use_fp16 else {"kFloat"})
+    results = np.load(file, allow_pickle=False)
+    assert results["unique_id"].tolist() == list(range(1000000000, 1000000013))
+    assert np.isfinite(results["start_logits"]).all()

@@ -1,0 +1,76 @@
+"""A script of the suite, named by the variable SCRIPT, that writes what its run consisted of as JSON to --log_dir.
+
+structure-<rank>.json has `graphs`: for each graph that has been compiled, a list of its operators, each with `type` and
+`dtypes`, those of what it takes and makes; and `idle_threads`: how many threads run at idle priority.
+"""
+
+import importlib
+import json
+import os
+from pathlib import Path
+
+import config
+from ranks.launcher import run_on_all_ranks
+from ranks.ranks import rank
+from training import run_setup
+from util import run_script
+
+# script -> (the parser of its flags, what each rank does)
+SCRIPTS = {
+    "run_pretraining": ("parse_pretraining_args", "train"),
+    "run_squad": ("parse_squad_args", "train"),
+    "run_squad_predict": ("parse_squad_predict_args", "predict_answers"),
+}
+
+
+def main():
+    parse, _ = SCRIPTS[os.environ["SCRIPT"]]
+    return run_on_all_ranks(run, getattr(config, parse)())
+
+
+def run(args):
+    _, function = SCRIPTS[os.environ["SCRIPT"]]
+    graphs = []
+    start_engine = run_setup.start_engine
+
+    def start(args):
+        placement = start_engine(args)
+        from engine.oneflow_loader import nn
+
+        compile_graph = nn.Graph._compile
+
+        def compile_and_note(graph, *inputs, **named_inputs):
+            outputs = compile_graph(graph, *inputs, **named_inputs)
+            graphs.append(operators_of(graph._compiled_graph_proto))
+            return outputs
+
+        nn.Graph._compile = compile_and_note
+        return placement
+
+    run_setup.start_engine = start
+    getattr(importlib.import_module(os.environ["SCRIPT"]), function)(args)
+    policies = [os.sched_getscheduler(int(thread)) for thread in os.listdir("/proc/self/task")]
+    structure = {"graphs": graphs, "idle_threads": policies.count(os.SCHED_IDLE)}
+    (Path(args.log_dir) / f"structure-{rank()}.json").write_text(json.dumps(structure))
+
+
+def operators_of(job):
+    from oneflow.core.common.data_type_pb2 import DataType
+
+    dtypes = {name: DataType.Name(blob.data_type) for name, blob in job.helper.lbn2logical_blob_desc.items()}
+    return [
+        {
+            "type": operator.user_conf.op_type_name or operator.WhichOneof("op_type"),
+            "dtypes": [
+                dtypes[name]
+                for values in (operator.user_conf.input, operator.user_conf.output)
+                for value in values.values()
+                for name in value.s
+            ],
+        }
+        for operator in job.net.op
+    ]
+
+
+if __name__ == "__main__":
+    run_script(main)
