@@ -22,6 +22,8 @@ class Task(NamedTuple):
     text_b: str | None
     label: str | None
     is_regression: bool = False
+    # What tells how good a classifier is, besides the loss; scores have correlations.
+    metrics: tuple[str, ...] = ("accuracy",)
     # Lines with too few or too many columns, of which the published file has some, and labels that say "none".
     skips_bad_lines: bool = False
     no_label: str | None = None
@@ -30,11 +32,17 @@ class Task(NamedTuple):
 
 
 TASKS = {
-    "cola": Task("sentence", None, "label", columns_without_header=("source", "label", "mark", "sentence")),
+    "cola": Task(
+        "sentence",
+        None,
+        "label",
+        metrics=("accuracy", "matthews_correlation"),
+        columns_without_header=("source", "label", "mark", "sentence"),
+    ),
     "sst-2": Task("sentence", None, "label"),
-    "mrpc": Task("#1 String", "#2 String", "Quality"),
-    "sts-b": Task("sentence1", "sentence2", "score", is_regression=True),
-    "qqp": Task("question1", "question2", "is_duplicate", skips_bad_lines=True),
+    "mrpc": Task("#1 String", "#2 String", "Quality", metrics=("accuracy", "f1")),
+    "sts-b": Task("sentence1", "sentence2", "score", is_regression=True, metrics=("pearson", "spearman")),
+    "qqp": Task("question1", "question2", "is_duplicate", metrics=("accuracy", "f1"), skips_bad_lines=True),
     "mnli": Task("sentence1", "sentence2", "gold_label", no_label="-"),
     "qnli": Task("question", "sentence", "label"),
     "rte": Task("sentence1", "sentence2", "label"),
@@ -303,6 +311,23 @@ def read_labels(path):
         if labels.index(label) < line - 1:
             raise UserError(f"{path}: line {line}: {label!r:.40} is line {labels.index(label) + 1} already")
     return labels
+
+
+def metrics_of(task_name, is_regression, num_labels, source):
+    """The names of the metrics of a data set: those of its task, if any, else accuracy, or for scores correlations.
+
+    Raises UserError, naming the `source` of the data set, where its labels are not those of such a task.
+    """
+    if task_name is None:
+        return TASKS["sts-b"].metrics if is_regression else ("accuracy",)
+    task = TASKS.get(task_name)
+    if task is None:
+        raise UserError(f"{source}: {task_name!r:.40} is no task; it is one of {', '.join(TASKS)}")
+    if task.is_regression != is_regression or ("f1" in task.metrics and num_labels != 2):
+        needed = "scores" if task.is_regression else "2 labels" if "f1" in task.metrics else "labels"
+        found = "scores" if is_regression else f"{num_labels} labels"
+        raise UserError(f"{source}: --task_name={task_name} has {needed}, but here are {found}; leave it out")
+    return task.metrics
 
 
 def encode_labels(labels):

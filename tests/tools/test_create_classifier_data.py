@@ -310,8 +310,9 @@ def test_records_are_googles(tmp_path, task):
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "tensorflow", tensorflow_1)
         patch.syspath_prepend(os.environ["BERT_REPO"])
-        import run_classifier as googles
         import tokenization
+
+        import run_classifier as googles
 
         patch.setattr(googles.DataProcessor, "_read_tsv", staticmethod(
             lambda path, quotechar=None: [line.split("\t") for line in open(path, newline="\n").read().split("\n")[:-1]]
