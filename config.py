@@ -43,6 +43,9 @@ _FLAGS_OF_A_NODE = (
     "model_save_dir",
     "log_dir",
     "all_results_file",
+    "eval_data_dir",
+    "test_data_dir",
+    "output_dir",
 )
 # These may differ when a run is resumed: what they change in its results is compared itself (the global batch, the
 # data, --iter_num), or it is nothing.
@@ -63,6 +66,9 @@ _FLAGS_OF_A_START = (
     "model_save_keep",
     "save_last_snapshot",
     "resume",
+    "do_train",
+    "do_eval",
+    "do_predict",
 )
 # People change these on the way, knowing that the numbers then change too: a notice tells.
 _FLAGS_THAT_MAY_CHANGE = (
@@ -136,6 +142,72 @@ def parse_squad_predict_args(arguments=None):
     return _complete(args)
 
 
+def parse_classifier_args(arguments=None):
+    """The flags of run_classifier.py; `iter_num` may be None until set_iter_num, and `num_labels` for long."""
+    parser = ArgumentParser(
+        prog="run_classifier.py",
+        usage="%(prog)s --do_train --data_dir DIR [--do_eval --eval_data_dir DIR] [flags]",
+        description="Fine-tunes BERT to classify sentences or pairs of them, evaluates it, predicts labels.",
+    )
+    groups = {"work": parser.add_argument_group("what to do"), **_groups(parser)}
+    groups["unused"] = parser.add_argument_group("accepted from a pre-training command line, without effect here")
+    add_bool(groups["work"], "--do_train", help="train on data_dir")
+    add_bool(groups["work"], "--do_eval", help="evaluate on eval_data_dir: after each epoch, and at the end")
+    add_bool(groups["work"], "--do_predict", help="predict the labels of test_data_dir, at the end")
+    _add_tutorial_flags(
+        groups,
+        iter_num_default=f"{_DEFAULT_ITER_NUM}, or as --num_epochs says",
+        predicts_masks=False,
+        needs_data_dir=False,
+    )
+    _add_later_flags(groups)
+    groups["data"].add_argument("--eval_data_dir", metavar="DIR", help="folder of labelled parts, for --do_eval")
+    groups["data"].add_argument("--test_data_dir", metavar="DIR", help="folder of parts, for --do_predict")
+    groups["training"].add_argument(
+        "--num_epochs", type=positive_int, metavar="N", help="instead of --iter_num: passes over the data set"
+    )
+    groups["model"].add_argument(
+        "--num_labels",
+        type=positive_int,
+        metavar="N",
+        help="labels, 1 for a regression (default: as labels.txt beside the parts or the model has them)",
+    )
+    groups["output"].add_argument(
+        "--output_dir",
+        metavar="DIR",
+        help="folder of eval_results.txt, test_results.tsv and predictions.tsv (default: model_save_dir)",
+    )
+    args = parser.parse_args(arguments)
+    if args.num_epochs is not None and args.iter_num is not None:
+        parser.error("--num_epochs and --iter_num exclude each other")
+    _check_work(parser, args)
+    _complete(args)
+    args.output_dir = args.output_dir or args.model_save_dir
+    return args
+
+
+# What run_classifier.py does -> the flag of the folder that it reads, in the order of the work.
+CLASSIFIER_WORK = {"do_train": "data_dir", "do_eval": "eval_data_dir", "do_predict": "test_data_dir"}
+
+
+def _check_work(parser, args):
+    """Ends with a usage error unless there is something to do, and a folder for it."""
+    if not any(getattr(args, work) for work in CLASSIFIER_WORK):
+        parser.error("nothing to do: give --do_train, --do_eval or --do_predict")
+    for work, flag in CLASSIFIER_WORK.items():
+        if getattr(args, work) and getattr(args, flag) is None:
+            parser.error(f"--{work} needs --{flag}")
+        if not getattr(args, work) and getattr(args, flag) is not None:
+            print(f"Notice: --{flag} is not read without --{work}.", flush=True)
+    if not args.do_train:
+        if args.model_load_dir is None:
+            parser.error("--model_load_dir is missing: give the snapshot of a fine-tuned model, or --do_train")
+        if args.resume:
+            parser.error("--resume needs --do_train")
+        # Whose vocabulary and case the model is compared with.
+        args.data_dir = args.eval_data_dir if args.do_eval else args.test_data_dir
+
+
 def _groups(parser):
     titles = {
         "devices": "devices",
@@ -147,7 +219,7 @@ def _groups(parser):
     return {key: parser.add_argument_group(title) for key, title in titles.items()}
 
 
-def _add_tutorial_flags(groups, iter_num_default=None, predicts_masks=True, trains=True):
+def _add_tutorial_flags(groups, iter_num_default=None, predicts_masks=True, trains=True, needs_data_dir=True):
     """The tutorial's flags, in the order of its parameter list.
 
     `iter_num_default` describes a default that only the data set gives. Flags that mean nothing to a script that does
@@ -199,7 +271,10 @@ def _add_tutorial_flags(groups, iter_num_default=None, predicts_masks=True, trai
         help="write every n-th iteration's numbers to log_dir, one JSON line each",
     )
     data.add_argument(
-        "--data_dir", required=True, metavar="DIR", help="folder of the OFRecord parts part-0, part-1, ..."
+        "--data_dir",
+        required=needs_data_dir,
+        metavar="DIR",
+        help="folder of the OFRecord parts part-0, part-1, ...",
     )
     data.add_argument(
         "--data_part_num", type=positive_int, metavar="N", help="parts of data_dir to read (default: all)"

@@ -45,7 +45,7 @@ def predict_logits(data_set, args):
     amp_dtype = config.amp_dtype(args, placement.type)
     if args.skip_padding:
         prediction = squad.ShortPrediction(model, placement, amp_dtype)
-        job_state.restore_for_prediction(prediction.model_job, args.model_load_dir, args.skip_checksums)
+        job_state.restore_for_prediction(prediction.scorer.model_job, args.model_load_dir, args.skip_checksums)
         return prediction.predict(data_set, args)
     data = loader.OFRecordLoader(data_set, config.global_batch_size(args), placement, shuffle=False, seed=args.seed)
     job = squad.SquadPredictJob(model, data, amp_dtype)

@@ -10,6 +10,7 @@ from ranks.ranks import from_first_rank, rank
 from records import prediction_file, squad_batches
 from system.progress import progress_bar
 from training.job import TrainJob
+from training.scoring import Scorer
 
 
 class SquadHead(nn.Module):
@@ -89,16 +90,6 @@ class SquadPredictJob(_PredictJob):
             return [output.to_global(sbp=flow.sbp.broadcast) for output in outputs]
 
 
-class SquadBatchJob(_PredictJob):
-    """Scores the tokens of the batches that it is given, which are all of one size."""
-
-    def build(self, input_ids, input_mask, segment_ids):
-        """Three [B, S] -> start and end logits, [B, S] each, whole on every rank."""
-        with flow.no_grad():
-            batch = {"input_ids": input_ids, "input_mask": input_mask, "segment_ids": segment_ids}
-            return [logits.to_global(sbp=flow.sbp.broadcast) for logits in self.model.logits(batch)]
-
-
 def predict(job, iter_num, seq_length):
     """Runs `iter_num` batches of `job`; returns the results as prediction_file.result_dtype, ordered by unique id.
 
@@ -123,12 +114,7 @@ class ShortPrediction:
     LOGIT_OF_PADDING = -10000.0
 
     def __init__(self, model, placement, amp_dtype=None):
-        self.model_job = SquadBatchJob(model)  # for the parameters; runs nothing
-        self._model = model
-        self._amp_dtype = amp_dtype
-        self._placement = placement
-        self._sbp = flow.sbp.split(0) if len(placement.ranks) > 1 else flow.sbp.broadcast
-        self._jobs = {}
+        self.scorer = Scorer(model, placement, amp_dtype)
 
     def predict(self, data_set, args):
         """As predict(), of the first args.iter_num batches. The first rank reads the windows and has the results."""
@@ -139,14 +125,17 @@ class ShortPrediction:
             while True:
                 windows, batches = None, []
                 if rank() == 0 and (windows := next(parts, None)) is not None:
-                    batches = squad_batches.make_batches(windows["input_mask"], batch_size, self._jobs)
+                    batches = squad_batches.make_batches(windows["input_mask"], batch_size, self.scorer.lengths)
                     results.append(self._empty_results(windows))
                 lengths = from_first_rank(lambda made=batches: [length for length, _ in made])
                 if not lengths:
                     break
                 for index, length in enumerate(lengths):
                     rows = batches[index][1] if windows is not None else None
-                    start_logits, end_logits = self._score(windows, rows, length)
+                    inputs = None
+                    if windows is not None:
+                        inputs = {name: windows[name][rows, :length] for name in self.scorer.INPUTS}
+                    start_logits, end_logits = self.scorer.score(inputs, length)
                     if windows is not None:
                         results[-1]["start_logits"][rows, :length] = start_logits
                         results[-1]["end_logits"][rows, :length] = end_logits
@@ -159,16 +148,3 @@ class ShortPrediction:
         results["unique_id"] = windows["unique_ids"][:, 0]
         results["start_logits"] = results["end_logits"] = self.LOGIT_OF_PADDING
         return results
-
-    def _score(self, windows, rows, length):
-        """The logits, [B, length], of the windows `rows`, which the first rank has."""
-        if length not in self._jobs:
-            self._jobs[length] = SquadBatchJob(self._model, self._amp_dtype)
-        inputs = []
-        for name in ("input_ids", "input_mask", "segment_ids"):
-            values = np.ascontiguousarray(windows[name][rows, :length]) if windows is not None else []
-            on_first_rank = flow.tensor(values, dtype=flow.int32).to_global(
-                placement=flow.placement("cpu", [0]), sbp=flow.sbp.broadcast
-            )
-            inputs.append(on_first_rank.to_global(placement=self._placement, sbp=self._sbp))
-        return [logits.to_local().numpy() for logits in self._jobs[length](*inputs)]

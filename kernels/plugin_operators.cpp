@@ -37,6 +37,8 @@ template <void (*compute)(KernelComputeContext*, int64_t key)>
 class RandomKernel final : public user_op::OpKernel {
  public:
   std::shared_ptr<user_op::OpKernelState> CreateOpKernelState(user_op::KernelInitContext* context) const override {
+    // What draws nothing has no stream: a snapshot of a run tells of the streams of training alone.
+    if (context->Attr<float>("rate") == 0.0f) return nullptr;
     return std::make_shared<RandomStream>(context, stream_seed(context, "random"));
   }
 
@@ -44,7 +46,8 @@ class RandomKernel final : public user_op::OpKernel {
   using user_op::OpKernel::Compute;
   void Compute(KernelComputeContext* context, user_op::OpKernelState* state,
                const user_op::OpKernelCache*) const override {
-    compute(context, CHECK_NOTNULL(dynamic_cast<RandomStream*>(state))->next_key());
+    const bool draws = context->Attr<float>("rate") > 0.0f;
+    compute(context, draws ? CHECK_NOTNULL(dynamic_cast<RandomStream*>(state))->next_key() : 0);
   }
   bool AlwaysComputeWhenAllOutputsEmpty() const override { return false; }
 };

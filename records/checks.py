@@ -61,6 +61,17 @@ def squad_predict_fields(args):
     return {**_sequence_fields(args), "unique_ids": Field(1)}
 
 
+def classifier_fields(args):
+    """name -> Field of the records that training and evaluating a classifier reads; with one label, it is a score."""
+    label = Field(1, args.num_labels) if args.num_labels > 1 else Field(1, dtype=np.dtype(np.float32))
+    return {**_sequence_fields(args), "label_ids": label}
+
+
+def classifier_test_fields(args):
+    """name -> Field of the records that a classifier predicts the labels of."""
+    return _sequence_fields(args)
+
+
 def _sequence_fields(args):
     return {
         "input_ids": Field(args.seq_length, args.vocab_size),
@@ -85,22 +96,23 @@ _FLAG_OF_BOUND = {
     "masked_lm_positions": "seq_length",
     "start_positions": "seq_length",
     "end_positions": "seq_length",
+    "label_ids": "num_labels",
 }
 
 
-def part_paths(data_dir, part_num=None):
+def part_paths(data_dir, part_num=None, flag="data_dir"):
     """The paths of the first `part_num` parts in `data_dir`, or of all: part-0, part-1, ... or, padded, part-00000, ...
 
-    Raises UserError if the folder or one of the parts is missing.
+    Raises UserError, naming the flag, if the folder or one of the parts is missing.
     """
     folder = Path(data_dir)
-    with reading(f"--data_dir={data_dir}", "folder"):
+    with reading(f"--{flag}={data_dir}", "folder"):
         names = os.listdir(folder)
     if any(0xDC80 <= ord(character) <= 0xDCFF for character in str(data_dir)):
-        raise UserError(f"--data_dir={data_dir}: cannot be read: OneFlow takes names of UTF-8 only; give it another")
+        raise UserError(f"--{flag}={data_dir}: cannot be read: OneFlow takes names of UTF-8 only; give it another")
     first = sorted((name for name in names if _PART_NAME.fullmatch(name)), key=len)
     if not first:
-        raise UserError(f"--data_dir={data_dir}: holds no part-0; give a folder of OFRecord parts part-0, part-1, ...")
+        raise UserError(f"--{flag}={data_dir}: holds no part-0; give a folder of OFRecord parts part-0, part-1, ...")
     digits = len(first[0]) - len("part-")
     there = sum(re.fullmatch(rf"part-[0-9]{{{digits},}}", name) is not None for name in names)
     if part_num is None:
@@ -127,6 +139,7 @@ class DataSet:
     record_count: int  # None where the parts are too large to be read through before a run, or not read by this rank
     readers: int = 1  # so many ranks, from the first on, read parts
     description: dict | None = None  # what the records were made with (records/description.py), where they tell
+    labels: list | None = None  # what their label_ids stand for, where they tell
     is_checked: bool = False  # whether every record has been found right before the run
 
 
@@ -145,10 +158,26 @@ def check_data_set(args, fields, shuffle, count_records=False):
         paths = [Path(args.data_dir) / f"part-{i}" for i in range(args.data_part_num)]
         return DataSet(paths, fields, None, readers)
     paths = part_paths(args.data_dir, args.data_part_num)
-    described = description.read(args.data_dir)
     check_all = args.check_data or native.preload() is None
     count = _check_parts(paths, fields, check_all, count_records)
-    return DataSet(paths, fields, count, readers, described, is_checked=check_all)
+    return DataSet(paths, fields, count, readers, *_made_with(args.data_dir), is_checked=check_all)
+
+
+def check_whole_data_set(flag, folder, fields):
+    """The DataSet of all parts in the folder that `--flag` names, with every record checked and counted.
+
+    Raises UserError, saying file and place, unless the records hold `fields` as they should. The first rank alone reads
+    it; the others get None.
+    """
+    if rank() > 0:
+        return None
+    paths = part_paths(folder, flag=flag)
+    count = _check_parts(paths, fields, check_all=True, count_all=True)
+    return DataSet(paths, fields, count, 1, *_made_with(folder), is_checked=True)
+
+
+def _made_with(folder):
+    return description.read(folder), description.read_labels_of(folder)
 
 
 def _count_readers(args, shuffle):

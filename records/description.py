@@ -2,6 +2,7 @@
 
     <folder>/records.json   kind of record, vocabulary, case, lengths, and for SQuAD the windows and the questions
     <folder>/vocab.txt      the vocabulary itself
+    <folder>/labels.txt     for classification: the labels, one a line in the order of their numbers
 
 A description is a dict of what JSON can carry. Nothing is known of parts without one: they are older, or of another
 maker.
@@ -15,15 +16,18 @@ from pathlib import Path
 from system.errors import UserError
 from system.input_files import read_json
 from system.output_files import atomic_file
+from text.classification import encode_labels, read_labels
 from text.tokenization import vocab_checksum
 
 FILE = "records.json"
 VOCAB_FILE = "vocab.txt"
+LABELS_FILE = "labels.txt"
 
 # The kinds of record.
 PRETRAINING = "pre-training"
 SQUAD_TRAINING = "SQuAD training"
 SQUAD_PREDICTION = "SQuAD prediction"
+CLASSIFICATION = "classification"
 
 _TYPES = {
     "kind": str,
@@ -35,6 +39,9 @@ _TYPES = {
     "doc_stride": int,
     "max_query_length": int,
     "questions_sha256": str,
+    "task_name": str,  # a key of text.classification.TASKS
+    "is_regression": bool,
+    "has_labels": bool,
 }
 # What every description has.
 _REQUIRED = ("kind", "vocab_size", "vocab_sha256", "do_lower_case", "max_seq_length")
@@ -67,8 +74,11 @@ def questions_checksum(paragraphs):
     return digest.hexdigest()
 
 
-def write(folder, description, vocab_data):
-    """Writes the description and the vocabulary into the folder of the parts."""
+def write(folder, description, vocab_data, labels=None):
+    """Writes the description, the vocabulary and the labels, if there are any, into the folder of the parts."""
+    if labels is not None:
+        with atomic_file(Path(folder) / LABELS_FILE) as file:
+            file.write(encode_labels(labels))
     with atomic_file(Path(folder) / VOCAB_FILE) as file:
         file.write(vocab_data)
     with atomic_file(Path(folder) / FILE, "w", encoding="utf-8") as file:
@@ -81,6 +91,12 @@ def read(folder):
     if not os.path.lexists(path):
         return None
     return check(read_json(path), path)
+
+
+def read_labels_of(folder):
+    """The labels in `folder`, a list of strings, or None if there are none. Raises UserError if they are damaged."""
+    path = Path(folder) / LABELS_FILE
+    return read_labels(path) if os.path.lexists(path) else None
 
 
 def check(description, source):

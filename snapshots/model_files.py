@@ -1,8 +1,9 @@
-"""What a snapshot says of its model beside the weights: configuration, vocabulary, case.
+"""What a snapshot says of its model beside the weights: configuration, vocabulary, case, labels.
 
     <snapshot>/bert-embeddings-word_embeddings/bert_config.json       in the keys of google-research/bert
     <snapshot>/bert-embeddings-word_embeddings/vocab.txt              one piece a line
     <snapshot>/bert-embeddings-word_embeddings/tokenizer_config.json  {"do_lower_case": ...}, as Hugging Face names it
+    <snapshot>/bert-embeddings-word_embeddings/labels.txt             of a classifier, one a line in order of their ids
 
 Each file may be missing. They lie in the folder of a variable of the backbone: `cp -R` of a BERT over a snapshot takes
 them along, and `oneflow.load` passes over them.
@@ -19,6 +20,7 @@ from system.input_files import open_input, read_json
 CONFIG_FILE = "bert_config.json"
 VOCAB_FILE = "vocab.txt"
 TOKENIZER_FILE = "tokenizer_config.json"
+LABELS_FILE = "labels.txt"
 
 # Of a BERT as this suite computes it, whatever its size.
 _FIXED = {"hidden_act": "gelu", "initializer_range": 0.02}
@@ -32,16 +34,17 @@ class ModelFiles:
     config: Path | None = None
     vocab: Path | None = None
     do_lower_case: bool | None = None
+    labels: Path | None = None
 
 
 def find(snapshot):
     """The ModelFiles of the snapshot folder `snapshot`. Raises UserError if the case cannot be read."""
     folder = Path(snapshot) / variables.WORD_EMBEDDINGS
-    config, vocab, tokenizer = (
+    config, vocab, tokenizer, labels = (
         path if path.is_file() else None
-        for path in (folder / name for name in (CONFIG_FILE, VOCAB_FILE, TOKENIZER_FILE))
+        for path in (folder / name for name in (CONFIG_FILE, VOCAB_FILE, TOKENIZER_FILE, LABELS_FILE))
     )
-    return ModelFiles(config, vocab, read_case(tokenizer) if tokenizer else None)
+    return ModelFiles(config, vocab, read_case(tokenizer) if tokenizer else None, labels)
 
 
 def read_case(path):
@@ -62,8 +65,11 @@ def config_of(size, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1):
     return _FIXED | dropout | dataclasses.asdict(size)
 
 
-def encode(config=None, vocab=None, do_lower_case=None):
-    """name -> bytes of the files that a snapshot gets: for a dict, the bytes of a vocabulary, a bool, if not None."""
+def encode(config=None, vocab=None, do_lower_case=None, labels=None):
+    """name -> bytes of the files that a snapshot gets, of what is not None.
+
+    That is a dict, the bytes of a vocabulary, a bool, the bytes of a labels.txt.
+    """
     files = {}
     if config is not None:
         files[CONFIG_FILE] = _encode_json(config)
@@ -71,6 +77,8 @@ def encode(config=None, vocab=None, do_lower_case=None):
         files[VOCAB_FILE] = vocab
     if do_lower_case is not None:
         files[TOKENIZER_FILE] = _encode_json({"do_lower_case": do_lower_case})
+    if labels is not None:
+        files[LABELS_FILE] = labels
     return files
 
 

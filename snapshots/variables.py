@@ -17,6 +17,7 @@ from system.input_files import open_input, reading
 WORD_EMBEDDINGS = "bert-embeddings-word_embeddings"
 POSITION_EMBEDDINGS = "bert-embeddings-position_embeddings"
 TOKEN_TYPE_EMBEDDINGS = "bert-embeddings-token_type_embeddings"
+CLASSIFIER_WEIGHTS = "output_weights"
 
 LAYER_NORM_EPSILON = 1e-12
 
@@ -108,8 +109,11 @@ def encoder_shapes(size):
     return shapes
 
 
-def head_shapes(size):
-    """head -> (name -> shape) of what stands on the encoder: the pooler, the pre-training heads, the SQuAD head."""
+def head_shapes(size, num_labels=2):
+    """head -> (name -> shape) of what stands on the encoder: the pooler and the heads of the tasks.
+
+    `num_labels` is that of the classifier, which label_count tells.
+    """
     hidden = size.hidden_size
     return {
         "pooler": _dense_shapes("bert-pooler-dense", hidden, hidden),
@@ -123,7 +127,14 @@ def head_shapes(size):
             "cls-seq_relationship-output_bias": (2,),
         },
         "squad": _dense_shapes("cls-squad-output", hidden, 2),
+        "classifier": {CLASSIFIER_WEIGHTS: (num_labels, hidden), "output_bias": (num_labels,)},
     }
+
+
+def label_count(shapes):
+    """The number of labels of the classifier among the variables in `shapes` (name -> shape), None without one."""
+    shape = shapes.get(CLASSIFIER_WEIGHTS)
+    return shape[0] if shape else None
 
 
 def _dense_shapes(prefix, inputs, outputs):
@@ -178,7 +189,7 @@ def check_shapes(shapes, size, source):
     for name in expected:
         if name not in shapes:
             raise UserError(f"{source}: has no variable {name}, which a BERT of {size.num_hidden_layers} layers needs")
-    for head in head_shapes(size).values():
+    for head in head_shapes(size, label_count(shapes) or 2).values():
         expected |= head
     for name, shape in expected.items():
         if name in shapes and tuple(shapes[name]) != shape:

@@ -1,10 +1,11 @@
 """The loop around a train job: it runs the job, logs what comes out, saves snapshots and stops at signals."""
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 from engine.oneflow_loader import nn
-from ranks.ranks import has_launcher
+from ranks.ranks import from_every_rank, has_launcher
 from system import signals
 from system.errors import RunError
 from training import notices, save_points
@@ -22,15 +23,28 @@ class _Iteration(NamedTuple):
     outputs: dict  # of the graph
 
 
-def train(job, args, start):
+class Hook(NamedTuple):
+    """What is to be done in the midst of training, on all ranks, while no iteration is under way.
+
+    Iterations are counted as in the names of snapshots. `call` gives numbers by name, for the curves of the run; its
+    time counts as no iteration's.
+    """
+
+    is_due: Callable[[int], bool]  # after so many iterations; it always is after the last one
+    call: Callable[[int], dict[str, float]]
+
+
+def train(job, args, start, hook=None):
     """Runs `job` up to args.iter_num iterations, printing losses and saving snapshots as the flags say.
 
-    It begins where `start`, a resume.Start, says. The result of an iteration is fetched while the next one runs, so
-    that the engine never waits for Python. At a signal it saves a snapshot and raises StoppedTogether on all ranks.
-    Raises RunError where a loss or the gradients are not finite, or the last snapshot cannot be saved.
+    It begins where `start`, a resume.Start, says; `hook` is a Hook. The result of an iteration is fetched while the
+    next one runs, so that the engine never waits for Python. At a signal it saves a snapshot and raises StoppedTogether
+    on all ranks. Raises RunError where a loss or the gradients are not finite, or the last snapshot cannot be saved.
     """
     if start.iteration >= args.iter_num:
         save_points.complete(start, args)
+        if hook is not None:
+            hook.call(args.iter_num)
         return
     notices.tell(args, start)
     with (
@@ -53,10 +67,14 @@ def train(job, args, start):
             step = start.train_step + done - start.iteration
             running = _Iteration(done, step, learning_rate_at(step, args), outputs)
             done += 1
-            if saves.is_due(done):
+            is_hook_due = hook is not None and done < args.iter_num and hook.is_due(done)
+            if saves.is_due(done) or is_hook_due:
                 stop = _finish(job, running, log, saves) or stop
                 running = None
+            if saves.is_due(done):
                 saves.save(done)
+            if is_hook_due and not stop:
+                _call(hook, done, step, log)
             if job.signals is None:
                 stop = next(iter(received), 0)
         if running is not None:
@@ -64,7 +82,17 @@ def train(job, args, start):
         if done < args.iter_num:
             saves.stop(done, stop)
         saves.finish()
+        if hook is not None:
+            _call(hook, done, start.train_step + done - start.iteration - 1, log)
+            stop = max(from_every_rank(next(iter(received), 0)))
+            if stop:
+                saves.stop(done, stop)
         log.print_average_speed()
+
+
+def _call(hook, iteration, train_step, log):
+    with log.paused():
+        log.add_scalars(train_step, hook.call(iteration))
 
 
 def _finish(job, iteration, log, saves):

@@ -59,6 +59,22 @@ class MetricLog:
         self._run_start = self._line_start = self._iteration_end = time.perf_counter()
         self._bar.unpause()
 
+    @contextlib.contextmanager
+    def paused(self):
+        """What goes on within the block counts as no iteration's time."""
+        begin = time.perf_counter()
+        yield
+        pause = time.perf_counter() - begin
+        self._run_start += pause
+        self._line_start += pause
+        self._iteration_end += pause
+
+    def add_scalars(self, train_step, scalars):
+        """Takes further numbers (name -> float) for the curves of TensorBoard."""
+        if self._events is not None and scalars:
+            with self._warning_of_losses():
+                self._events.write_scalars(train_step, scalars)
+
     def add(self, iteration, train_step, learning_rate, values):
         """Takes the numbers of an iteration (name -> float) that has just ended."""
         now = time.perf_counter()

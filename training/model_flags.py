@@ -8,6 +8,7 @@ from ranks.ranks import from_first_rank, rank
 from records import description
 from snapshots import layout, model_files, variables
 from system.errors import UserError
+from text.classification import encode_labels
 from text.tokenization import vocab_checksum
 
 # The fields of variables.ModelSize that are flags of the same name.
@@ -119,17 +120,19 @@ def check_same_on_all_ranks(args):
         )
 
 
-def check_records(args, data_set):
+def check_records(args, data_set, flag="data_dir"):
     """Raises UserError if the records were not made for the model: with more pieces, or another vocabulary or case.
 
-    As far as records and model tell. Where the model has pieces that the records cannot have, a notice says so.
+    As far as records and model tell. Where the model has pieces that the records cannot have, a notice says so. `flag`
+    has named the folder of the records.
     """
     records = data_set.description
     if records is None:
         return
+    name = f"--{flag}={getattr(args, flag)}"
     if records["vocab_size"] > args.vocab_size:
         raise UserError(
-            f"--data_dir={args.data_dir}: its records were made with a vocabulary of {records['vocab_size']} pieces, "
+            f"{name}: its records were made with a vocabulary of {records['vocab_size']} pieces, "
             f"--vocab_size={args.vocab_size} is too small for them"
         )
     if records["vocab_size"] < args.vocab_size and rank() == 0:
@@ -141,16 +144,14 @@ def check_records(args, data_set):
         return
     model = model_files.find(args.model_load_dir)
     checksum = vocab_checksum(_read_vocab(model.vocab)) if model.vocab else None
-    description.check_same_text(
-        records, checksum, model.do_lower_case, f"--data_dir={args.data_dir}", args.model_load_dir
-    )
+    description.check_same_text(records, checksum, model.do_lower_case, name, args.model_load_dir)
 
 
 def files_of_model(args, data_set):
-    """The files that describe this run's model in its snapshots, name -> bytes: configuration, vocabulary and case.
+    """The files that describe this run's model in its snapshots, name -> bytes.
 
     Vocabulary and case are those of the records, or else of the model in --model_load_dir; check_records has compared
-    them.
+    them. The labels are those of `data_set`.
     """
     model = model_files.ModelFiles()
     if args.model_load_dir is not None and rank() == 0:
@@ -158,7 +159,8 @@ def files_of_model(args, data_set):
     vocab = _read_vocab(model.vocab) or _read_vocab(os.path.join(args.data_dir, description.VOCAB_FILE))
     do_lower_case = data_set.description["do_lower_case"] if data_set.description else model.do_lower_case
     dropout = (args.hidden_dropout_prob, args.attention_probs_dropout_prob)
-    return model_files.encode(model_files.config_of(size_of(args), *dropout), vocab, do_lower_case)
+    labels = None if data_set.labels is None else encode_labels(data_set.labels)
+    return model_files.encode(model_files.config_of(size_of(args), *dropout), vocab, do_lower_case, labels)
 
 
 def _read_vocab(path):

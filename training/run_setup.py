@@ -84,6 +84,17 @@ def check_prediction_folders(args):
         check_can_write("--all_results_file", args.all_results_file)
 
 
+def check_results_folder(args):
+    """Makes --log_dir and, where this rank writes it, --output_dir.
+
+    Raises UserError where one cannot be written, and where --model_load_dir is no snapshot.
+    """
+    _check_model_load_dir(args)
+    _check_writable("--log_dir", args.log_dir)
+    if rank() == 0:
+        _check_writable("--output_dir", args.output_dir)
+
+
 def _check_model_load_dir(args):
     """Raises UserError where there is nothing to load, long before the model is made that it should go into."""
     if rank() == 0 and args.model_load_dir is not None:

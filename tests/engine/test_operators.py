@@ -228,6 +228,7 @@ import numpy as np
 from engine import native
 from engine.oneflow_loader import flow
 import bert_util, squad
+from training import scoring
 placement = flow.placement("cpu", [0])
 config = bert_util.BertConfig(1000, 384, 12, 4, 1536, 128, 2, 0.1, 0.1)
 model = squad.BertForQuestionAnswering(config, bert_util.Initializer(placement, 3))
@@ -236,7 +237,7 @@ inputs = [flow.tensor(ids, placement=placement, sbp=flow.sbp.broadcast) for _ in
 def resident():
     return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * 4096
 def predicted():
-    job = squad.SquadBatchJob(model)
+    job = scoring.BatchJob(model.eval())
     before = resident()
     logits = [output.numpy() for output in job(*inputs)]
     return resident() - before, logits

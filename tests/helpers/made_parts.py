@@ -58,3 +58,20 @@ def write_squad_parts(folder, count, parts=1, seq_length=32, vocab_size=200, see
             for index in block:
                 write(ofrecord.serialize(records[index]))
     return records
+
+
+def write_classifier_part(path, labels, seq_length=32, vocab_size=200, seed=0, padding=()):
+    """Writes made-up records with these labels and returns their features; those numbered `padding` are no examples."""
+    generator = np.random.default_rng(seed)
+    path.parent.mkdir(exist_ok=True)
+    records = []
+    for index, label in enumerate(labels):
+        features = random_pretraining_features(generator, seq_length, 1, vocab_size)
+        features = {name: features[name] for name in ("input_ids", "input_mask", "segment_ids")}
+        features["label_ids"] = np.array([label], np.int32 if isinstance(label, int) else np.float32)
+        features["is_real_example"] = np.array([index not in padding], np.int32)
+        records.append(features)
+    with ofrecord.open_writer(path) as write:
+        for features in records:
+            write(ofrecord.serialize(features))
+    return records

@@ -9,7 +9,7 @@ Throughout:
     variables   dict from snapshot name (`bert-pooler-dense-weight`) to array; weights are [inputs, outputs]
     batch       dict of integer arrays `input_ids`, `input_mask`, `segment_ids` [B, S]; for pre-training also
                 `masked_lm_positions`, `masked_lm_ids`, `masked_lm_weights` [B, P] and `next_sentence_labels` [B, 1];
-                for SQuAD `start_positions`, `end_positions` [B] or [B, 1]
+                for SQuAD `start_positions`, `end_positions` [B] or [B, 1]; for a classifier `label_ids`, likewise
     B, S, P     batch size, sequence length, predictions per sequence
     H, I, V     hidden size, intermediate size, vocabulary size
 """
@@ -171,6 +171,27 @@ def squad_loss(variables, batch, num_attention_heads):
     start_cross_entropy = cross_entropy(start_logits, np.reshape(batch["start_positions"], [-1]))
     end_cross_entropy = cross_entropy(end_logits, np.reshape(batch["end_positions"], [-1]))
     return 0.5 * (tf.reduce_mean(start_cross_entropy) + tf.reduce_mean(end_cross_entropy))
+
+
+def classifier_logits(variables, batch, num_attention_heads):
+    """Scores of the labels, float64 [B, labels]."""
+    variables = _as_float64(variables)
+    pooled = pooled_output(variables, batch, num_attention_heads)
+    return tf.matmul(pooled, variables["output_weights"], transpose_b=True) + variables["output_bias"]
+
+
+def classifier_loss(variables, batch, num_attention_heads):
+    """The mean cross-entropy, or with one label the mean squared difference from `label_ids`: a float64 scalar."""
+    logits = classifier_logits(variables, batch, num_attention_heads)
+    labels = np.reshape(batch["label_ids"], [-1])
+    if logits.shape[1] == 1:
+        return tf.reduce_mean(tf.square(logits[:, 0] - labels))
+    return tf.reduce_mean(cross_entropy(logits, labels))
+
+
+def classifier_gradients(variables, batch, num_attention_heads):
+    """((loss,) as a float, gradients by name), as `pretraining_gradients`."""
+    return _value_and_gradients(lambda tensors: (classifier_loss(tensors, batch, num_attention_heads),), variables)
 
 
 def pretraining_gradients(variables, batch, num_attention_heads):

@@ -11,6 +11,7 @@ from engine.oneflow_loader import flow
 from made_parts import write_squad_parts
 from records import checks, prediction_file, squad_batches
 from system.errors import UserError
+from training import scoring
 
 PLACEMENT = flow.placement("cpu", [0])
 SEQ_LENGTH = 160
@@ -83,7 +84,7 @@ def test_same_logits(data_set, monkeypatch):
         node_num=1, gpu_num_per_node=1, batch_size_per_device=4, iter_num=18, seq_length=SEQ_LENGTH
     )
     results = prediction.predict(data_set, args)
-    assert len(prediction._jobs) > 2
+    assert len(prediction.scorer.lengths) > 2
     assert results.dtype == prediction_file.result_dtype(SEQ_LENGTH)
     assert results["unique_id"].tolist() == list(range(1000000000, 1000000069))
 
@@ -91,7 +92,7 @@ def test_same_logits(data_set, monkeypatch):
     for window in checks.read_records(data_set):
         for name, values in windows.items():
             values.append(window[name])
-    whole = squad.SquadBatchJob(model)
+    whole = scoring.BatchJob(model.eval())
     inputs = [
         flow.tensor(np.stack(windows[name][:69]), dtype=flow.int32, placement=PLACEMENT, sbp=flow.sbp.broadcast)
         for name in ("input_ids", "input_mask", "segment_ids")

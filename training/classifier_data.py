@@ -1,0 +1,161 @@
+"""The data sets of run_classifier.py, found to fit each other, the flags and the model: records, text and labels."""
+
+import dataclasses
+import os
+from pathlib import Path
+
+import config
+from ranks.ranks import from_first_rank, rank
+from records import checks, description
+from snapshots import layout, model_files, variables
+from system.errors import UserError
+from text.classification import describe_labels, metrics_of, read_labels
+from training import model_flags
+
+
+@dataclasses.dataclass(frozen=True)
+class Sets:
+    """The checks.DataSets of a run, None for what it does not read, or what only the first rank reads."""
+
+    train: checks.DataSet | None
+    evaluation: checks.DataSet | None
+    test: checks.DataSet | None
+    labels: list | None  # the names of the labels, where they are known
+    metrics: tuple  # the names of the metrics of `evaluation`
+
+
+def check(args):
+    """The Sets of the flags; settles args.num_labels, args.data_part_num and args.iter_num.
+
+    Raises UserError, saying which folder is at fault, where records are not as they should be, were made with another
+    vocabulary or other labels than the rest, or have no labels although they need some.
+    """
+    flags = [flag for work, flag in config.CLASSIFIER_WORK.items() if getattr(args, work)]
+    for flag in flags:
+        if rank() == 0:
+            checks.part_paths(getattr(args, flag), flag=flag)
+        _check_kind(args, flag)
+    labels = _settle_labels(args, flags)
+    train = evaluation = test = None
+    if args.do_train:
+        train = checks.check_data_set(args, checks.classifier_fields(args), shuffle=True, count_records=True)
+        train = dataclasses.replace(train, labels=labels)
+        config.set_iter_num(args, train.record_count)
+    if args.do_eval:
+        fields = checks.classifier_fields(args)
+        evaluation = checks.check_whole_data_set("eval_data_dir", args.eval_data_dir, fields)
+    if args.do_predict:
+        fields = checks.classifier_test_fields(args)
+        test = checks.check_whole_data_set("test_data_dir", args.test_data_dir, fields)
+    data_sets = {"data_dir": train, "eval_data_dir": evaluation, "test_data_dir": test}
+    _check_text(args, {flag: data_set for flag, data_set in data_sets.items() if data_set is not None})
+    return Sets(train, evaluation, test, labels, _metrics(args, evaluation))
+
+
+def _check_kind(args, flag):
+    """Raises UserError if the records are of another kind, or lack labels where they need some."""
+    folder = getattr(args, flag)
+    records = description.read(folder)
+    if records is None:
+        return
+    if records["kind"] != description.CLASSIFICATION:
+        raise UserError(
+            f"--{flag}={folder}: its records are for {records['kind']}; make some with tools/create_classifier_data.py"
+        )
+    if flag != "test_data_dir" and not records.get("has_labels", True):
+        raise UserError(f"--{flag}={folder}: its records were made without labels, for --do_predict only")
+
+
+def _settle_labels(args, flags):
+    """Sets args.num_labels; returns the names of the labels, None where they are not known or it is a regression."""
+    lists, counts = _stated_labels(args, flags)
+    names = None
+    if lists:
+        (first, names), *others = lists.items()
+        for source, labels in others:
+            if labels != names:
+                raise UserError(
+                    f"{source}: its labels, {describe_labels(labels)}, are not those of {first}, "
+                    f"{describe_labels(names)}; make the records anew with --labels_file={first}"
+                )
+    if not counts:
+        raise UserError(
+            f"--{flags[0]}={getattr(args, flags[0])}: has no labels.txt that tells the number of labels; give "
+            "--num_labels"
+        )
+    (first, count), *others = counts.items()
+    for source, other in others:
+        if other != count:
+            raise UserError(
+                f"{source}: is of {_describe_count(other)}, but {first} of {_describe_count(count)}; to learn other "
+                "labels start from a model that is no classifier yet"
+            )
+    args.num_labels = count
+    return names
+
+
+def _stated_labels(args, flags):
+    """({source: names of labels}, {source: number of labels}) as the model, the records and --num_labels state them."""
+    lists, counts = {}, {}
+    folder = args.model_load_dir
+    if folder is not None and os.path.isdir(folder):
+        if path := model_files.find(folder).labels:
+            lists[path] = read_labels(path)
+        shapes = variables.shapes_by_meta(folder, {variables.CLASSIFIER_WEIGHTS} & set(layout.variable_names(folder)))
+        if count := variables.label_count(shapes):
+            counts[folder] = count
+    for flag in flags:
+        folder = Path(getattr(args, flag))
+        if labels := description.read_labels_of(folder):
+            lists[folder / description.LABELS_FILE] = labels
+        elif (records := description.read(folder)) and records.get("is_regression"):
+            counts[f"--{flag}={folder}"] = 1
+    counts |= {source: len(labels) for source, labels in lists.items()}
+    if args.num_labels is not None:
+        counts["--num_labels"] = args.num_labels
+    return lists, counts
+
+
+def _describe_count(count):
+    return f"{count} labels" if count > 1 else "a regression"
+
+
+def _check_text(args, data_sets):
+    """Raises UserError where records were made with another vocabulary or case than the model's or the first ones."""
+    first = None
+    for flag, data_set in data_sets.items():
+        model_flags.check_records(args, data_set, flag)
+        if data_set.description is None:
+            continue
+        name = f"--{flag}={getattr(args, flag)}"
+        first = first or (data_set.description, getattr(args, flag))
+        records, folder = first
+        vocab_file = os.path.join(folder, description.VOCAB_FILE)
+        description.check_same_text(
+            data_set.description, records["vocab_sha256"], records["do_lower_case"], name, vocab_file
+        )
+
+
+def _metrics(args, evaluation):
+    if evaluation is None:
+        return ()
+    task_name = (evaluation.description or {}).get("task_name")
+    return metrics_of(task_name, args.num_labels == 1, args.num_labels, f"--eval_data_dir={args.eval_data_dir}")
+
+
+def check_same_on_all_ranks(args):
+    """Raises UserError where this rank, which has not seen the first rank's data, has other labels. Needs OneFlow."""
+    count = from_first_rank(lambda: args.num_labels)
+    if args.num_labels != count:
+        raise UserError(
+            f"rank {rank()}: --num_labels is {args.num_labels}, but {count} on the first rank; give it on all machines"
+        )
+
+
+def epoch_ends(args, train):
+    """A function that tells whether an epoch ends with that iteration, counted from 1. Needs OneFlow.
+
+    `train` is the DataSet, whose records the first rank has counted.
+    """
+    records, batch_size = from_first_rank(lambda: train.record_count), config.global_batch_size(args)
+    return lambda iteration: iteration * batch_size // records > (iteration - 1) * batch_size // records
