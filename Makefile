@@ -3,7 +3,7 @@
 PYTHON := .venv/bin/python
 ROOMS := system text snapshots engine ranks records training
 
-.PHONY: help setup pretrain test test-without-kernels lint
+.PHONY: help setup pretrain test test-without-kernels lint ci
 
 help: ## Show the targets
 	@echo "usage: make TARGET"
@@ -40,11 +40,17 @@ pretrain: setup kernels-if-possible ## Pre-train BERT on the 40 samples, with th
 	  --warmup_batches 831 \
 	  --save_last_snapshot True
 
+# Two files of tests at a time.
+PYTEST := $(PYTHON) -m pytest -n 2 --dist loadfile
+
 test: setup all-kernels-if-possible ## Run all tests
-	$(PYTHON) -m pytest
+	$(PYTEST)
 
 test-without-kernels: setup ## Run the tests of graphs with OneFlow's own kernels
-	BERT_KERNELS=none $(PYTHON) -m pytest -m engine
+	BERT_KERNELS=none $(PYTEST) -m engine
+
+# What .ci/run calls.
+ci: lint test test-real-weights test-without-kernels kernels-clang kernels-sanitize ## Run all that CI runs
 
 lint: setup ## Check style (ruff) and types (mypy)
 	$(PYTHON) -m ruff check .

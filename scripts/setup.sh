@@ -169,7 +169,7 @@ install_largest() {
 # Says every few seconds how much is there, until it is killed or this script has ended.
 tell_progress() {
     while sleep 10 >/dev/null 2>&1 && kill -0 $$ 2>/dev/null; do
-        say "$(du -sm .venv | awk '{ printf "%.1f GB of about 5 are installed", $1 / 1000 }')"
+        say "$(du -sm .venv | awk '{ printf "%.1f GB are installed so far", $1 / 1000 }')"
     done
 }
 
