@@ -2,6 +2,8 @@
 
 import importlib
 
+_names = []
+
 
 class LazyModule:
     """Stands for the module `name`, and imports it when the first of its attributes is asked for.
@@ -12,6 +14,13 @@ class LazyModule:
 
     def __init__(self, name):
         self._name = name
+        _names.append(name)
 
     def __getattr__(self, attribute):
         return getattr(importlib.import_module(self._name), attribute)
+
+
+def import_all():
+    """Imports all of them now, so that no import comes between a run's steps."""
+    for name in _names:
+        importlib.import_module(name)

@@ -15,6 +15,7 @@ from snapshots import layout
 from system.errors import UserError
 from system.folder_lock import lock_folder
 from system.input_files import reading
+from system.lazy import import_all
 from system.output_files import check_can_write, writing
 from system.processors import usable_processors
 from training import model_flags
@@ -133,6 +134,7 @@ def start_engine(args):
     flow = oneflow_loader.load(supervision.engine_log(args.log_dir), device_type)
     args.iter_num = from_first_rank(lambda: args.iter_num)
     model_flags.check_same_on_all_ranks(args)
+    import_all()
     flow.manual_seed(args.seed)
     if device_type == "cpu":
         native.set_seed(args.seed)
