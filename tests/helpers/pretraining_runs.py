@@ -16,8 +16,8 @@ LOSS_LINE = re.compile(
 
 
 def pretraining_flags(data_dir, output, **flags):
-    """The flags of a run of a tiny model; those given here win."""
-    return {
+    """The flags of a run of a tiny model; those given here win, and one that is None is left out."""
+    flags = {
         **TINY_MODEL,
         "data_dir": data_dir,
         "data_part_num": 1,
@@ -32,6 +32,7 @@ def pretraining_flags(data_dir, output, **flags):
         "model_save_dir": output,
         **flags,
     }
+    return {name: value for name, value in flags.items() if value is not None}
 
 
 def pretrain(data_dir, output, **flags):

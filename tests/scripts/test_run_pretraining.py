@@ -1,5 +1,6 @@
 """run_pretraining.py as its users run it: the form of its output, snapshots, resumption, and one line for bad input."""
 
+import json
 import os
 import re
 import resource
@@ -153,6 +154,9 @@ def test_snapshot_layout(first_run):
         for suffix in ("", "-m", "-v"):
             assert layout.read_meta(folder / (name + suffix)) == (shape, np.float32)
             assert (folder / (name + suffix) / "out").stat().st_size == 4 * np.prod(shape)
+    described = json.loads((folder / "bert-embeddings-word_embeddings" / "bert_config.json").read_text())
+    sizes = {"vocab_size": 200, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    assert {name: described[name] for name in sizes} == sizes
     assert (folder / step / "out").read_bytes() == (30).to_bytes(8, "little")
     assert (first_run[1] / "snapshot_12" / step / "out").read_bytes() == (12).to_bytes(8, "little")
 
@@ -236,6 +240,15 @@ def test_zeroed_train_step_restarts_the_schedule(first_run, tiny_data, tmp_path)
     assert "learning rate is 0" not in result.stdout
     assert [line["train_step"] for line in logged(tmp_path / "zeroed")] == [0, 1, 2, 3]
     assert [line["learning_rate"] for line in logged(tmp_path / "zeroed")][:2] == [0, 0.5e-3]
+
+    # The same without touching the file, and without the flags of the model's shape.
+    flags = {name: None for name in TINY_MODEL}
+    again = pretrain(
+        tiny_data, tmp_path / "reset", model_load_dir=first_run[1] / "last_snapshot", reset_train_step=True, **flags
+    )
+    assert again.returncode == 0, again.stderr
+    losses = [[line["total_loss"] for line in logged(tmp_path / name)] for name in ("zeroed", "reset")]
+    assert losses[0] == losses[1]
 
 
 def test_restoring_without_meta_and_with_other_variables(first_run, tiny_data, tmp_path):
@@ -422,9 +435,8 @@ class TestBadInput:
         self.check(
             tiny_data,
             tmp_path,
-            "bert-embeddings-word_embeddings",
-            "[200, 32]",
-            "[300, 32]",
+            "--vocab_size=300, but the model has 200",
+            "bert_config.json",
             model_load_dir=first_run[1] / "last_snapshot",
             vocab_size=300,
         )
