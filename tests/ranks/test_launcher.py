@@ -79,8 +79,8 @@ class TestNodeList:
     @pytest.mark.parametrize(
         ("node_list", "node_rank", "message"),
         [
-            (None, None, "--node_list names 0 node"),
-            ("127.0.0.1", None, "names 1 node.*--node_num=2"),
+            (None, None, "--node_list has 0 names"),
+            ("127.0.0.1", None, "has 1 names.*--node_num=2"),
             ("127.0.0.1,127.0.0.1", None, "127.0.0.1 twice"),
             ("203.0.113.1,203.0.113.2", None, "none of these is an address of this machine"),
             ("127.0.0.1,127.0.0.2", None, "both this machine.*--node_rank"),

@@ -186,7 +186,7 @@ class TestScripts:
         ("arguments", "message"),
         [
             ([], "give a file of hosts and a command"),
-            (["x.txt", "true"], "x.txt: no such file"),
+            (["x.txt", "true"], "x.txt: there is no such file"),
             (["bin/none", "x"], "names no host"),
         ],
     )
@@ -245,14 +245,12 @@ class TestFailure:
         write_data_on_node(tmp_path, 0)
         flags = {**PRETRAINING, "data_dir": "./data", "batch_size_per_device": 4}
         (node,) = start("run_pretraining.py", 2, only=[1], **flags)
-        time.sleep(1)
+        node.wait_for_handler(signal.SIGTERM)
         node.process.send_signal(signal.SIGTERM)
         node.assert_failed("ended by SIGTERM", status=143)
 
     def test_two_signals_to_a_node(self, training, network):
-        training[1].process.send_signal(signal.SIGINT)
-        time.sleep(0.3)
-        training[1].process.send_signal(signal.SIGINT)
+        training[1].send_until_ended(signal.SIGINT)
         training[1].assert_failed("by SIGINT", status=130, within=20)
         training[0].assert_failed("by SIGINT", status=130, within=20)
 
