@@ -12,7 +12,6 @@ import functools
 import os
 import select
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,7 +20,7 @@ from pathlib import Path
 
 import config
 from engine import device
-from ranks import nodes, supervision
+from ranks import cluster_secret, nodes, supervision
 from ranks.ranks import ERROR_PIPE_VARIABLE, has_launcher, rank
 from system import signals
 from system.errors import STATUS_BAD_INPUT, STATUS_FAILURE, RunError, UserError, one_line, outcome_of
@@ -55,15 +54,14 @@ def run_on_all_ranks(function, args):
         return supervision.run_supervised(functools.partial(_run_lone, function), args)
     device_type, _ = device.choose_device(args.device, args.gpu_num_per_node)
     if args.node_num == 1:
-        port = args.master_port or _free_port()
-        nodes.check_port_is_free("127.0.0.1", port)
-        return _launch(args, nodes.Lone(), "127.0.0.1", port, 0, "")
+        with nodes.held_port("127.0.0.1", args.master_port or 0) as port:
+            return _launch(args, nodes.Lone(), "127.0.0.1", port, 0, "")
     addresses, node_rank = nodes.find_node_rank(args.node_list, args.node_num, args.node_rank)
     port = args.master_port or DEFAULT_MASTER_PORT
-    if node_rank == 0:
-        nodes.check_port_is_free(addresses[0], port + 1)
-    line = nodes.Line(addresses, node_rank, port, _common_flags(args, device_type))
-    return _launch(args, line, addresses[0], port + 1, node_rank, f" on node {addresses[node_rank]}")
+    secret = cluster_secret.read()
+    with nodes.held_port(addresses[0], port + 1) if node_rank == 0 else contextlib.nullcontext():
+        line = nodes.Line(addresses, node_rank, port, _common_flags(args, device_type), secret)
+        return _launch(args, line, addresses[0], port + 1, node_rank, f" on node {addresses[node_rank]}")
 
 
 def _run_lone(function, args):
@@ -79,12 +77,6 @@ def _common_flags(args, device_type):
     """name -> value of the flags that must be the same on all nodes, with the script and the kind of device."""
     script = os.path.basename(sys.argv[0])
     return {"the script": script, "the device": device_type, **config.flags_of_all_nodes(args)}
-
-
-def _free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 # ---- the life of a rank

@@ -5,6 +5,10 @@ master, at --master_port; OneFlow's own rendezvous takes the port above it. Ever
 {"node": 1, "flags": {...}} at first; {"start": true} from the master once all are there; {"alive": true} every few
 seconds; {"done": true} when a node's ranks have finished; {"stop": "why", "bad_input": false, "signal": 0} from
 whoever has failed or was sent a signal, passed on to all.
+
+With a secret (ranks/cluster_secret.py) both sides prove that they know it before anything else of theirs counts. A node
+begins with {"node": 1, "challenge": "..."}, the master answers {"challenge": "...", "proof": "..."}, and the node
+{"proof": "...", "flags": {...}}. The master sends a stop to whoever does not fit.
 """
 
 import contextlib
@@ -14,6 +18,7 @@ import selectors
 import socket
 import time
 
+from ranks import cluster_secret
 from system import signals
 from system.errors import RunError, UserError
 
@@ -21,6 +26,11 @@ HEARTBEAT_SECONDS = 2
 # A node that is not heard of for so long is lost: its machine or the link is down.
 SILENCE_SECONDS = 15
 _LONGEST_MESSAGE = 65536
+# Whoever connects to the master has so long to say which node it is; of those who have not, so many are kept.
+STRANGER_SECONDS = 5
+MOST_STRANGERS = 64
+# For a message; one that takes longer goes to a node that does not read.
+_SEND_SECONDS = 2
 
 
 def find_node_rank(node_list, node_num, node_rank):
@@ -77,19 +87,42 @@ def _is_own(address):
     return True
 
 
-def check_port_is_free(address, port):
-    """Raises UserError if something on this machine listens at the port already."""
-    _listen(address, port).close()
+@contextlib.contextmanager
+def held_port(address, port):
+    """A port at all addresses of this machine, kept for rank 0 to listen at until the block ends; gives its number.
+
+    `port` may be 0, for any that is free. Raises UserError, which names `address`, if it is in use.
+    """
+    if port:
+        _listen(address, port).close()
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as holder:
+        # gRPC, by which OneFlow's ranks meet, sets it as well, and may therefore listen at a port that is held so. What
+        # connects goes to who listens, which the holder does not.
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        with _naming_port(address, port):
+            holder.bind(("", port))
+        yield holder.getsockname()[1]
 
 
 def _listen(address, port):
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listener.bind((address, port))
-        listener.listen()
-    except OSError as error:
+        with _naming_port(address, port):
+            listener.bind((address, port))
+            listener.listen()
+    except UserError:
         listener.close()
+        raise
+    return listener
+
+
+@contextlib.contextmanager
+def _naming_port(address, port):
+    """Raises UserError, with what to do, where the block cannot take the port."""
+    try:
+        yield
+    except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise UserError(f"port {port} of {address} is in use; choose another with --master_port") from None
         if error.errno == errno.EADDRNOTAVAIL:
@@ -97,7 +130,6 @@ def _listen(address, port):
         raise UserError(
             f"port {port} of {address} cannot be listened at ({error.strerror}); choose another with --master_port"
         ) from None
-    return listener
 
 
 class Lone:
@@ -123,15 +155,18 @@ class Lone:
 class Line:
     """This node's connections to the other nodes: the master's to all of them, any other's to the master.
 
-    `flags` (name -> value) are those that must be the same on all nodes.
+    `flags` (name -> value) are those that must be the same on all nodes; so must the `secret` (bytes, or None).
     """
 
-    def __init__(self, addresses, node_rank, port, flags):
+    def __init__(self, addresses, node_rank, port, flags, secret=None):
         self._addresses = addresses
         self._rank = node_rank
         self._port = port
         self._flags = flags
+        self._secret = secret
         self._peers = {}  # node rank -> _Peer
+        self._strangers = []  # of the master: the _Peers that may become nodes, in the order in which they came
+        self._refused = {}  # node rank -> what was wrong with who said it was that node
         self._selector = selectors.DefaultSelector()
         self._last_heartbeat = 0.0
         # Of no use to others than the nodes, so the master listens at the address that they know it by.
@@ -146,7 +181,7 @@ class Line:
         deadline = time.monotonic() + timeout
         if self._rank != 0:
             self._connect(deadline, timeout)
-            self._peers[0].send({"node": self._rank, "flags": self._flags})
+            self._introduce(self._peers[0])
             # From here on the master decides: it says who is missing when its time is up.
             while not self._peers[0].started:
                 self.check(wait=0.2)
@@ -154,12 +189,12 @@ class Line:
         while len(self._peers) < len(self._addresses) - 1:
             self.check(wait=0.2)
             if time.monotonic() > deadline:
-                missing = [
-                    address for rank, address in enumerate(self._addresses) if rank > 0 and rank not in self._peers
-                ]
+                missing = [rank for rank in range(1, len(self._addresses)) if rank not in self._peers]
+                refused = "".join(f" ({self._refused[rank]})" for rank in missing if rank in self._refused)
                 raise RunError(
-                    f"after {timeout} seconds, still missing: {', '.join(missing)}; start the same command "
-                    f"there, from where port {self._port} of {self._addresses[0]} can be reached"
+                    f"after {timeout} seconds, still missing: {', '.join(self._addresses[rank] for rank in missing)}"
+                    f"{refused}; start the same command there, from where port {self._port} of {self._addresses[0]} "
+                    "can be reached"
                 )
         self._send_to_all({"start": True})
 
@@ -195,14 +230,23 @@ class Line:
             self._send_to_all({"alive": True})
         for key, _ in self._selector.select(wait):
             if key.fileobj is self._listener:
-                # Who has knocked may be gone by now, which is no reason to stop a run.
-                with contextlib.suppress(OSError):
-                    self._add_peer(self._listener.accept()[0], None)
+                self._accept()
             else:
                 self._receive(key.data)
+        too_many = self._strangers[: max(0, len(self._strangers) - MOST_STRANGERS)]
+        too_slow = [peer for peer in self._strangers if time.monotonic() - peer.since > STRANGER_SECONDS]
+        for peer in {*too_many, *too_slow}:
+            self._drop(peer)
         for peer in self._peers.values():
             if not peer.done and time.monotonic() - peer.heard > SILENCE_SECONDS:
                 raise RunError(f"node {peer.address} has not been heard of for {SILENCE_SECONDS} seconds")
+
+    def _accept(self):
+        """Takes the connections that have come, but no more at a time than are kept."""
+        # Who has knocked may be gone by now, which is no reason to stop a run.
+        with contextlib.suppress(OSError):
+            for _ in range(MOST_STRANGERS):
+                self._strangers.append(self._add_peer(self._listener.accept()[0], None))
 
     def _receive(self, peer):
         try:
@@ -215,8 +259,12 @@ class Line:
                 raise RunError(f"node {peer.address} has closed the connection")
             return  # a stranger, or a node that has finished
         for message in messages:
-            if peer.rank is None and not self._admit(peer, message):
-                return
+            if peer in self._strangers:
+                self._meet(peer, message)
+                continue
+            if not peer.is_trusted and not message.get("stop"):
+                self._answer_master(peer, message)
+                continue
             peer.started = peer.started or bool(message.get("start"))
             peer.done = peer.done or bool(message.get("done"))
             if message.get("stop"):
@@ -225,27 +273,89 @@ class Line:
                     raise signals.Signalled(number, str(message["stop"]))
                 raise (UserError if message.get("bad_input") else RunError)(str(message["stop"]))
 
-    def _admit(self, peer, message):
-        """Takes a new connection for the node that it says it is, or drops it; raises UserError if its flags differ."""
-        rank, flags = message.get("node"), message.get("flags")
-        if not isinstance(rank, int) or not 0 < rank < len(self._addresses) or not isinstance(flags, dict):
-            self._drop(peer)
-            return False
-        if rank in self._peers:
-            peer.send({"stop": f"node {self._addresses[rank]} has been started twice", "bad_input": True})
-            self._drop(peer)
-            return False
-        peer.rank, peer.address = rank, self._addresses[rank]
-        self._peers[rank] = peer
+    def _introduce(self, master):
+        """Says to the master which node this is, and proves it later if there is a secret."""
+        if self._secret is None:
+            master.send({"node": self._rank, "flags": self._flags})
+            return
+        master.is_trusted = False
+        master.own_challenge = cluster_secret.draw_challenge()
+        master.send({"node": self._rank, "challenge": master.own_challenge})
+
+    def _answer_master(self, master, message):
+        """Proves to the master that this node knows the secret. Raises UserError if the master has not done so."""
+        challenge = message.get("challenge")
+        challenges = (master.own_challenge, str(challenge))
+        if not cluster_secret.is_proof(message.get("proof"), self._secret, 0, *challenges):
+            raise UserError(_describe_secrets("the master", master.address, "another secret than this node"))
+        master.is_trusted = True
+        master.send({"proof": cluster_secret.prove(self._secret, self._rank, *challenges), "flags": self._flags})
+
+    def _meet(self, peer, message):
+        """Hears what a stranger says: which node it is and, if there is a secret, the proof that it knows it."""
+        if peer.is_dismissed:
+            return
+        if peer.own_challenge is not None:
+            challenges = (peer.challenge, peer.own_challenge)
+            if not cluster_secret.is_proof(message.get("proof"), self._secret, peer.claimed, *challenges):
+                self._refuse(peer, "another secret than the master")
+            else:
+                self._admit(peer, message.get("flags"))
+            return
+        rank, challenge = message.get("node"), message.get("challenge")
+        if type(rank) is not int or not 0 < rank < len(self._addresses):  # True equals a number, too
+            self._dismiss(peer)
+            return
+        peer.claimed = rank
+        if self._secret is None and challenge is None:
+            self._admit(peer, message.get("flags"))
+        elif self._secret is None:
+            self._refuse(peer, "a secret, but the master none")
+        elif challenge is None:
+            self._refuse(peer, "no secret, but the master one")
+        else:
+            peer.challenge, peer.own_challenge = str(challenge), cluster_secret.draw_challenge()
+            proof = cluster_secret.prove(self._secret, 0, peer.challenge, peer.own_challenge)
+            peer.send({"challenge": peer.own_challenge, "proof": proof})
+
+    def _admit(self, peer, flags):
+        """Takes a stranger for the node that it claims to be, or not; raises UserError if its flags differ."""
+        address = self._addresses[peer.claimed]
+        if not isinstance(flags, dict):
+            self._dismiss(peer)
+            return
+        if peer.claimed in self._peers:
+            self._dismiss(peer, f"node {address} has been started twice")
+            return
+        self._strangers.remove(peer)
+        peer.rank, peer.address = peer.claimed, address
+        self._peers[peer.rank] = peer
         for name in sorted(self._flags.keys() | flags.keys()):
             if flags.get(name) != self._flags.get(name):
                 raise UserError(
                     f"node {peer.address} has {name} = {flags.get(name)}, but node {self._addresses[0]} has "
                     f"{self._flags.get(name)}; give all nodes the same command line"
                 )
-        return True
+
+    def _refuse(self, peer, what):
+        """Sends away who has the wrong secret. The run goes on waiting: it may be anybody."""
+        reason = _describe_secrets("node", self._addresses[peer.claimed], what)
+        if self._refused.get(peer.claimed) != reason:
+            self._refused[peer.claimed] = reason
+            print(f"Notice: {reason}.", flush=True)
+        self._dismiss(peer, reason)
+
+    def _dismiss(self, peer, reason=""):
+        """Sends a stranger away, and tells it why. The connection is closed later, lest that be lost on the way."""
+        if reason:
+            peer.send({"stop": reason, "bad_input": True})
+        with contextlib.suppress(OSError):
+            peer.connection.shutdown(socket.SHUT_WR)
+        peer.is_dismissed = True
 
     def _drop(self, peer):
+        if peer in self._strangers:
+            self._strangers.remove(peer)
         self._selector.unregister(peer.connection)
         peer.connection.close()
 
@@ -263,7 +373,15 @@ class Line:
 
     def _send_to_all(self, message):
         for peer in self._peers.values():
-            peer.send(message)
+            if peer.is_trusted:
+                peer.send(message)
+
+
+def _describe_secrets(who, address, what):
+    return (
+        f"{who} {address} has {what}; give all nodes the same one in {cluster_secret.VARIABLE} or "
+        f"{cluster_secret.FILE_VARIABLE}, or none"
+    )
 
 
 class _Peer:
@@ -273,15 +391,24 @@ class _Peer:
         self.connection = connection
         self.rank = rank
         self.address = address
-        self.heard = time.monotonic()
+        self.since = self.heard = time.monotonic()
         self.started = False
         self.done = False
+        self.is_trusted = True  # what it says, once it is no stranger
+        self.is_dismissed = False
+        self.claimed = None  # the node that a stranger says it is
+        self.challenge = self.own_challenge = None  # drawn by the other side, and by this one
         self._buffer = b""
 
     def send(self, message):
-        """Sends, or not: a message that cannot be sent goes to a node that is lost, which its silence will show."""
-        with contextlib.suppress(OSError):
+        """Sends the whole message, or ends the connection: then its other side is lost, as both will see."""
+        try:
+            self.connection.settimeout(_SEND_SECONDS)
             self.connection.sendall(json.dumps(message).encode() + b"\n")
+            self.connection.setblocking(False)
+        except OSError:
+            with contextlib.suppress(OSError):
+                self.connection.shutdown(socket.SHUT_RDWR)
 
     def receive(self):
         """The messages that have come, or None if the other side is gone. Raises ValueError for what is none."""

@@ -8,8 +8,8 @@
 # HOSTS is a file with one address or host name on each line, as ssh and all the nodes know it (user@host is for ssh
 # alone); empty lines and what follows a # do not count. The first is the master. The command runs in the folder of the
 # same path as this one on every node, which therefore holds the project there too; ssh must not ask for a password.
-# What the nodes say comes out here. Ctrl-C ends them all. Exit status: 0 if all succeed, else that of one that did not;
-# 2 for a usage error.
+# BERT_CLUSTER_SECRET_FILE, if it is set, is passed on: it names a file on every node. What the nodes say comes out
+# here. Ctrl-C ends them all. Exit status: 0 if all succeed, else that of one that did not; 2 for a usage error.
 set -u
 
 # Nodes that one of them has left behind end by themselves within this many seconds.
@@ -42,7 +42,11 @@ done < <(export LC_ALL=C; tr '\0\r\v\f' '    ' <"$1" | sed '1s/^\xef\xbb\xbf//; 
 [ ${#hosts[@]} -gt 0 ] || fail "$1: names no host"
 shift
 node_list=$(IFS=,; echo "${hosts[*]#*@}")
-command=$(printf '%q ' "$@" "--node_num=${#hosts[@]}" "--node_list=$node_list")
+# A secret in the command would be seen in the list of processes, on all hosts.
+[ -z "${BERT_CLUSTER_SECRET+set}" ] ||
+    fail "BERT_CLUSTER_SECRET is not passed on to the nodes; give BERT_CLUSTER_SECRET_FILE, which names a file on every node"
+secret=${BERT_CLUSTER_SECRET_FILE+"BERT_CLUSTER_SECRET_FILE=$BERT_CLUSTER_SECRET_FILE"}
+command=$(printf '%q ' ${secret:+env "$secret"} "$@" "--node_num=${#hosts[@]}" "--node_list=$node_list")
 
 # With a terminal of its own (-tt) the command is sent SIGHUP when its connection ends, by whatever way. The terminal is
 # to leave lines as they are.

@@ -75,6 +75,23 @@ class Launched:
             assert time.monotonic() < deadline, (self.stdout, self.stderr)
             time.sleep(0.05)
 
+    def wait_for_handler(self, number, timeout=120):
+        """Returns when the process heeds the signal `number` by a handler of its own."""
+        deadline = time.monotonic() + timeout
+        while not has_handler(self.process.pid, number):
+            assert self.process.poll() is None, (self.process.returncode, self.stdout, self.stderr)
+            assert time.monotonic() < deadline, (self.stdout, self.stderr)
+            time.sleep(0.01)
+
+    def send_until_ended(self, number, timeout=120):
+        """Sends a signal time and again: two that come before the first is heeded would be one."""
+        deadline = time.monotonic() + timeout
+        while self.process.poll() is None:
+            assert time.monotonic() < deadline, (self.stdout, self.stderr)
+            self.process.send_signal(number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(0.05)
+
     def wait(self, timeout=120):
         """The exit status, once it has ended."""
         return self.process.wait(timeout)
@@ -108,6 +125,13 @@ class Launched:
         for fragment in fragments:
             assert str(fragment) in lines[0], lines[0]
         assert self.ranks() == {}
+
+
+def has_handler(process_id, number):
+    """Whether a process has a handler for the signal `number`."""
+    status = Path(f"/proc/{process_id}/status").read_text()
+    (caught,) = (line.split()[1] for line in status.splitlines() if line.startswith("SigCgt:"))
+    return bool(int(caught, 16) >> (number - 1) & 1)
 
 
 def slow_disk(folder, name):

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -16,7 +17,7 @@ import pytest
 from engine import device
 from launched import PRETRAINING
 from made_parts import write_pretraining_part
-from ranks import launcher, nodes, ranks
+from ranks import cluster_secret, launcher, nodes, ranks
 from running import ROOT, assert_fails_with_one_line, run
 from system import signals
 from system.errors import RunError, UserError
@@ -42,6 +43,14 @@ def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def wait_until(condition):
+    """Returns when the condition holds."""
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 class TestNodeList:
@@ -70,8 +79,8 @@ class TestNodeList:
     @pytest.mark.parametrize(
         ("node_list", "node_rank", "message"),
         [
-            (None, None, "--node_list names 0 node"),
-            ("127.0.0.1", None, "names 1 node.*--node_num=2"),
+            (None, None, "--node_list has 0 names"),
+            ("127.0.0.1", None, "has 1 names.*--node_num=2"),
             ("127.0.0.1,127.0.0.1", None, "127.0.0.1 twice"),
             ("203.0.113.1,203.0.113.2", None, "none of these is an address of this machine"),
             ("127.0.0.1,127.0.0.2", None, "both this machine.*--node_rank"),
@@ -173,9 +182,9 @@ class Launcher(threading.Thread):
     Unless it `finishes`, it goes on until it is given a `reason` to fail.
     """
 
-    def __init__(self, addresses, node_rank, port, flags, timeout=5, finishes=True):
+    def __init__(self, addresses, node_rank, port, flags, timeout=60, finishes=True, secret=None):
         super().__init__()
-        self.line = nodes.Line(addresses, node_rank, port, flags)
+        self.line = nodes.Line(addresses, node_rank, port, flags, secret)
         self.error = None
         self.started = threading.Event()
         self.reason = None
@@ -209,7 +218,7 @@ class TestLine:
 
     def finish(self, launchers):
         for thread in launchers:
-            thread.join(20)
+            thread.join(60)
             assert not thread.is_alive()
         return [thread.error for thread in launchers]
 
@@ -235,21 +244,31 @@ class TestLine:
 
     def test_a_node_twice(self, port):
         launchers = [Launcher(self.ADDRESSES, rank, port, {}) for rank in (0, 1)]
-        time.sleep(0.5)
+        wait_until(lambda: 1 in launchers[0].line._peers)
         (error,) = self.finish([Launcher(self.ADDRESSES, 1, port, {})])
         assert str(error) == "node 127.0.0.2 has been started twice"
         assert self.finish([*launchers, Launcher(self.ADDRESSES, 2, port, {})]) == [None, None, None]
 
     @pytest.mark.parametrize(
         "words",
-        [b"GET / HTTP/1.1\r\n\r\n", b"[" * 60000 + b"\n", b"x" * 200000, b'{"node": 9, "flags": {}}\n', b"1\n", b""],
+        [
+            b"GET / HTTP/1.1\r\n\r\n",
+            b"[" * 60000 + b"\n",
+            b"x" * 200000,
+            b'{"node": 9, "flags": {}}\n',
+            b"1\n",
+            b"",
+            b'{"node": true, "flags": {}}\n',
+            b'{"node": 1}\n',
+            b'{"stop": "me"}\n',
+        ],
     )
     def test_strangers_do_not_disturb(self, port, words):
         master = Launcher(self.ADDRESSES[:2], 0, port, {})
         with socket.create_connection(("127.0.0.1", port)) as stranger:
             with contextlib.suppress(OSError):
                 stranger.sendall(words)
-            time.sleep(0.3)
+            wait_until(lambda: not master.line._strangers or master.line._strangers[0].is_dismissed or not words)
             assert self.finish([master, Launcher(self.ADDRESSES[:2], 1, port, {})]) == [None, None]
 
     @pytest.mark.parametrize(
@@ -286,6 +305,149 @@ class TestLine:
         assert all(launcher.started.wait(60) for launcher in launchers)
         launchers[2].reason = "rank 5 on node 127.0.0.3: was killed by SIGKILL"
         assert {str(error) for error in self.finish(launchers)} == {launchers[2].reason}
+
+    def test_who_says_nothing_is_sent_away(self, port, monkeypatch):
+        """After seconds, or as soon as there are too many; nodes are not kept out."""
+        monkeypatch.setattr(nodes, "MOST_STRANGERS", 3)
+        monkeypatch.setattr(nodes, "STRANGER_SECONDS", 0.5)
+        master = Launcher(self.ADDRESSES[:2], 0, port, {})
+        with contextlib.ExitStack() as stack:
+            begin = time.monotonic()
+            silent = [stack.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(20)]
+            for connection in silent:
+                connection.settimeout(60)
+                assert connection.recv(1) == b""
+            assert time.monotonic() - begin > 0.4  # of the last three
+            assert self.finish([master, Launcher(self.ADDRESSES[:2], 1, port, {})]) == [None, None]
+
+    def test_a_message_is_sent_whole_or_the_connection_ends(self, monkeypatch):
+        monkeypatch.setattr(nodes, "_SEND_SECONDS", 60)
+        long = {"stop": "x" * 60000}
+        ends = socket.socketpair()
+        with ends[0], ends[1]:
+            for end in ends:
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+                end.setblocking(False)
+            sender, reader = (nodes._Peer(end, 1, "127.0.0.2") for end in ends)
+            thread = threading.Thread(target=lambda: [sender.send(long) for _ in range(3)])
+            thread.start()
+            received = []
+            while len(received) < 3:
+                if select.select([ends[1]], [], [], 60)[0]:
+                    received += reader.receive()
+            thread.join()
+            assert received == [long] * 3
+            monkeypatch.setattr(nodes, "_SEND_SECONDS", 0.1)
+            sender.send(long)  # which nobody reads
+            with contextlib.suppress(ValueError):
+                while reader.receive() is not None:
+                    pass
+
+
+class TestSecret:
+    """Launchers with and without a secret."""
+
+    ADDRESSES = TestLine.ADDRESSES[:2]
+    finish = TestLine.finish
+
+    def test_the_same_on_all_nodes(self):
+        launchers = [Launcher(TestLine.ADDRESSES, rank, self.port, {"--x": 1}, secret=b"a") for rank in (2, 0, 1)]
+        assert self.finish(launchers) == [None, None, None]
+
+    @pytest.fixture(autouse=True)
+    def choose_port(self):
+        self.port = free_port()
+
+    @pytest.mark.parametrize(
+        ("of_master", "of_node", "message"),
+        [
+            (b"a", b"b", "the master 127.0.0.1 has another secret than this node"),
+            (b"a", None, "node 127.0.0.2 has no secret, but the master one"),
+            (None, b"a", "node 127.0.0.2 has a secret, but the master none"),
+        ],
+    )
+    def test_different(self, of_master, of_node, message):
+        """The node ends. The master waits for the right one, as it may have been anybody."""
+        master = Launcher(self.ADDRESSES, 0, self.port, {}, secret=of_master)
+        (error,) = self.finish([Launcher(self.ADDRESSES, 1, self.port, {}, secret=of_node)])
+        assert isinstance(error, UserError) and str(error).startswith(f"{message}; give all nodes the same one in BERT")
+        assert self.finish([master, Launcher(self.ADDRESSES, 1, self.port, {}, secret=of_master)]) == [None, None]
+
+    def test_the_master_says_who_was_refused(self, capfd):
+        master = Launcher(self.ADDRESSES, 0, self.port, {}, secret=b"a", timeout=2)
+        node = Launcher(self.ADDRESSES, 1, self.port, {})
+        errors = [str(error) for error in self.finish([master, node])]
+        assert f"still missing: 127.0.0.2 ({errors[1]}); start" in errors[0]
+        assert capfd.readouterr().out == f"Notice: {errors[1]}.\n"
+
+    @pytest.mark.parametrize("proof", ["", "0" * 64, 7, None, "\N{DIGIT ONE}\udc80"])
+    def test_a_wrong_proof(self, proof):
+        """Neither start nor stop of who sends it counts, nor that of the master that is repeated to it."""
+        master = Launcher(self.ADDRESSES, 0, self.port, {}, secret=b"a")
+        with socket.create_connection(("127.0.0.1", self.port)) as stranger, stranger.makefile("rw") as file:
+            for message in ({"node": 1, "challenge": "x"}, {"proof": proof, "flags": {}}, {"stop": "me"}):
+                file.write(json.dumps(message) + "\n")
+                file.flush()
+            answers = [json.loads(line) for line in file]
+        assert [sorted(answer) for answer in answers] == [["challenge", "proof"], ["bad_input", "stop"]]
+        assert self.finish([master, Launcher(self.ADDRESSES, 1, self.port, {}, secret=b"a")]) == [None, None]
+
+    @pytest.mark.parametrize("answer", [{"start": True}, {"challenge": "x", "proof": "0" * 64}, {"alive": True}])
+    def test_a_false_master(self, answer):
+        """It can repeat what it is sent, but not prove anything."""
+        with socket.create_server(("127.0.0.1", self.port)) as server:
+            node = Launcher(self.ADDRESSES, 1, self.port, {"--flag": "private"}, secret=b"a")
+            connection, _ = server.accept()
+            with connection, connection.makefile("rw") as file:
+                assert sorted(json.loads(file.readline())) == ["challenge", "node"]
+                file.write(json.dumps(answer) + "\n")
+                file.flush()
+                (error,) = self.finish([node])
+                node.line._peers[0].connection.close()
+                assert "private" not in file.read()
+        assert str(error).startswith("the master 127.0.0.1 has another secret than this node")
+
+    def test_reading(self, tmp_path, monkeypatch):
+        file = tmp_path / "secret"
+        file.write_text("a secret\n")
+        file.chmod(0o600)
+        assert cluster_secret.read() is None
+        monkeypatch.setenv("BERT_CLUSTER_SECRET_FILE", str(file))
+        assert cluster_secret.read() == b"a secret"
+        file.chmod(0o640)
+        with pytest.raises(UserError, match="secret: others than its owner have access to the file; chmod 600 it"):
+            cluster_secret.read()
+        monkeypatch.setenv("BERT_CLUSTER_SECRET", "a secret")
+        with pytest.raises(UserError, match="are both in the environment"):
+            cluster_secret.read()
+        monkeypatch.delenv("BERT_CLUSTER_SECRET_FILE")
+        assert cluster_secret.read() == b"a secret"
+        monkeypatch.setenv("BERT_CLUSTER_SECRET", " ")
+        with pytest.raises(UserError, match="BERT_CLUSTER_SECRET: the secret is empty"):
+            cluster_secret.read()
+        monkeypatch.delenv("BERT_CLUSTER_SECRET")
+        monkeypatch.setenv("BERT_CLUSTER_SECRET_FILE", str(tmp_path))
+        with pytest.raises(UserError, match="BERT_CLUSTER_SECRET_FILE=.* is a folder"):
+            cluster_secret.read()
+
+
+class TestHeldPort:
+    def test_only_who_shares_it_gets_it(self):
+        with nodes.held_port("127.0.0.1", 0) as port:
+            with (
+                pytest.raises(UserError, match=f"port {port} of 127.0.0.1 is in use"),
+                nodes.held_port("127.0.0.1", port),
+            ):
+                pass
+            with socket.socket() as other, pytest.raises(OSError, match="in use"):
+                other.bind(("0.0.0.0", port))
+            with socket.socket() as of_rank_0:
+                of_rank_0.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+                of_rank_0.bind(("0.0.0.0", port))
+                of_rank_0.listen()
+                socket.create_connection(("127.0.0.1", port), timeout=60).close()
+        with nodes.held_port("127.0.0.1", port) as again:
+            assert again == port
 
 
 class TestSignals:

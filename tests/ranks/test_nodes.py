@@ -68,8 +68,9 @@ def succeed(nodes):
 
 
 @pytest.mark.parametrize("count", [2, 3])
-def test_pretraining(start, tmp_path, count):
-    """The data are on the first node only, as it reads for all where they are in one part."""
+def test_pretraining(start, tmp_path, monkeypatch, count):
+    """The data are on the first node only, as it reads for all where they are in one part. The nodes share a secret."""
+    monkeypatch.setenv("BERT_CLUSTER_SECRET", "of the test")
     write_data_on_node(tmp_path, 0)
     flags = {**PRETRAINING, "data_dir": "./data", "save_last_snapshot": True, "batch_size_per_device": 2}
     nodes = start("run_pretraining.py", count, **flags)
@@ -140,6 +141,8 @@ class TestScripts:
             (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{text}\n")
             (tmp_path / "bin" / name).chmod(0o755)
         (tmp_path / "hosts.txt").write_text(f"# the cluster\n{hosts[0]}  # the master\n\nroot@{hosts[1]}\n")
+        (tmp_path / "a secret").write_text("of the test")
+        (tmp_path / "a secret").chmod(0o600)
         write_pretraining_part(tmp_path / "part-0", 8)
         return tmp_path
 
@@ -155,6 +158,7 @@ class TestScripts:
         command = [*command, sys.executable, ROOT / "run_pretraining.py"]
         command += [f"--{name}={value}" for name, value in flags.items()]
         environment = {**os.environ, "PATH": f"{folder}/bin:{os.environ['PATH']}"}
+        environment["BERT_CLUSTER_SECRET_FILE"] = str(folder / "a secret")
         environment |= {"SLURM_JOB_NODELIST": "n[0-1]", "SLURM_JOB_NUM_NODES": "2", "SLURM_CPUS_ON_NODE": "1"}
         return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
 
@@ -182,7 +186,7 @@ class TestScripts:
         ("arguments", "message"),
         [
             ([], "give a file of hosts and a command"),
-            (["x.txt", "true"], "x.txt: no such file"),
+            (["x.txt", "true"], "x.txt: there is no such file"),
             (["bin/none", "x"], "names no host"),
         ],
     )
@@ -191,6 +195,11 @@ class TestScripts:
         script = ROOT / "scripts" / "launch_cluster.sh"
         result = subprocess.run([script, *arguments], cwd=folder, capture_output=True, text=True)
         assert_fails_with_one_line(result, "launch_cluster.sh: error: ", message)
+
+    def test_cluster_does_not_show_the_secret(self, folder, monkeypatch):
+        monkeypatch.setenv("BERT_CLUSTER_SECRET", "of the test")
+        result = self.run(folder, ROOT / "scripts" / "launch_cluster.sh", "hosts.txt")
+        assert_fails_with_one_line(result, "BERT_CLUSTER_SECRET is not passed on")
 
     def test_slurm(self, folder):
         result = self.run(folder, ROOT / "scripts" / "launch_slurm.sh")
@@ -236,14 +245,12 @@ class TestFailure:
         write_data_on_node(tmp_path, 0)
         flags = {**PRETRAINING, "data_dir": "./data", "batch_size_per_device": 4}
         (node,) = start("run_pretraining.py", 2, only=[1], **flags)
-        time.sleep(1)
+        node.wait_for_handler(signal.SIGTERM)
         node.process.send_signal(signal.SIGTERM)
         node.assert_failed("ended by SIGTERM", status=143)
 
     def test_two_signals_to_a_node(self, training, network):
-        training[1].process.send_signal(signal.SIGINT)
-        time.sleep(0.3)
-        training[1].process.send_signal(signal.SIGINT)
+        training[1].send_until_ended(signal.SIGINT)
         training[1].assert_failed("by SIGINT", status=130, within=20)
         training[0].assert_failed("by SIGINT", status=130, within=20)
 

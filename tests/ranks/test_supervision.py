@@ -123,11 +123,12 @@ run_script("""
 
 
 def test_the_second_signal_ends_both(tmp_path):
-    process = start("signal.signal(signal.SIGTERM, lambda *_: None); print(1, flush=True); wait()", tmp_path)
+    body = "signal.signal(signal.SIGTERM, lambda *_: print('first', flush=True)); print('ready', flush=True); wait()"
+    process = start(body, tmp_path)
     child = child_of(process)
-    process.stdout.readline()
+    assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGTERM)
-    time.sleep(0.3)
+    assert process.stdout.readline() == "first\n"
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from launched import PRETRAINING, SQUAD, Launched
+from launched import PRETRAINING, SQUAD, Launched, has_handler
 from made_parts import write_pretraining_part, write_squad_parts
 from running import ROOT, run
 from snapshots import layout, run_state, series
@@ -81,9 +81,7 @@ class TestPreemption:
         flags = {**ENDLESS, "vocab_size": 400000, "model_save_every_n_iter": 2}
         with Launched("run_pretraining.py", tmp_path, data_dir=data, **flags) as training:
             training.wait_for("Saving model")
-            training.process.send_signal(signal.SIGTERM)
-            time.sleep(0.05)
-            training.process.send_signal(signal.SIGTERM)
+            training.send_until_ended(signal.SIGTERM)
             training.assert_failed("ended by SIGTERM", status=143, within=2)
         for folder in series.complete_snapshots(tmp_path):
             iterations_of(folder)
@@ -169,8 +167,8 @@ class TestPreemption:
 
 PROGRAM = """
 import os, signal, sys, time
-import stopping
-with getattr(stopping, sys.argv[1])() as numbers:
+from system import signals
+with getattr(signals, sys.argv[1])() as numbers:
     print("ready", flush=True)
     {body}
 """
@@ -200,14 +198,22 @@ def start_program(context, body):
     return process
 
 
+def wait_until_heeded(process_id, number):
+    """Returns when the process has got a signal that it heeds once."""
+    deadline = time.monotonic() + 60
+    while has_handler(process_id, number):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 class TestSignals:
     def test_a_second_one_kills_while_python_does_not_run(self):
         """As within the engine: the system must do it."""
         body = "sum(range(10**10))"  # which does not let any Python code run
         with start_program("noted", body) as process:
-            time.sleep(0.3)
+            time.sleep(0.3)  # It goes on as well if it has not begun yet.
             process.send_signal(signal.SIGTERM)
-            time.sleep(0.3)
+            wait_until_heeded(process.pid, signal.SIGTERM)
             assert process.poll() is None
             process.send_signal(signal.SIGTERM)
             assert process.wait(60) == -signal.SIGTERM
@@ -223,8 +229,8 @@ class TestSignals:
     @pytest.mark.parametrize(
         ("call", "status"),
         [
-            ("stopping.ignore()", 0),
-            ("stopping.set_action(15, signal.SIG_DFL)", -15),
+            ("signals.ignore()", 0),
+            ("signals.set_action(15, signal.SIG_DFL)", -15),
             ("signal.signal(15, signal.SIG_IGN)", 0),
         ],
     )
@@ -233,7 +239,7 @@ class TestSignals:
         (tmp_path / "late.c").write_text(SIGNAL_BEFORE_SIGACTION)
         library = tmp_path / "late.so"
         subprocess.run(["cc", "-shared", "-fPIC", "-o", library, tmp_path / "late.c", "-ldl"], check=True)
-        body = "import signal, stopping; signal.signal(15, lambda *_: None); "
+        body = "import signal; from system import signals; signal.signal(15, lambda *_: None); "
         body += call
         program = [sys.executable, "-c", body]
         late = subprocess.run(program, cwd=ROOT, env={**os.environ, "LD_PRELOAD": str(library)}, capture_output=True)
