@@ -5,6 +5,7 @@ its wheel has no machine code for.
 """
 
 import ctypes
+import re
 from typing import NamedTuple
 
 from system.errors import UserError
@@ -19,6 +20,9 @@ _LOWEST_DRIVER = 11000  # as cuDriverGetVersion counts
 
 # More ranks on the CPU are a mistake that would bring the machine to its knees.
 _RANKS_PER_PROCESSOR = 16
+
+# What the CUDA runtime calls it.
+_OUT_OF_MEMORY = "out of memory"
 
 _COMPUTE_CAPABILITY_MAJOR = 75  # CUdevice_attribute
 _COMPUTE_CAPABILITY_MINOR = 76
@@ -105,6 +109,49 @@ def usable_gpus():
     if not usable:
         return None, "the NVIDIA driver finds no GPU"
     return usable, None
+
+
+def lack_of_memory(error, log, args):
+    """In words, what GPU memory was asked for, what there is and which flags need less; None if it was not that.
+
+    `error` is what OneFlow says of it, `log` what it has said in the run.
+    """
+    if _OUT_OF_MEMORY not in error:
+        return None
+    total = _memory()
+    there_is = f"the GPU has {total / 1e9:.2f} GB, less what others use"
+    remedies = ["a smaller --batch_size_per_device", "a smaller --seq_length"]
+    # bert_tell_memory of kernels/plugin_memory.cpp
+    planned = re.findall(r" needs (\d+) bytes of a GPU, (\d+) of them for variables$", log, re.MULTILINE)
+    if not planned:
+        asked_for = "the variables do not fit"
+        remedies = ["a smaller model"]
+    else:
+        needed, variables = map(int, planned[-1])
+        asked_for = f"a step needs {needed / 1e9:.2f} GB"
+        # More than that cannot fit: gradients do not shrink with the batch.
+        batch = int(args.batch_size_per_device * (total - variables) / (needed - variables))
+        if 0 < batch < args.batch_size_per_device:
+            remedies[0] = f"--batch_size_per_device={batch} or less"
+        if not args.use_fp16:
+            remedies.append("--use_fp16")
+    if args.zero_stage < 2 and not hasattr(args, "all_results_file"):
+        remedies.append("--zero_stage=2 on several GPUs")
+    *others, last = remedies
+    what_helps = f"{', '.join(others)} or {last}" if others else last
+    return f"out of GPU memory: {asked_for}, {there_is}; {what_helps} needs less"
+
+
+def _memory():
+    """Bytes of the smallest GPU."""
+    driver = ctypes.CDLL("libcuda.so.1")
+    driver.cuInit(0)
+    sizes = []
+    for index in range(_integer(driver.cuDeviceGetCount)):
+        size = ctypes.c_size_t()
+        driver.cuDeviceTotalMem_v2(ctypes.byref(size), _integer(driver.cuDeviceGet, index))
+        sizes.append(size.value)
+    return min(sizes)
 
 
 def _integer(function, *arguments):

@@ -1,6 +1,8 @@
 // Lets the arrays of a graph share memory on the CPU. OneFlow does that on GPUs only: on a CPU each array of a step has
 // memory of its own for good, three times what a step of BERT needs at a time.
+#include <algorithm>
 #include <atomic>
+#include <cstdio>
 #include <map>
 
 #include "oneflow/core/graph/stream_id.h"
@@ -142,4 +144,25 @@ BERT_KERNEL void bert_share_memory(oneflow::Plan* plan) {
     if (oneflow::is_operator_on_cpu(task)) { tasks[{task.machine_id(), task.thrd_id()}].push_back(&task); }
   }
   for (auto& thread : tasks) { oneflow::share_memory(thread.second); }
+}
+
+// Tells on stderr how much memory a graph needs on the GPU that needs most: engine/device.py looks for it.
+BERT_KERNEL void bert_tell_memory(const oneflow::Plan* plan, const std::string* graph) {
+  std::map<int64_t, std::pair<int64_t, int64_t>> needs;  // by rank: all bytes, and those of variables
+  for (const auto& chunk : plan->block_chunk_list().chunk()) {
+    if (chunk.mem_case().device_type() == oneflow::DeviceType::kCUDA) {
+      needs[chunk.machine_id()].first += chunk.mem_size();
+    }
+  }
+  for (const auto& block : plan->block_chunk_list().mem_block()) {
+    if (block.mem_case().device_type() != oneflow::DeviceType::kCUDA || block.has_chunk_id()) { continue; }
+    auto& need = needs[block.machine_id()];
+    need.first += block.mem_size();
+    if (block.has_variable_op_name()) { need.second += block.mem_size(); }
+  }
+  std::pair<int64_t, int64_t> most{0, 0};
+  for (const auto& need : needs) { most = std::max(most, need.second); }
+  if (most.first == 0) { return; }
+  std::fprintf(stderr, "%s needs %lld bytes of a GPU, %lld of them for variables\n", graph->c_str(),
+               static_cast<long long>(most.first), static_cast<long long>(most.second));
 }

@@ -135,12 +135,13 @@ def _run_rank(function, args, world_size):
         error_file, prefix = os.fdopen(int(pipe), "w", encoding="utf-8", errors="backslashreplace"), ""
     else:
         error_file, prefix = os.fdopen(os.dup(2), "w", errors="backslashreplace"), f"rank {rank()}: "
+    log = supervision.RunLog(_log_file(args.log_dir, rank()))
     _redirect_output(args.log_dir)
     raised = []
 
     def call():
         try:
-            return function(args)
+            return supervision.call_with_memory(function, args, log)
         except BaseException as error:
             # Keeps alive what the function's frames refer to: a graph that ends waits for the other ranks' parts of it.
             raised.append(error)
@@ -271,12 +272,16 @@ class _Ranks:
 
     def __init__(self, args, master_address, master_port, node_rank, where):
         self._first = node_rank * args.gpu_num_per_node
-        self._log_dir = args.log_dir
+        self._args = args
         self._where = where
         self._processes = []
         self._pipes = []
         self._errors = [""] * args.gpu_num_per_node
         self._failed = {}  # local rank -> exit status, in the order in which they were seen
+        self._logs = [
+            supervision.RunLog(_log_file(args.log_dir, self._first + local_rank))
+            for local_rank in range(args.gpu_num_per_node)
+        ]
         for local_rank in range(args.gpu_num_per_node):
             read_end, write_end = os.pipe()
             os.set_blocking(read_end, False)
@@ -334,10 +339,10 @@ class _Ranks:
             self._errors[local_rank] += os.read(self._pipes[local_rank], 65536).decode(errors="replace")
         if self._errors[local_rank]:
             return self._errors[local_rank].strip()
-        log_file = _log_file(self._log_dir, self._first + local_rank)
+        log = self._logs[local_rank]
         if status < 0:
-            return supervision.describe_death(-status, log_file)
-        return f"ended with status {status}; its last words are in {log_file}"
+            return supervision.describe_death(-status, log, self._args)
+        return f"ended with status {status}; its last words are in {log.path}"
 
     def kill(self):
         """Kills all that still run: they may be waiting for one that is lost. Returns whether any was killed."""

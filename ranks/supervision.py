@@ -11,6 +11,7 @@ import select
 import signal
 import sys
 
+from engine import device
 from system import signals
 from system.errors import STATUS_FAILURE, RunError
 from system.progress import erase_abandoned_bar
@@ -36,6 +37,7 @@ def run_supervised(function, args):
         return function(args)
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
+    log = RunLog(engine_log(args.log_dir))
     # Until both know what to do with them.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     parent = os.getpid()
@@ -46,7 +48,7 @@ def run_supervised(function, args):
         os.setsid()
         die_with(parent)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        return function(args)
+        return call_with_memory(function, args, log)
     received = _pass_on_signals(child)
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     status = _wait_for(child)
@@ -58,7 +60,33 @@ def run_supervised(function, args):
     erase_abandoned_bar()
     if received and (number in SIGNALS or len(received) > 1):
         raise Signalled(received[-1])
-    raise RunError(f"the engine {describe_death(number, engine_log(args.log_dir))}")
+    raise RunError(f"the engine {describe_death(number, log, args)}")
+
+
+class RunLog:
+    """A log file, and what one run adds to it from now on."""
+
+    def __init__(self, path):
+        self.path = path
+        self._begin = os.path.getsize(path) if os.path.exists(path) else 0
+
+    def added(self):
+        """What the run has added, as text."""
+        with contextlib.suppress(OSError), open(self.path, "rb") as log:
+            log.seek(self._begin)
+            return log.read().decode(errors="replace")
+        return ""
+
+
+def call_with_memory(function, args, log):
+    """function(args); raises RunError, where the memory of a GPU does not suffice, that says so."""
+    try:
+        return function(args)
+    except RuntimeError as error:
+        lack = device.lack_of_memory(str(error), log.added(), args)
+        if lack is None:
+            raise
+        raise RunError(lack) from None
 
 
 def _wait_for(child):
@@ -105,11 +133,17 @@ def engine_log(log_dir):
     return os.path.join(log_dir, "oneflow.log")
 
 
-def describe_death(number, log_file):
-    """`was killed by SIGABRT; its last words are in <log_file>`, for a process that the signal `number` has killed."""
+def describe_death(number, log, args):
+    """`was killed by SIGABRT; its last words are in <log>`, for a process that the signal `number` has killed.
+
+    `log` is its RunLog.
+    """
+    lack = device.lack_of_memory(log.added(), log.added(), args) if number == signal.SIGABRT else None
+    if lack:
+        return f"was killed by SIGABRT, {lack}"
     if number == signal.SIGKILL:
         return "was killed by SIGKILL, for lack of memory perhaps"
-    last_words = f"; its last words are in {log_file}" if os.path.exists(log_file) else ""
+    last_words = f"; its last words are in {log.path}" if os.path.exists(log.path) else ""
     names = {known.value: known.name for known in signal.Signals}  # most real-time signals have numbers only
     return f"was killed by {names.get(number, f'signal {number}')}{last_words}"
 

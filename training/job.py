@@ -42,6 +42,8 @@ class TrainJob(nn.Graph):
         # A gradient that several operators have a part in is added up by the products themselves.
         self.config.allow_fuse_add_to_output(True)
         self._uses_zero = args.zero_stage > 0
+        # On a GPU a few launches update all parameters. The operator works on whole variables only.
+        self.config.enable_multi_tensor_update(placement.type == "cuda" and not self._uses_zero)
         if self._uses_zero:
             self.config.enable_zero(True, stage=args.zero_stage, shard_min_size=_SMALLEST_SHARD)
         self.add_optimizer(optimizer, lr_sch=schedule)

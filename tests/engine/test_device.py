@@ -38,6 +38,10 @@ class Driver:
         value._obj.value = self._gpus[gpu][1][{75: 0, 76: 1}[attribute]]
         return 0
 
+    def cuDeviceTotalMem_v2(self, size, gpu):
+        size._obj.value = 16 * 10**9
+        return 0
+
     def cuDeviceGetName(self, name, size, gpu):
         ctypes.memmove(name, self._gpus[gpu][0].encode() + b"\0", len(self._gpus[gpu][0]) + 1)
         return 0
@@ -113,3 +117,41 @@ def test_the_precision_of_gpus_is_said_and_set(monkeypatch, gpu, tf32, said):
 def test_a_data_type_without_mixed_precision():
     with pytest.raises(UserError, match="--amp_dtype=float16 is for mixed precision: add --use_fp16"):
         config.parse_pretraining_args(["--data_dir=x", "--amp_dtype=float16"])
+
+
+LOG = "PretrainJob_0 needs 9000000000 bytes of a GPU, 1 of them for variables\n"
+LOG += "PretrainJob_1 needs 34000000000 bytes of a GPU, 4000000000 of them for variables\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "log", "flags", "expected"),
+    [
+        (
+            "Error: out of memory",
+            LOG,
+            {},
+            "out of GPU memory: a step needs 34.00 GB, the GPU has 16.00 GB, less what others use; "
+            "--batch_size_per_device=25 or less, a smaller --seq_length, --use_fp16 or --zero_stage=2 on several GPUs "
+            "needs less",
+        ),
+        (
+            f"{LOG}what(): out of memory",
+            LOG,
+            {"use_fp16": True, "zero_stage": 2, "batch_size_per_device": 1},
+            "out of GPU memory: a step needs 34.00 GB, the GPU has 16.00 GB, less what others use; "
+            "a smaller --batch_size_per_device or a smaller --seq_length needs less",
+        ),
+        (
+            "out of memory",
+            "",
+            {"zero_stage": 3},
+            "out of GPU memory: the variables do not fit, the GPU has 16.00 GB, less what others use; "
+            "a smaller model needs less",
+        ),
+        ("Check failed: allocate failed", LOG, {}, None),
+    ],
+)
+def test_a_lack_of_memory_is_told_with_what_helps(monkeypatch, error, log, flags, expected):
+    monkeypatch.setattr(device.ctypes, "CDLL", lambda name: Driver([A100]))
+    args = config.parse_pretraining_args(["--data_dir=x", *(f"--{name}={value}" for name, value in flags.items())])
+    assert device.lack_of_memory(error, log, args) == expected

@@ -89,7 +89,12 @@ def test_training(data, tmp_path, script, use_fp16, zero_stage, ranks):
     losses = ("sparse_softmax_cross_entropy", "sparse_softmax_cross_entropy_grad", "reduce_mean")
     assert dtypes_of(graph, *losses) == {"kFloat"}
     assert dtypes_of(graph, "multi_reduce_sum_pow_abs", "stack", "scalar_mul_by_tensor", "sqrt") <= {"kFloat"}
-    assert ("multi_count_not_finite" in {operator["type"] for operator in graph}) == use_fp16
+    types = [operator["type"] for operator in graph]
+    assert ("multi_count_not_finite" in types) == use_fp16
+    # One for the parameters that decay and one for the others.
+    assert (types.count("multi_tensor_adam_update"), types.count("adam_update") > 0) == (
+        (0, True) if zero_stage else (2, False)
+    )
     lines = logged(tmp_path)
     assert len(lines) == 3
     for line in lines:

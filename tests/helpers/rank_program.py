@@ -13,7 +13,7 @@ from engine import native
 from ranks.launcher import run_on_all_ranks
 from ranks.ranks import rank
 from records import checks
-from training import run_setup
+from training import model_flags, run_setup
 from util import run_script
 
 BATCH = 512
@@ -36,6 +36,7 @@ def observe(args):
     # ones may be.
     if native.is_built():
         native.steady_graphs()
+    model_flags.settle(args)
     placement = run_setup.start_engine(args)
 
     from engine import oneflow_loader, operators
