@@ -36,6 +36,7 @@ from system.errors import RunError, UserError, one_line
 from system.input_files import open_input, reading
 from system.output_files import atomic_file, atomic_folder, check_can_write, check_replaceable
 from system.progress import print_warning, progress_bar
+from text.classification import encode_labels, read_labels
 from text.hugging_face_tokenizer import read_tokenizer
 from text.tokenization import check_case, read_pieces
 from util import run_script
@@ -52,6 +53,7 @@ _LARGEST_INDEX = 1 << 26  # bytes
 
 # Class of transformers -> the heads it has on the encoder. The first whose heads a snapshot holds is exported.
 ARCHITECTURES = {
+    "BertForSequenceClassification": ["pooler", "classifier"],
     "BertForQuestionAnswering": ["squad"],
     "BertForPreTraining": ["pooler", "masked_lm", "next_sentence"],
     "BertForNextSentencePrediction": ["pooler", "next_sentence"],
@@ -65,6 +67,8 @@ _HEAD_NAMES = {
     "cls-seq_relationship-output_bias": "cls.seq_relationship.bias",
     "cls-squad-output-weight": "qa_outputs.weight",
     "cls-squad-output-bias": "qa_outputs.bias",
+    variables.CLASSIFIER_WEIGHTS: "classifier.weight",
+    "output_bias": "classifier.bias",
 }
 
 WORD_EMBEDDINGS = "bert.embeddings.word_embeddings.weight"
@@ -178,12 +182,13 @@ def import_model(arguments):
     with contextlib.ExitStack() as stack:
         tensors = open_tensors(folder, stack)
         check_tied(tensors)
-        chosen, skipped = choose_tensors(tensors, size, folder)
+        chosen, skipped = choose_tensors(tensors, size, folder, config)
         vocabulary = find_vocabulary(folder, size, tokenizer, arguments.vocab_dump_path)
         files = model_files.encode(
             model_files.config_of(size, **{name: config[name] for name in DROPOUT if name in config}),
             None if vocabulary is None else encode_pieces(vocabulary),
             tokenizer.do_lower_case,
+            labels_to_import(config, tensors, folder),
         )
         with layout.open_writer(os.path.realpath(arguments.of_dump_path)) as write:
             for name in progress_bar(sorted(chosen), unit=" variables"):
@@ -206,6 +211,42 @@ def import_model(arguments):
         print("the snapshot has no vocabulary: scripts that read text for it need --vocab_file")
     print(variables.describe_size(size))
     report_tokenizer(tokenizer, folder)
+
+
+def is_sequence_classifier(tensors, config):
+    """Whether the layer `classifier` is that of BertForSequenceClassification: by `config`, or else by the pooler."""
+    if config.get("architectures"):
+        return "BertForSequenceClassification" in config["architectures"]
+    return "bert.pooler.dense.weight" in tensors
+
+
+def labels_to_import(config, tensors, folder):
+    """The bytes of a labels.txt with the names in the configuration's id2label, None where it names none.
+
+    Raises UserError if these are not one for each label of the classifier, or if several labels may hold at once, which
+    this suite's model does not know.
+    """
+    classifier = tensors.get(hugging_face_name(variables.CLASSIFIER_WEIGHTS))
+    if classifier is None or not is_sequence_classifier(tensors, config):
+        return None
+    if config.get("problem_type") == "multi_label_classification":
+        raise UserError(f"{folder / CONFIG_FILE}: of several labels at once (problem_type), which this suite has not")
+    names = config.get("id2label")
+    if names is None or len(classifier.shape) != 2 or classifier.shape[0] == 1:
+        return None
+    count = classifier.shape[0]
+    ids = [str(index) for index in range(count)]
+    if not isinstance(names, dict) or sorted(names) != sorted(ids):
+        raise UserError(f"{folder / CONFIG_FILE}: id2label does not name the {count} labels that the weights have")
+    labels = [names[index] for index in ids]
+    if any(not isinstance(label, str) or not label.strip() or len(label.splitlines()) != 1 for label in labels):
+        raise UserError(f"{folder / CONFIG_FILE}: id2label has a name that is no line of text; give the labels others")
+    return None if labels == unnamed_labels(count) else encode_labels(labels)
+
+
+def unnamed_labels(count):
+    """What transformers calls labels without names."""
+    return [f"LABEL_{index}" for index in range(count)]
 
 
 def report_tokenizer(tokenizer, folder):
@@ -307,9 +348,15 @@ def check_tied(tensors):
             )
 
 
-def choose_tensors(tensors, size, folder):
-    """(name in the snapshot -> Tensor, key -> why it is skipped); raises UserError unless they are a BERT of `size`."""
+def choose_tensors(tensors, size, folder, config):
+    """(name in the snapshot -> Tensor, key -> why it is skipped); raises UserError unless they are a BERT of `size`.
+
+    `config` is the model's. Other classes than BertForSequenceClassification have a layer `classifier` as well, over
+    tokens or over answers to choose from, which is not this suite's.
+    """
     name_of = {hugging_face_name(name): name for name in all_shapes(size)}
+    if not is_sequence_classifier(tensors, config):
+        name_of = {key: name for key, name in name_of.items() if not key.startswith("classifier.")}
     chosen, skipped = {}, {}
     for canonical, tensor in tensors.items():
         if canonical in name_of:
@@ -406,7 +453,9 @@ def export_model(arguments):
     if tokens is not None:
         check_case(arguments.vocab_file or own.vocab, dict.fromkeys(filter(None, tokens)), do_lower_case)
     architecture = arguments.architecture or default_architecture(names, size)
-    shapes = exported_shapes(architecture, size, names)
+    num_labels = variables.label_count(variables.shapes_by_meta(folder, {variables.CLASSIFIER_WEIGHTS} & set(names)))
+    labels = labels_to_export(own, num_labels) if "classifier" in ARCHITECTURES[architecture] else None
+    shapes = exported_shapes(architecture, size, names, len(labels or "  "))
     missing = [name for name in shapes if name not in names]
     if missing:
         raise UserError(
@@ -429,7 +478,9 @@ def export_model(arguments):
             save_file(tensors, temporary / WEIGHTS_FILE, metadata={"format": "pt"})
         except SafetensorError as error:
             raise RunError(f"{arguments.hf_dump_path}: {WEIGHTS_FILE} cannot be written: {error}") from None
-        write_json(temporary / CONFIG_FILE, hugging_face_config(architecture, size, given_config))
+        write_json(
+            temporary / CONFIG_FILE, hugging_face_config(architecture, size, given_config) | label_config(labels)
+        )
         if tokens is not None:
             (temporary / VOCAB_FILE).write_text(
                 "".join(f"{token}\n" for token in name_unused(tokens)), encoding="utf-8"
@@ -464,6 +515,31 @@ def vocabulary_to_export(arguments, own, size):
     if given and kept and given != kept:
         raise UserError(f"--vocab_file={arguments.vocab_file}: not the model's vocabulary, {own.vocab}; leave it out")
     return given or kept
+
+
+def labels_to_export(own, num_labels):
+    """The names of the labels of a classifier: those in the snapshot whose ModelFiles are `own`, else LABEL_0, ...
+
+    `num_labels` is that of the weights, None where their meta is missing. Raises UserError if names are not as many.
+    """
+    labels = read_labels(own.labels) if own.labels else None
+    if labels is None:
+        return unnamed_labels(num_labels or 2)
+    if num_labels not in (None, len(labels)):
+        raise UserError(f"{own.labels}: names {len(labels)} labels, but the weights have {num_labels}")
+    return labels
+
+
+def label_config(labels):
+    """What a config.json says of the labels of a classifier, nothing for None."""
+    if labels is None:
+        return {}
+    problem = "regression" if len(labels) == 1 else "single_label_classification"
+    return {
+        "id2label": {str(index): label for index, label in enumerate(labels)},
+        "label2id": {label: index for index, label in enumerate(labels)},
+        "problem_type": problem,
+    }
 
 
 def case_to_export(arguments, own):
@@ -515,14 +591,15 @@ def default_architecture(names, size):
     return "BertModel"
 
 
-def exported_shapes(architecture, size, names):
+def exported_shapes(architecture, size, names, num_labels=2):
     """name -> shape of the variables that the class `architecture` of transformers has, in the order of the model.
 
-    The pooler of a BertModel is optional: where it is not among `names` it is left out.
+    `num_labels` is that of a classifier. The pooler of a BertModel is optional: where it is not among `names` it is
+    left out.
     """
     shapes = variables.encoder_shapes(size)
     for head in ARCHITECTURES[architecture]:
-        head_shapes = variables.head_shapes(size)[head]
+        head_shapes = variables.head_shapes(size, num_labels)[head]
         if architecture != "BertModel" or not head_shapes.keys().isdisjoint(names):
             shapes |= head_shapes
     return shapes

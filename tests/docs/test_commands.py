@@ -57,6 +57,7 @@ CHANGES = (
     Change("Predicting", r"--iter_num=2709", "--iter_num=12", _FEW_QUESTIONS),
     Change("Several devices and nodes", r"--num_hidden_layers=12", "--num_hidden_layers=2", _TWO_LAYERS),
     Change("Several devices and nodes", r"--iter_num=2709", "--iter_num=6", _FEW_QUESTIONS),
+    Change("GLUE", r"--batch_size_per_device=32", "--batch_size_per_device=4", "the sentences are fewer"),
     Change("The tutorial's initial model", r"--num_hidden_layers=12", "--num_hidden_layers=2", _TWO_LAYERS),
     Change("The tutorial's initial model", r"--iter_num=50", "--iter_num=3", "time"),
     Change("Launchers", r"(oneflow_launch\.py).*", r"\1 --help", "tests/ranks/test_ranks.py runs it"),
@@ -85,6 +86,7 @@ def repository(tmp_path_factory):
     (folder / ".venv").symlink_to(Path(sys.prefix))
     write_tfrecord_of_part(ROOT / "dataset" / "part-0", folder / "tf_examples.tfrecord")
     _write_models(folder)
+    _write_glue(folder / "GLUE" / "MRPC")
     (folder / "hosts.txt").write_text("192.168.1.12\n192.168.1.14\n")
     _stand_ins(folder.parent / "bin", folder.parent / "downloads")
     yield folder
@@ -125,6 +127,14 @@ def _write_models(folder):
          "--bert_config_file", model / "bert_config.json", "--hf_dump_path", folder / "bert-base-uncased"],
         check=True, capture_output=True,
     )  # fmt: skip
+
+
+def _write_glue(folder):
+    """Files of the form of MRPC's."""
+    folder.mkdir(parents=True)
+    for name in ("train.tsv", "dev.tsv"):
+        pairs = [f"{index % 2}\t{index}\t{index}\tIt rains .\tIt is wet .\n" for index in range(4)]
+        (folder / name).write_text("Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\n" + "".join(pairs))
 
 
 def _stand_ins(programs, downloads):

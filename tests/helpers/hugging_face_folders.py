@@ -87,8 +87,15 @@ SQUAD = {
 }
 
 
+CLASSIFIER = {
+    "classifier.weight": ("output_weights", (3, HIDDEN)),
+    "classifier.bias": ("output_bias", (3,)),
+}
+
+
 MODELS = {
     "BertForPreTraining": ENCODER | POOLER | MASKED_LM | NEXT_SENTENCE,
+    "BertForSequenceClassification": ENCODER | POOLER | CLASSIFIER,
     "BertForQuestionAnswering": ENCODER | SQUAD,
     "BertForMaskedLM": ENCODER | MASKED_LM,
     "BertForNextSentencePrediction": ENCODER | POOLER | NEXT_SENTENCE,

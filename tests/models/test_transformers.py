@@ -40,6 +40,7 @@ CLASSES = {
             "seq_relationship_logits": reference_bert.next_sentence_logits,
         },
     ),
+    "BertForSequenceClassification": (["pooler", "classifier"], {"logits": reference_bert.classifier_logits}),
     "BertForQuestionAnswering": (
         ["squad"],
         {
@@ -62,7 +63,13 @@ def random_variables(heads):
 
 
 @pytest.mark.parametrize(
-    ("name", "do_lower_case"), [("BertModel", True), ("BertForPreTraining", False), ("BertForQuestionAnswering", True)]
+    ("name", "do_lower_case"),
+    [
+        ("BertModel", True),
+        ("BertForPreTraining", False),
+        ("BertForQuestionAnswering", True),
+        ("BertForSequenceClassification", True),
+    ],
 )
 def test_exported_model_loads_and_computes_the_same(tmp_path, name, do_lower_case):
     heads, expected = CLASSES[name]

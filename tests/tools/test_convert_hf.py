@@ -290,6 +290,53 @@ def test_export_has_exactly_the_tensors_of_the_class(tmp_path, model):
     assert {name: config[name] for name in CONFIG} == CONFIG
 
 
+LABELS = {"0": "contradiction", "1": "neutral", "2": "entailment"}
+
+
+def test_names_of_labels_come_and_go(tmp_path):
+    tensors = random_tensors(MODELS["BertForSequenceClassification"])
+    write_hf_folder(tmp_path / "hf", tensors, id2label=LABELS, architectures=["BertForSequenceClassification"])
+    assert import_hf(tmp_path / "hf", tmp_path / "of").returncode == 0
+    # In the order of the model, which is not the sorted one.
+    labels_file = tmp_path / "of/bert-embeddings-word_embeddings/labels.txt"
+    assert labels_file.read_text() == "contradiction\nneutral\nentailment\n"
+    result = export_hf(tmp_path / "of", tmp_path / "hf2")
+    assert result.returncode == 0 and "for BertForSequenceClassification" in result.stdout, result.stderr
+    config = json.loads((tmp_path / "hf2/config.json").read_text())
+    assert config["id2label"] == LABELS and config["label2id"] == {name: int(index) for index, name in LABELS.items()}
+    assert config["problem_type"] == "single_label_classification"
+    labels_file.write_text("a\nb\n")
+    result = export_hf(tmp_path / "of", tmp_path / "hf3")
+    assert_fails_with_one_line(result, "labels.txt: names 2 labels, but the weights have 3")
+    labels_file.unlink()
+    assert export_hf(tmp_path / "of", tmp_path / "hf3").returncode == 0
+    config = json.loads((tmp_path / "hf3/config.json").read_text())
+    assert config["id2label"] == {"0": "LABEL_0", "1": "LABEL_1", "2": "LABEL_2"}
+    assert import_hf(tmp_path / "hf3", tmp_path / "unnamed").returncode == 0
+    assert not (tmp_path / "unnamed/bert-embeddings-word_embeddings/labels.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("config", "fragment"),
+    [
+        ({"id2label": {"0": "a", "1": "b"}}, "id2label does not name the 3 labels"),
+        ({"id2label": {"0": "a", "1": "b", "2": "c\nd"}}, "no line of text"),
+        ({"problem_type": "multi_label_classification"}, "several labels at once"),
+    ],
+)
+def test_labels_that_this_suite_does_not_have(tmp_path, config, fragment):
+    folder = write_hf_folder(tmp_path / "hf", random_tensors(MODELS["BertForSequenceClassification"]), **config)
+    assert_fails_with_one_line(import_hf(folder, tmp_path / "of"), "config.json: ", fragment)
+
+
+def test_classifiers_of_tokens_are_none_of_sentences(tmp_path):
+    tensors = random_tensors(MODELS["BertForSequenceClassification"])
+    folder = write_hf_folder(tmp_path / "hf", tensors, architectures=["BertForTokenClassification"], id2label=LABELS)
+    result = import_hf(folder, tmp_path / "of")
+    assert "skipped classifier.weight: of a head that this suite does not have" in result.stdout
+    assert "output_weights" not in layout.variable_names(tmp_path / "of")
+
+
 @pytest.mark.parametrize("model", MODELS)
 def test_round_trip_is_byte_for_byte(tmp_path, model):
     variables = as_variables(random_tensors(MODELS[model]), MODELS[model])
