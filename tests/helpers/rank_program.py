@@ -41,7 +41,7 @@ def observe(args):
 
     from engine import oneflow_loader, operators
     from records.loader import OFRecordLoader
-    from training import job, optimizer
+    from training.job import TrainJob
 
     flow = oneflow_loader.load()
     seen = {}
@@ -88,7 +88,7 @@ def observe(args):
             self.weight = flow.nn.Parameter(flow.zeros(64, 64, placement=placement, sbp=flow.sbp.broadcast))
 
         def forward(self, x):
-            return {"total_loss": optimizer.over_all_ranks(flow._C.matmul(x, self.weight).mean())}
+            return {"total_loss": operators.over_all_ranks(flow._C.matmul(x, self.weight).mean())}
 
     class Ones(flow.nn.Module):
         def forward(self):
@@ -96,7 +96,7 @@ def observe(args):
 
     for stage in (0, 1):
         args.zero_stage = stage
-        job = job.TrainJob(Model(), Ones(), args)
+        job = TrainJob(Model(), Ones(), args)
         job()
         state = job.state_dict()
         tensors = {"weight": state["model"]["weight"], "m": state["model.weight-m"], "v": state["model.weight-v"]}
