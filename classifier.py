@@ -31,7 +31,7 @@ class BertForSequenceClassification(nn.Module):
         sequence_output = self.bert(batch["input_ids"], batch["input_mask"], batch["segment_ids"])
         pooled = operators.dropout(self.bert.pooler(sequence_output), self._dropout_prob if self.training else 0.0)
         logits = flow._C.matmul(pooled, self.output_weights, transpose_b=True)
-        return flow._C.bias_add(logits, self.output_bias, axis=1)
+        return operators.in_float32(flow._C.bias_add(logits, self.output_bias, axis=1))
 
     def forward(self, batch):
         """total_loss by name, over the global batch: the mean cross-entropy, with one label the mean squared error."""

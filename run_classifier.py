@@ -38,7 +38,7 @@ def classify(args):
     classifier_data.check_same_on_all_ranks(args)
     initializer = bert_util.Initializer(placement, args.seed)
     model = classifier.BertForSequenceClassification(bert_util.bert_config(args), args.num_labels, initializer)
-    scorer = scoring.Scorer(model, placement)
+    scorer = scoring.Scorer(model, placement, config.amp_dtype(args, placement.type))
     if args.do_train:
         train(model, scorer, data, placement, args)
     else:
