@@ -2,7 +2,7 @@
 
 import importlib
 
-_names = []
+_names: list[str] = []
 
 
 class LazyModule:
