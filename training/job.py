@@ -51,10 +51,7 @@ class TrainJob(nn.Graph):
     def _create_states_builder(self):
         super()._create_states_builder()
         if self._uses_zero:
-            # OneFlow aborts if it is to divide a variable that is sliced or, on the CPU, to send its own memory.
-            for state in self._state():
-                builder = state.lazy_origin_builder()
-                builder.method = functools.partial(_copy_of_built, builder.method)
+            copy_variables(self)
 
     def _mark_variable_gradients(self):
         # The last to look at the gradients while the graph is built. A later graph of the same parameters, or an eager
@@ -92,6 +89,16 @@ class TrainJob(nn.Graph):
         if self._uses_zero and rows // ranks * math.prod(others) >= _SMALLEST_SHARD:
             return parameter.grad.to_global(sbp=flow.sbp.split(0))
         return over_all_ranks(parameter.grad)
+
+
+def copy_variables(graph):
+    """Makes `graph`, while its states are built, work on copies of its variables, as where ZeRO divides them.
+
+    OneFlow aborts if it is to divide a variable that is sliced or, on the CPU, to send its own memory.
+    """
+    for state in graph._state():
+        builder = state.lazy_origin_builder()
+        builder.method = functools.partial(_copy_of_built, builder.method)
 
 
 def _copy_of_built(build):

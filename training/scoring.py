@@ -3,6 +3,7 @@
 import numpy as np
 
 from engine.oneflow_loader import flow, nn
+from training.job import copy_variables
 
 
 class BatchJob(nn.Graph):
@@ -13,6 +14,13 @@ class BatchJob(nn.Graph):
         self.model = model
         if amp_dtype is not None:
             self.config.enable_amp(True, dtype=getattr(flow, amp_dtype))
+
+    def _create_states_builder(self):
+        super()._create_states_builder()
+        parameters = self.model.to(nn.Module).parameters()
+        if any(parameter.sbp != (flow.sbp.broadcast,) for parameter in parameters):
+            # A train job with ZeRO has divided them among the ranks.
+            copy_variables(self)
 
     def build(self, input_ids, input_mask, segment_ids):
         """Three [B, S] -> a list of the model's logits, whole on every rank."""

@@ -125,6 +125,23 @@ def test_evaluation_changes_nothing_of_training(tmp_path):
     assert_same(tmp_path / "without/last_snapshot", tmp_path / "with/last_snapshot")
 
 
+def test_evaluation_where_zero_has_divided_the_model(tmp_path):
+    """Its loss at the end is that of the model which is saved then."""
+    records = write_classifier_part(tmp_path / "data" / "part-0", [0, 1, 2] * 3)
+    describe(tmp_path / "data", ["a", "b", "c"])
+    evaluation = ("--do_eval", f"--eval_data_dir={tmp_path / 'data'}")
+    flags = {"gpu_num_per_node": 2, "batch_size_per_device": 2, "zero_stage": 1, "num_epochs": 2}
+    told = train(tmp_path / "data", tmp_path / "out", *evaluation, **flags)
+    assert re.findall(r"Evaluation after (\d+) iterations", told) == ["3", "4"]
+    saved = tmp_path / "out/last_snapshot"
+    names = [name for name in layout.variable_names(saved) if not re.search(r"-[mv]$|^System", name)]
+    values = {name: layout.read_variable(saved, name) for name in names}
+    batch = {name: np.stack([record[name] for record in records]) for name in records[0]}
+    results = dict(line.split(" = ") for line in (tmp_path / "out/eval_results.txt").read_text().splitlines())
+    expected = reference_bert.classifier_loss(values, batch, SIZE.num_attention_heads)
+    np.testing.assert_allclose(float(results["eval_loss"]), float(expected), rtol=1e-5)
+
+
 def checked(tmp_path, *flags):
     """The classifier_data.Sets of a command line."""
     args = config.parse_classifier_args(["--seq_length=32", f"--log_dir={tmp_path}", *flags])
