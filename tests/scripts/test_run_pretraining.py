@@ -482,7 +482,8 @@ class TestBadInput:
         self.check(tiny_data, tmp_path, "--device=cuda", "--device=cpu", device="cuda")
 
     def test_unknown_flag_and_missing_data_dir(self):
-        assert_fails_with_one_line(run(SCRIPT, "--no_such_flag"), "--data_dir")
+        assert_fails_with_one_line(run(SCRIPT), "--data_dir")
+        assert_fails_with_one_line(run(SCRIPT, "--no_such_flag"), "--no_such_flag")
         assert_fails_with_one_line(run(SCRIPT, data_dir="x", no_such_flag=1), "--no_such_flag")
 
     def test_not_a_boolean(self, tiny_data, tmp_path):
