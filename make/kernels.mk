@@ -16,7 +16,7 @@ kernels-if-possible: setup
 	@$(BUILD_KERNELS) --if_possible
 
 all-kernels-if-possible: setup
-	@$(BUILD_KERNELS) --if_possible $(KERNEL_SETS)
+	@$(BUILD_KERNELS) $(KERNEL_SETS) --if_possible
 
 CLANG := .cache/kernels-clang
 

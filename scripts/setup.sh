@@ -155,15 +155,14 @@ install_largest() {
     # shellcheck disable=SC2046
     run_pip --no-deps $(pins 'tensorflow-cpu') >>.venv/pip.log 2>&1 &
     tensorflow=$!
-    (
-        # shellcheck disable=SC2046
-        run_pip --no-deps $(pins 'oneflow|onednn-.*') >>.venv/pip.log 2>&1 || exit 0
-        [ -n "${BERT_SETUP_KERNELS:-}" ] && .venv/bin/python tools/build_kernels.py --if_possible >.venv/kernels.log 2>&1
-    ) &
-    oneflow=$!
-    for job in $cuda $tensorflow $oneflow; do
-        wait "$job" || true
-    done
+    # shellcheck disable=SC2046
+    run_pip --no-deps $(pins 'oneflow|onednn-.*') >>.venv/pip.log 2>&1 &
+    if wait $! && [ -n "${BERT_SETUP_KERNELS:-}" ]; then
+        .venv/bin/python tools/build_kernels.py --if_possible >.venv/kernels.log 2>&1 &
+        compiler=$!
+    fi
+    wait $cuda || true
+    wait $tensorflow || true
 }
 
 # Says every few seconds how much is there, until it is killed or this script has ended.
@@ -181,9 +180,11 @@ install_requirements() {
     (exec 9>&-; tell_progress) &
     telling=$!
     trap 'kill $telling 2>/dev/null || true' EXIT
+    compiler=
     install_largest
     status=0
     run_pip -r "$REQUIREMENTS" >>.venv/pip.log 2>&1 || status=$?
+    [ -z "$compiler" ] || wait $compiler || true
     kill $telling 2>/dev/null || true
     if [ $status -ne 0 ]; then
         tail -n 20 .venv/pip.log >&2

@@ -140,6 +140,13 @@ def check_records(args, data_set, flag="data_dir"):
             f"Notice: the vocabulary of the records has {records['vocab_size']} pieces, the model {args.vocab_size}.",
             flush=True,
         )
+    wanted = round(records.get("masked_lm_prob", 0.0) * records["max_seq_length"])
+    if rank() == 0 and records.get("max_predictions_per_seq", wanted) < wanted:
+        print(
+            f"Notice: the records mask at most {records['max_predictions_per_seq']} pieces of a sequence, where "
+            f"{records['masked_lm_prob']:.0%} of {records['max_seq_length']} are {wanted}.",
+            flush=True,
+        )
     if args.model_load_dir is None or rank() > 0:
         return
     model = model_files.find(args.model_load_dir)

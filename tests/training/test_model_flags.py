@@ -134,6 +134,17 @@ def test_records_of_the_models_vocabulary_and_case(tmp_path, model, capsys):
     assert "the vocabulary of the records has 150 pieces, the model 200" in capsys.readouterr().out
 
 
+def test_records_with_too_few_masks(tmp_path, capsys):
+    described = description.describe(
+        description.PRETRAINING, {"x": 30521}, VOCAB, True, 512, max_predictions_per_seq=20, masked_lm_prob=0.15
+    )
+    model_flags.check_records(settled(tmp_path), DataSet([], {}, None, description=described))
+    assert "mask at most 20 pieces of a sequence, where 15% of 512 are 77" in capsys.readouterr().out
+    described["max_predictions_per_seq"] = 77
+    model_flags.check_records(settled(tmp_path), DataSet([], {}, None, description=described))
+    assert capsys.readouterr().out == ""
+
+
 @pytest.mark.parametrize(
     ("records", "message"),
     [
