@@ -2,9 +2,9 @@
 // that the dynamic linker finds for their names. They end in OneFlow's own.
 #include <dlfcn.h>
 #include <link.h>
-#include <sched.h>
 #include <semaphore.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 
 #include <cstdint>
 #include <cstdio>
@@ -50,10 +50,11 @@ static bool tunes_cpu = true;
 extern "C" __attribute__((visibility("default"))) void bert_tune_cpu(bool on) { tunes_cpu = on; }
 
 // VirtualMachine::ScheduleLoop. While a graph runs, its thread asks without pause whether the graph is done: it gets
-// the processor when nobody else wants it.
+// little of a processor that others want. Not SCHED_IDLE, at which it gets so little on a busy machine that the graph
+// waits for it.
 void schedule_loop(void* self, const void* initializer) {
-  sched_param parameter{};
-  if (tunes_cpu) { sched_setscheduler(0, SCHED_IDLE, &parameter); }
+  constexpr int kThisThread = 0, kLeast = 19;
+  if (tunes_cpu) { setpriority(PRIO_PROCESS, kThisThread, kLeast); }
   reinterpret_cast<void (*)(void*, const void*)>(original(SCHEDULE_LOOP))(self, initializer);
 }
 

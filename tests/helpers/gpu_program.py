@@ -1,7 +1,7 @@
 """A script of the suite, named by the variable SCRIPT, that writes what its run consisted of as JSON to --log_dir.
 
 structure-<rank>.json has `graphs`: for each graph that has been compiled, a list of its operators, each with `type` and
-`dtypes`, those of what it takes and makes; and `idle_threads`: how many threads run at idle priority.
+`dtypes`, those of what it takes and makes; and `slow_threads`: how many threads run at a lower priority.
 """
 
 import importlib
@@ -49,8 +49,8 @@ def run(args):
 
     run_setup.start_engine = start
     getattr(importlib.import_module(os.environ["SCRIPT"]), function)(args)
-    policies = [os.sched_getscheduler(int(thread)) for thread in os.listdir("/proc/self/task")]
-    structure = {"graphs": graphs, "idle_threads": policies.count(os.SCHED_IDLE)}
+    niceness = [os.getpriority(os.PRIO_PROCESS, int(thread)) for thread in os.listdir("/proc/self/task")]
+    structure = {"graphs": graphs, "slow_threads": sum(nice > min(niceness) for nice in niceness)}
     (Path(args.log_dir) / f"structure-{rank()}.json").write_text(json.dumps(structure))
 
 

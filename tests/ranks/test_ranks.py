@@ -131,7 +131,6 @@ def test_zero_changes_neither_losses_nor_snapshots(data, runs, resumed, tmp_path
     assert_same_snapshot(tmp_path / "last_snapshot", resumed[1] / "last_snapshot")
 
 
-@pytest.mark.engine
 def test_squad_predictions_are_the_same_to_the_byte(tmp_path):
     write_squad_parts(tmp_path / "train", 8)
     write_squad_parts(tmp_path / "dev", 13, parts=2, is_training=False)
