@@ -6,9 +6,11 @@ last line the seconds that the work took, imports aside, as JSON.
     python benchmarks/google_squad.py BERT_REPO features.json --task=train --train_file=X.json --vocab_file=V ...
     python benchmarks/google_squad.py BERT_REPO features.json --task=eval --predict_file=X.json --vocab_file=V ...
     python benchmarks/google_squad.py BERT_REPO all_results.npy --task=answer --predict_file=X.json --output_dir=D ...
+    python benchmarks/google_squad.py BERT_REPO pieces.json --task=tokenize --predict_file=texts.json --vocab_file=V ...
 
 `train` and `eval` write all features as run_squad.py does, a TFRecord file, and on top of that to the JSON file that
-is named ('' for none); `answer` writes predictions.json and its companions.
+is named ('' for none); `answer` writes predictions.json and its companions; `tokenize` writes the pieces of each text
+in a JSON list of texts.
 """
 
 import json
@@ -31,8 +33,9 @@ def main():
     # What its scripts import as tensorflow; they use tf.contrib only where they train.
     sys.modules["tensorflow"] = tensorflow_1
     sys.path[0] = bert_repo
+    import tokenization
+
     import run_squad
-    from text import tokenization
 
     run_squad.flags.DEFINE_bool("shuffle", False, "as main() does before it trains")
     run_squad.FLAGS(["run_squad.py", "--bert_config_file=none", *flags])
@@ -41,6 +44,8 @@ def main():
     begin = time.perf_counter()
     if task == "--task=answer":
         answer(run_squad, tokenization, path)
+    elif task == "--task=tokenize":
+        tokenize(run_squad, tokenization, path)
     else:
         make_features(run_squad, tokenization, task == "--task=train", path)
     print(json.dumps({"seconds": time.perf_counter() - begin}))
@@ -85,6 +90,14 @@ def answer(run_squad, tokenization, path):
         flags.do_lower_case,
         *(os.path.join(flags.output_dir, name) for name in names),
     )
+
+
+def tokenize(run_squad, tokenization, path):
+    tokenizer = tokenization.FullTokenizer(run_squad.FLAGS.vocab_file, run_squad.FLAGS.do_lower_case)
+    with open(run_squad.FLAGS.predict_file) as file:
+        texts = json.load(file)
+    with open(path, "w") as file:
+        json.dump([tokenizer.tokenize(text) for text in texts], file)
 
 
 def convert(run_squad, tokenization, examples, is_training, write):
