@@ -137,7 +137,7 @@ class TestBeforeAnythingStarts:
 
     def test_more_ranks_than_gpus(self, monkeypatch):
         monkeypatch.setattr(device, "usable_gpus", lambda: (["A100"], None))
-        with pytest.raises(UserError, match="--gpu_num_per_node=4, but this machine has 1 GPU"):
+        with pytest.raises(UserError, match="--gpu_num_per_node=4, but of this machine's GPUs OneFlow can use 1;"):
             launcher.run_on_all_ranks(None, arguments(gpu_num_per_node=4, device="auto"))
 
     def test_a_node_list_without_node_num_is_not_passed_over_in_silence(self, capsys, monkeypatch):
@@ -152,7 +152,7 @@ class TestEnvironmentOfAnotherLauncher:
     @pytest.mark.parametrize(
         ("variables", "message"),
         [
-            ({"WORLD_SIZE": "3"}, "WORLD_SIZE=3 .* make 4 rank.*--node_num=2 x --gpu_num_per_node=2"),
+            ({"WORLD_SIZE": "3"}, "WORLD_SIZE=3 .* make 4 of them: --node_num=2 x --gpu_num_per_node=2"),
             ({"RANK": "4"}, "RANK=4 .* not below WORLD_SIZE=4"),
             ({"RANK": "\N{SUPERSCRIPT TWO}"}, "RANK=\N{SUPERSCRIPT TWO} .* not a number"),
             ({"RANK": "one"}, "RANK=one .* not a number"),

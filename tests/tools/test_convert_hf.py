@@ -242,10 +242,10 @@ def test_untied_output_weights_are_refused(tmp_path):
 
 def test_head_of_another_task_is_skipped_by_name(tmp_path):
     tensors = random_tensors(ENCODER | POOLER)
-    folder = write_hf_folder(tmp_path / "hf", tensors | {"classifier.weight": np.ones((3, HIDDEN), np.float32)})
+    folder = write_hf_folder(tmp_path / "hf", tensors | {"span_head.weight": np.ones((3, HIDDEN), np.float32)})
     result = import_hf(folder, tmp_path / "of")
     assert_snapshot_holds(tmp_path / "of", as_variables(tensors, ENCODER | POOLER))
-    assert "skipped classifier.weight: of a head" in result.stdout
+    assert "skipped span_head.weight: of a head" in result.stdout
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float64])
