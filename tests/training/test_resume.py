@@ -332,6 +332,7 @@ class TestComparing:
             config.parse_pretraining_args(["--data_dir=x"]),
             config.parse_squad_args(["--data_dir=x"]),
             config.parse_squad_predict_args(["--data_dir=x", "--model_load_dir=x"]),
+            config.parse_classifier_args(["--data_dir=x", "--do_train"]),
         ]
         listed = [*config._FLAGS_OF_A_NODE, *config._FLAGS_OF_A_START, *config._FLAGS_THAT_MAY_CHANGE]
         assert len(set(listed)) == len(listed)
