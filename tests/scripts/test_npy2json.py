@@ -259,7 +259,7 @@ def test_arrays_of_another_kind(tmp_path, results):
         ({"do_train": True}, ["do_train", "run_squad.py"]),
         ({"do_predict": False}, ["do_predict"]),
         ({"all_results_file": "none.npy"}, ["all_results_file", "there is no such file"]),
-        ({"all_results_file": "."}, ["all_results_file", "directory"]),
+        ({"all_results_file": "."}, ["all_results_file", "is a folder; give a file"]),
         ({"predict_file": "none.json"}, ["there is no such file", "none.json"]),
         ({"vocab_file": "none.txt"}, ["vocab_file", "none.txt"]),
         ({"bert_config_file": "none.json"}, ["there is no such file", "none.json"]),

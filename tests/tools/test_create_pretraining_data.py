@@ -285,8 +285,13 @@ def test_parts_of_other_input_or_vocabulary_are_not_mixed(finished, tmp_path):
     before = contents(folder)
     (tmp_path / "text").write_text(input_file.read_text() + "One more.\n")
     assert_fails_with_one_line(create(tmp_path / "text", folder), "made with other input")
-    (tmp_path / "vocab").write_text(VOCAB_FILE.read_text() + "more\n")
-    assert_fails_with_one_line(create(input_file, folder, vocab_file=tmp_path / "vocab"), "made with other vocab")
+    pieces = VOCAB_FILE.read_text().splitlines()
+    for others, message in (
+        ([*pieces, "more"], "made with vocab_size 1200, not 1201"),
+        ([*pieces[:-1], "other"], "made with other vocab"),
+    ):
+        (tmp_path / "vocab").write_text("\n".join(others))
+        assert_fails_with_one_line(create(input_file, folder, vocab_file=tmp_path / "vocab"), message)
     assert contents(folder) == before
 
 
