@@ -317,7 +317,7 @@ class TestFailure:
         [
             (lambda variable: flip_a_bit(variable / "out"), "the values are not those that were saved"),
             (lambda variable: os.truncate(variable / "out", 100), "out: has 100 bytes, the model needs 128"),
-            (lambda variable: (variable / "out").unlink(), "out: cannot be read: No such file"),
+            (lambda variable: (variable / "out").unlink(), "out: there is no such file"),
         ],
         ids=["flipped_bit", "truncated", "missing"],
     )
