@@ -235,7 +235,7 @@ class TestNotExactly:
     @needs_kernels
     def test_more_iterations_at_another_rate(self, data, stopped):
         flags = {"iter_num": 26, "learning_rate": 1e-4}
-        self.check(data, stopped, "--iter_num was 24, is 26, --learning_rate was 0.001, is 0.0001", **flags)
+        self.check(data, stopped, "--learning_rate was 0.001, is 0.0001, --iter_num was 24, is 26", **flags)
 
     @pytest.mark.engine
     def test_without_the_kernels(self, data, stopped, monkeypatch):
