@@ -146,7 +146,9 @@ def test_pretraining_starts_from_a_converted_checkpoint(checkpoint, snapshot_fol
 
 def test_the_40_samples_and_their_tfrecord_give_the_same_losses(tmp_path):
     write_tfrecord_of_part(ROOT / "dataset" / "part-0", tmp_path / "samples.tfrecord")
-    result = run("tools/tfrecord_to_ofrecord.py", input=tmp_path / "samples.tfrecord", output_dir=tmp_path / "data")
+    result = run(
+        "tools/tfrecord_to_ofrecord.py", input_file=tmp_path / "samples.tfrecord", output_dir=tmp_path / "data"
+    )
     assert result.returncode == 0, result.stderr
     losses = []
     for number, folder in enumerate((ROOT / "dataset", tmp_path / "data")):
@@ -158,6 +160,7 @@ def test_the_40_samples_and_their_tfrecord_give_the_same_losses(tmp_path):
             num_attention_heads=2,
             seq_length=128,
             max_predictions_per_seq=20,
+            vocab_size=1200,
             batch_size_per_device=4,
             iter_num=3,
             loss_print_every_n_iter=1,
