@@ -1,27 +1,7 @@
 """What a job's loader reads."""
 
-import itertools
-
-import numpy as np
-import pytest
-
 from engine.oneflow_loader import flow
-from records import checks, ofrecord
-from records.loader import OFRecordLoader  # noqa: E402
-
-COUNTS = [30, 20, 50]
-
-
-@pytest.fixture
-def data_set(tmp_path):
-    """Three parts of records that hold one number: 1000 and more, counted on through the parts."""
-    paths = [tmp_path / f"part-{part}" for part in range(len(COUNTS))]
-    numbers = itertools.count(1000)
-    for path, count in zip(paths, COUNTS, strict=True):
-        with ofrecord.open_writer(path) as write:
-            for number in itertools.islice(numbers, count):
-                write(ofrecord.serialize({"id": np.array([number], dtype=np.int32)}))
-    return checks.DataSet(paths, {"id": checks.Field(1, 2000)}, sum(COUNTS))
+from records.loader import OFRecordLoader
 
 
 class Read(flow.nn.Graph):

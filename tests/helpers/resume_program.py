@@ -8,13 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-import bert_util
 import config
 from engine import native
 from ranks.launcher import run_on_all_ranks
 from ranks.ranks import rank
 from records import checks
-from training import run_setup
+from training import model_flags, run_setup
 from util import run_script
 
 
@@ -24,10 +23,11 @@ def main():
 
 
 def observe(args):
+    model_flags.settle(args)
     data_set = checks.check_data_set(args, checks.pretraining_fields(args), shuffle=True)
     placement = run_setup.start_engine(args)
 
-    from bert_util import Initializer
+    from bert_util import Initializer, bert_config
     from pretrain import BertForPretraining, PretrainJob
     from records.loader import OFRecordLoader
     from training import job_state
@@ -38,7 +38,7 @@ def observe(args):
             self.loader = lambda: batch
             return {**super().build(), "ids": batch["input_ids"]}
 
-    model = BertForPretraining(bert_util.bert_config(args), Initializer(placement, args.seed))
+    model = BertForPretraining(bert_config(args), Initializer(placement, args.seed))
     loader = OFRecordLoader(data_set, config.global_batch_size(args), placement, shuffle=True, seed=args.seed)
     job = Job(model, loader, args)
     first_step = job_state.initialise(job, args.model_load_dir)
@@ -51,7 +51,7 @@ def observe(args):
     half = args.iter_num // 2
     for iteration in range(half if first_step else args.iter_num):
         if not first_step and iteration == half:
-            job_state.save(job, Path(args.model_save_dir) / "half", {})
+            job_state.save(job, Path(args.model_save_dir) / "half", {}, {})
             state = {"reader": native.reader_state(half) or b"", "random": native.random_state()}
             state = {name: np.frombuffer(data, np.uint8) for name, data in state.items()}
             np.savez(Path(args.model_save_dir) / f"state_{rank()}.npz", **state)
@@ -59,7 +59,7 @@ def observe(args):
         outputs = job()
         for name, values in seen.items():
             values.append(outputs[name].to_local().numpy())
-    job_state.save(job, Path(args.model_save_dir) / "end", {})
+    job_state.save(job, Path(args.model_save_dir) / "end", {}, {})
     np.savez(Path(args.model_save_dir) / f"seen_{rank()}.npz", **seen)
 
 

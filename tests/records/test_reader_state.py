@@ -11,13 +11,28 @@ from engine import native
 from engine.oneflow_loader import flow
 from made_parts import write_pretraining_part
 from record_readers import expected_order
-from records import ofrecord
+from records import checks, ofrecord
 from records.loader import OFRecordLoader  # noqa: E402
 from running import ROOT, TINY_MODEL, run
 from snapshots import layout
 from system.errors import UserError
 
 needs_kernels = pytest.mark.skipif(native.random_state() is None, reason="no native kernels")
+
+
+COUNTS = [30, 20, 50]
+
+
+@pytest.fixture
+def data_set(tmp_path):
+    """Three parts of records that hold one number: 1000 and more, counted on through the parts."""
+    paths = [tmp_path / f"part-{part}" for part in range(len(COUNTS))]
+    numbers = itertools.count(1000)
+    for path, count in zip(paths, COUNTS, strict=True):
+        with ofrecord.open_writer(path) as write:
+            for number in itertools.islice(numbers, count):
+                write(ofrecord.serialize({"id": np.array([number], dtype=np.int32)}))
+    return checks.DataSet(paths, {"id": checks.Field(1, 2000)}, sum(COUNTS))
 
 
 def test_unshuffled_records_come_in_order(data_set):
