@@ -47,9 +47,10 @@ def train(job, args, start, hook=None):
             hook.call(args.iter_num)
         return
     notices.tell(args, start)
+    # The signals first: from here on one that comes is saved for, and the log's file tells that this is so.
     with (
-        MetricLog(args, type(job).__name__, start.train_step, start.losses) as log,
         signals.noted(second_kills=not has_launcher()) as received,
+        MetricLog(args, type(job).__name__, start.train_step, start.losses) as log,
     ):
         saves = save_points.SavePoints(job, args, start, log)
         done = start.iteration

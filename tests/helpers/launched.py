@@ -75,6 +75,14 @@ class Launched:
             assert time.monotonic() < deadline, (self.stdout, self.stderr)
             time.sleep(0.05)
 
+    def wait_for_file(self, pattern, timeout=120):
+        """Returns when there is a file of such a name in `output`."""
+        deadline = time.monotonic() + timeout
+        while not any(self.output.glob(pattern)):
+            assert self.process.poll() is None, (self.process.returncode, self.stdout, self.stderr)
+            assert time.monotonic() < deadline, (self.stdout, self.stderr)
+            time.sleep(0.01)
+
     def wait_for_handler(self, number, timeout=120):
         """Returns when the process heeds the signal `number` by a handler of its own."""
         deadline = time.monotonic() + timeout

@@ -64,8 +64,7 @@ class TestPreemption:
 
     def test_during_the_first_compilation(self, data, tmp_path):
         with Launched("run_pretraining.py", tmp_path, data_dir=data, **ENDLESS) as training:
-            training.wait_for("Init model on demand")
-            time.sleep(0.2)
+            training.wait_for_file("metrics-*.jsonl")
             training.process.send_signal(signal.SIGINT)
             assert_stopped(training, signal.SIGINT)
 
