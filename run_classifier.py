@@ -6,7 +6,7 @@ from system import import_errors  # noqa: F401
 
 import config
 from ranks.launcher import run_on_all_ranks
-from ranks.ranks import expendable, rank
+from ranks.ranks import default_signals, rank
 from system.lazy import LazyModule
 from training import classifier_data, model_flags, run_setup
 from util import run_script
@@ -43,7 +43,7 @@ def classify(args):
         train(model, scorer, data, placement, args)
     else:
         job_state.restore_for_prediction(scorer.model_job, args.model_load_dir, args.skip_checksums)
-    with expendable():
+    with default_signals():
         if args.do_eval and not args.do_train:
             evaluate(scorer, data, args)
         if args.do_predict:

@@ -6,7 +6,7 @@ from system import import_errors  # noqa: F401
 
 import config
 from ranks.launcher import run_on_all_ranks
-from ranks.ranks import expendable, rank
+from ranks.ranks import default_signals, rank
 from records import checks, prediction_file
 from system.lazy import LazyModule
 from training import model_flags, run_setup
@@ -31,7 +31,7 @@ def predict_answers(args):
     model_flags.check_records(args, data_set)
     run_setup.check_prediction_folders(args)
     config.print_args(args)
-    with expendable():
+    with default_signals():
         results = predict_logits(data_set, args)
     if rank() == 0:
         prediction_file.write(args.all_results_file, results, data_set.description)

@@ -1,4 +1,4 @@
-"""How every script of the suite begins and ends."""
+"""The frame of every script: signals, errors and exit status."""
 
 import os
 import sys
@@ -8,21 +8,19 @@ from system.errors import one_line, outcome_of, print_error
 
 
 def run_script(main):
-    """Runs `main()` and exits: 0, 1 or 2 as CONTRIBUTING says, with one line on stderr if it failed.
+    """Runs `main()`, which returns None or an exit status, and exits.
 
-    `main` returns None or an exit status.
+    Errors are one line on stderr; the statuses are 0, 1 (failure), 2 (usage or input) and 128 + signal.
     """
     _open_closed_streams()
     if hasattr(sys.stdout, "reconfigure"):
-        # Names of files, and text of the data, may hold what the terminal's encoding has no characters for.
+        # File names and text may hold characters that the terminal's encoding lacks.
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        signals.raise_first()
+        signals.install_handlers()
         status, error = outcome_of(main)
-        # What there was to do is done.
         signals.ignore()
     except signals.StoppedTogether as stopped:
-        # All that was done is saved.
         status, error = 128 + stopped.number, None
         print_error(status, one_line(stopped), kind="")
     except signals.Signalled as signalled:
@@ -33,12 +31,12 @@ def run_script(main):
 
 
 def _open_closed_streams():
-    """Opens the null device where this process was started without a standard input, output or error (`>&-`).
+    """Opens the null device for each standard stream that is closed (`>&-`).
 
-    The next file that is opened would get the number, and what libraries say would be written into it.
+    Otherwise the next file opened would get the stream's number, and libraries would write their messages into it.
     """
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         if getattr(sys, name) is None:
-            # The lowest free number is this one, since those before it are open by now.
+            # os.open returns the lowest free number, which is this one.
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
             setattr(sys, name, open(number, mode, closefd=False))

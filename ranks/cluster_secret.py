@@ -1,8 +1,8 @@
-"""The secret that the launchers of a run share, if they are given one: each proves to the other that it knows it.
+"""An optional shared secret that authenticates the launchers of a run to each other.
 
-A proof is an HMAC-SHA256, with the secret as its key, over what both sides have just drawn at random. The secret itself
-is never sent. Only the launchers' connections are protected so, and only against who does not know the secret: nothing
-is encrypted, and OneFlow's own connections have no such thing.
+A proof is an HMAC-SHA256 with the secret as its key over random challenges of both sides. The secret is never sent. It
+authenticates the launchers' connections only: their traffic is not encrypted, and OneFlow's own connections are neither
+encrypted nor authenticated.
 """
 
 import hmac
@@ -19,9 +19,9 @@ _LONGEST = 65536  # characters
 
 
 def read():
-    """The secret in the environment, or in the file that it names, as bytes; None if there is none.
+    """Returns the secret from the environment or the file it names as bytes, or None if neither is set.
 
-    Raises UserError if both are given, if the secret is empty, and if others may read the file.
+    Raises UserError if both are set, the secret is empty, or other users can access the file.
     """
     given, path = os.environ.get(VARIABLE), os.environ.get(FILE_VARIABLE)
     if given is not None and path is not None:
@@ -43,15 +43,15 @@ def _read_file(path, source):
 
 
 def draw_challenge():
-    """What the other side's proof is to be of: 32 hexadecimal digits, never the same."""
+    """Returns a random challenge, 32 hexadecimal digits."""
     return secrets.token_hex(16)
 
 
 def prove(secret, prover, *challenges):
-    """The proof of node `prover` that it knows the secret, for the challenges of both sides, as hexadecimal digits."""
+    """Returns node `prover`'s proof of the secret for the challenges of both sides, as hexadecimal digits."""
     return hmac.new(secret, "\n".join([str(prover), *challenges]).encode(), "sha256").hexdigest()
 
 
 def is_proof(given, *arguments):
-    """Whether what the other side has sent is what `prove` makes of the arguments."""
+    """Returns whether the received value `given` equals prove(*arguments)."""
     return isinstance(given, str) and hmac.compare_digest(given.encode(errors="replace"), prove(*arguments).encode())

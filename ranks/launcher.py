@@ -1,10 +1,10 @@
-"""Runs a script on all ranks: one process a device, on one node or many.
+"""Runs a script on all ranks: one process per device, on one node or several.
 
-`run_on_all_ranks` is called by every script of the suite. With one device in all it runs in a child of this process
-(ranks/supervision.py). With more, the process becomes its node's launcher: it starts a process for each device of the
-node, with the same command line and the variables by which OneFlow's ranks find each other (MASTER_ADDR, MASTER_PORT,
-WORLD_SIZE, RANK, LOCAL_RANK), and watches over them. Where these variables are set already (python -m
-oneflow.distributed.launch, Slurm), the process is a rank that somebody else has started.
+Every script calls `run_on_all_ranks`. With a single device the script runs in a child of this process
+(ranks/supervision.py). With several, this process becomes the launcher of its node: it starts one process per device
+with the same command line and OneFlow's rendezvous variables (MASTER_ADDR, MASTER_PORT, WORLD_SIZE, RANK, LOCAL_RANK),
+and watches them. If these variables are already set (by python -m oneflow.distributed.launch or Slurm), this process is
+a rank itself.
 """
 
 import contextlib
@@ -28,22 +28,22 @@ from system.progress import erase_abandoned_bar
 
 DEFAULT_MASTER_PORT = 29500
 
-# A rank's environment. LOCAL_RANK follows from the others where it is missing.
+# The environment of a rank. A missing LOCAL_RANK is derived from the others.
 _RANK_VARIABLES = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK")
-# OneFlow's ranks talk to each other directly, but gRPC would go through these.
+# gRPC would send the ranks' connections through a proxy.
 _PROXY_VARIABLES = ("http_proxy", "https_proxy", "grpc_proxy", "all_proxy")
-# The exit statuses of a rank that has done all it should: come to its end, or stopped at a signal with all the others.
+# The exit statuses of a rank that has finished, or has stopped at a signal together with all others.
 _GOOD_STATUSES = (0, *(128 + number for number in signals.SIGNALS))
-# How long a launcher waits for another's word, or another rank's end, before it takes an abort for a cause.
-_NEWS_SECONDS = 3
-# With which OneFlow ends a process at a SIGINT while it is imported, if a thread of another library gets it.
+# OneFlow aborts a rank whose peer is lost. A launcher waits this long for the cause before it reports the abort.
+_CAUSE_SECONDS = 3
+# The exit status if a SIGINT reaches a thread of another library while OneFlow is being imported.
 _STATUS_OF_ENGINE = 255
 
 
 def run_on_all_ranks(function, args):
-    """Calls function(args) in a process for each device of this node; returns an exit status.
+    """Calls function(args) in one process per device of this node; returns an exit status.
 
-    Raises UserError before anything starts if the flags that name nodes and devices do not fit this machine.
+    Raises UserError, before any process starts, if the flags for nodes and devices do not fit this machine.
     """
     world_size = args.node_num * args.gpu_num_per_node
     if _is_started_as_rank():
@@ -51,21 +51,21 @@ def run_on_all_ranks(function, args):
     if args.node_num == 1 and args.node_list:
         print("Notice: --node_list has no effect, as --node_num is 1.", flush=True)
     if world_size == 1:
-        return supervision.run_supervised(functools.partial(_run_lone, function), args)
+        return supervision.run_supervised(functools.partial(_run_alone, function), args)
     device_type, _ = device.choose_device(args.device, args.gpu_num_per_node)
     if args.node_num == 1:
         with nodes.held_port("127.0.0.1", args.master_port or 0) as port:
-            return _launch(args, nodes.Lone(), "127.0.0.1", port, 0, "")
+            return _launch(args, nodes.Connections(["127.0.0.1"], 0, port, {}), "127.0.0.1", port, 0, "")
     addresses, node_rank = nodes.find_node_rank(args.node_list, args.node_num, args.node_rank)
     port = args.master_port or DEFAULT_MASTER_PORT
     secret = cluster_secret.read()
     with nodes.held_port(addresses[0], port + 1) if node_rank == 0 else contextlib.nullcontext():
-        line = nodes.Line(addresses, node_rank, port, _common_flags(args, device_type), secret)
-        return _launch(args, line, addresses[0], port + 1, node_rank, f" on node {addresses[node_rank]}")
+        connections = nodes.Connections(addresses, node_rank, port, _common_flags(args, device_type), secret)
+        return _launch(args, connections, addresses[0], port + 1, node_rank, f" on node {addresses[node_rank]}")
 
 
-def _run_lone(function, args):
-    with signals.raised(second_kills=not has_launcher()):
+def _run_alone(function, args):
+    with signals.as_exception(second_kills=not has_launcher()):
         try:
             return function(args)
         finally:
@@ -74,16 +74,16 @@ def _run_lone(function, args):
 
 
 def _common_flags(args, device_type):
-    """name -> value of the flags that must be the same on all nodes, with the script and the kind of device."""
+    """Returns name -> value for what must be equal on all nodes: flags, script and device type."""
     script = os.path.basename(sys.argv[0])
     return {"the script": script, "the device": device_type, **config.flags_of_all_nodes(args)}
 
 
-# ---- the life of a rank
+# ---- a rank
 
 
 def _is_started_as_rank():
-    """Whether the environment gives this process a rank. Raises UserError if it does so by halves."""
+    """Returns whether the environment gives this process a rank. Raises UserError if variables are missing."""
     if os.environ.get("RANK", "-1") == "-1":
         return False
     missing = [name for name in _RANK_VARIABLES if not os.environ.get(name)]
@@ -96,17 +96,17 @@ def _is_started_as_rank():
 
 
 def _check_rank_variables(args, world_size):
-    """Raises UserError if the environment that a launcher has set does not fit the flags."""
+    """Raises UserError if the rank variables in the environment do not fit the flags."""
     numbers = {}
     for name in ("MASTER_PORT", "WORLD_SIZE", "RANK", "LOCAL_RANK"):
         if not os.environ[name].isdecimal():
             raise UserError(f"{name}={os.environ[name]} in the environment is not a number")
         numbers[name] = int(os.environ[name])
     if not 0 < numbers["MASTER_PORT"] < 65536:
-        raise UserError(f"MASTER_PORT={numbers['MASTER_PORT']} in the environment is no port")
+        raise UserError(f"MASTER_PORT={numbers['MASTER_PORT']} in the environment is not a port number")
     if numbers["WORLD_SIZE"] != world_size:
         raise UserError(
-            f"WORLD_SIZE={numbers['WORLD_SIZE']} in the environment, but the flags make {world_size} of them: "
+            f"WORLD_SIZE={numbers['WORLD_SIZE']} in the environment, but the flags give {world_size} ranks: "
             f"--node_num={args.node_num} x --gpu_num_per_node={args.gpu_num_per_node}"
         )
     if numbers["RANK"] >= world_size:
@@ -114,14 +114,15 @@ def _check_rank_variables(args, world_size):
     if numbers["LOCAL_RANK"] != numbers["RANK"] % args.gpu_num_per_node:
         raise UserError(
             f"LOCAL_RANK={numbers['LOCAL_RANK']} and RANK={numbers['RANK']} in the environment do not fit "
-            f"--gpu_num_per_node={args.gpu_num_per_node}: the ranks of a node must follow each other"
+            f"--gpu_num_per_node={args.gpu_num_per_node}: the ranks of a node must be consecutive"
         )
 
 
 def _run_rank(function, args, world_size):
-    """Calls function(args) as the rank that the environment says this process is; returns its exit status.
+    """Calls function(args) in this process as the rank given by the environment; returns its exit status.
 
-    Rank 0 prints; what others say goes to a file. What made a rank fail goes to its launcher, or else to stderr.
+    Rank 0 prints to the terminal, other ranks to a log file. An error goes to the launcher if there is one, else to
+    stderr.
     """
     if not os.environ.get("LOCAL_RANK") and os.environ["RANK"].isdecimal():
         os.environ["LOCAL_RANK"] = str(int(os.environ["RANK"]) % args.gpu_num_per_node)
@@ -143,11 +144,11 @@ def _run_rank(function, args, world_size):
         try:
             return supervision.call_with_memory(function, args, log)
         except BaseException as error:
-            # Keeps alive what the function's frames refer to: a graph that ends waits for the other ranks' parts of it.
+            # Keeps the graph of the failed function alive: its destructor waits for the other ranks.
             raised.append(error)
             raise
 
-    with signals.raised(second_kills=not has_launcher()):
+    with signals.as_exception(second_kills=not has_launcher()):
         try:
             status, error = outcome_of(call)
         except signals.StoppedTogether as stopped:
@@ -162,23 +163,23 @@ def _run_rank(function, args, world_size):
     print(f"{prefix}{error or 'nobody reads what it prints any more'}", file=error_file, flush=True)
     if raised and isinstance(raised[0], signals.StoppedTogether):
         return status
-    # Not by sys.exit: OneFlow would wait for the other ranks, which wait for this one.
+    # sys.exit would run OneFlow's shutdown, which waits for the other ranks, which wait for this one.
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):
             stream.flush()
     if raised and isinstance(raised[0], signals.Signalled):
-        # For the launcher to see that the other ranks have not ended as well.
+        # The status tells the launcher that only this rank has ended, unlike a StoppedTogether.
         signal.signal(raised[0].number, signal.SIG_DFL)
         os.kill(os.getpid(), raised[0].number)
     os._exit(status)
 
 
 def _die_with_launcher(pipe):
-    """Has this process killed when its launcher ends: nobody else would end a rank that waits for a lost one."""
+    """Makes the kernel kill this process when its launcher ends: a rank that waits for a lost peer waits forever."""
     supervision.die_with_parent()
     poll = select.poll()
     poll.register(pipe, 0)
-    if poll.poll(0):  # nobody holds the other end any more
+    if poll.poll(0):  # the launcher has ended already
         os._exit(STATUS_FAILURE)
 
 
@@ -187,12 +188,12 @@ def _log_file(log_dir, rank):
 
 
 def _redirect_output(log_dir):
-    """Sends what this rank says to log_dir/rank_<n>.log. What Python says on rank 0 stays on the terminal."""
+    """Redirects the output of this rank to log_dir/rank_<n>.log, except what Python prints on rank 0."""
     try:
         os.makedirs(log_dir, exist_ok=True)
         log = open(_log_file(log_dir, rank()), "ab")
     except OSError:
-        return  # the checks of the run will tell
+        return  # the run's own checks report it
     with log:
         if rank() > 0:
             os.dup2(log.fileno(), 1)
@@ -201,29 +202,29 @@ def _redirect_output(log_dir):
         os.dup2(log.fileno(), 2)
 
 
-# ---- the life of a launcher
+# ---- a launcher
 
 
-def _launch(args, line, master_address, master_port, node_rank, where):
-    """Starts the ranks of this node when all nodes are there, and waits for them; returns an exit status.
+def _launch(args, connections, master_address, master_port, node_rank, where):
+    """Starts the ranks of this node once all nodes are connected, and waits for them; returns an exit status.
 
-    `where` tells the node in messages.
+    `where` names the node in messages.
     """
     ranks = None
     try:
-        with signals.raised():
-            line.wait_for_all(args.rendezvous_timeout)
-        with signals.noted(second_kills=False) as received:
+        with signals.as_exception():
+            connections.wait_for_all(args.rendezvous_timeout)
+        with signals.recorded(second_kills=False) as received:
             ranks = _Ranks(args, master_address, master_port, node_rank, where)
             try:
-                stopped = _watch(ranks, line, received)
+                stopped = _watch(ranks, connections, received)
             finally:
                 signals.ignore()
     except (UserError, RunError) as error:
-        line.say_stop(str(error), bad_input=isinstance(error, UserError))
+        connections.send_stop(str(error), bad_input=isinstance(error, UserError))
         raise
     except signals.Signalled as signalled:
-        line.say_stop(f"{signalled}{where}" if signalled.is_own else str(signalled), number=signalled.number)
+        connections.send_stop(f"{signalled}{where}" if signalled.is_own else str(signalled), number=signalled.number)
         raise
     finally:
         if ranks is not None and ranks.kill():
@@ -233,18 +234,17 @@ def _launch(args, line, master_address, master_port, node_rank, where):
     return 0
 
 
-def _watch(ranks, line, received):
-    """Waits until the ranks of all nodes have ended well; raises UserError, RunError or Signalled if one has not.
+def _watch(ranks, connections, received):
+    """Waits for the ranks of all nodes; raises UserError, RunError or Signalled if one fails.
 
-    Returns a StoppedTogether if it was a signal that has ended them, or None. Passes the first of the signals
-    `received` on to the ranks, which end together when they have saved a snapshot. The second is for those who will not
-    wait.
+    Forwards the first of the signals `received` to the ranks, which save a snapshot and stop together; then returns a
+    StoppedTogether, else None. A second signal ends the run at once.
     """
-    said_done = False
+    has_sent_done = False
     aborted = None
     passed_on = False
-    while not (said_done and line.all_done()):
-        line.check()
+    while not (has_sent_done and connections.all_done()):
+        connections.check()
         if len(received) > 1:
             raise signals.Signalled(received[1])
         if received and not passed_on:
@@ -254,21 +254,21 @@ def _watch(ranks, line, received):
         if failure is not None:
             reason, status = failure
             if received and status in (-received[0], -signal.SIGABRT, _STATUS_OF_ENGINE):
-                # It had nothing to save.
+                # The rank had nothing to save yet.
                 raise signals.Signalled(received[0])
             aborted = aborted or time.monotonic()
-            # OneFlow aborts a rank whose peer is gone. Why that one is, another rank or node may yet tell.
-            if status != -signal.SIGABRT or time.monotonic() - aborted > _NEWS_SECONDS:
+            # OneFlow aborts a rank whose peer is lost; the cause may still come from that peer or its node.
+            if status != -signal.SIGABRT or time.monotonic() - aborted > _CAUSE_SECONDS:
                 raise (UserError if status == STATUS_BAD_INPUT else RunError)(reason)
-        elif not said_done and ranks.finished():
-            line.say_done()
-            said_done = True
+        elif not has_sent_done and ranks.finished():
+            connections.send_done()
+            has_sent_done = True
         time.sleep(0.1)
     return ranks.stopped()
 
 
 class _Ranks:
-    """The processes of this node's ranks."""
+    """The rank processes of this node."""
 
     def __init__(self, args, master_address, master_port, node_rank, where):
         self._first = node_rank * args.gpu_num_per_node
@@ -277,7 +277,7 @@ class _Ranks:
         self._processes = []
         self._pipes = []
         self._errors = [""] * args.gpu_num_per_node
-        self._failed = {}  # local rank -> exit status, in the order in which they were seen
+        self._failed = {}  # local rank -> exit status, in order of detection
         self._logs = [
             supervision.RunLog(_log_file(args.log_dir, self._first + local_rank))
             for local_rank in range(args.gpu_num_per_node)
@@ -294,7 +294,7 @@ class _Ranks:
                 "LOCAL_RANK": str(local_rank),
                 ERROR_PIPE_VARIABLE: str(write_end),
             }
-            # A session of its own: Ctrl-C comes to the launcher only.
+            # In a session of its own: Ctrl-C reaches only the launcher.
             process = subprocess.Popen(
                 [sys.executable, *sys.orig_argv[1:]],
                 env=environment,
@@ -307,24 +307,24 @@ class _Ranks:
             self._pipes.append(read_end)
 
     def send_signal(self, number):
-        """Sends it to all that still run."""
+        """Sends `number` to every rank that is still running."""
         for process in self._processes:
             if process.poll() is None:
                 process.send_signal(number)
 
     def finished(self):
-        """Whether all have ended well: at their end, or together at a signal."""
+        """Returns whether all ranks have finished, or have stopped together at a signal."""
         return all(process.poll() in _GOOD_STATUSES for process in self._processes)
 
     def stopped(self):
-        """What they say as a StoppedTogether if they have ended at a signal, or None."""
+        """Returns a StoppedTogether with the message of the ranks if they have stopped at a signal, else None."""
         status = self._processes[0].returncode
         return signals.StoppedTogether(status - 128, self._reason(0, status)) if status else None
 
     def failure(self):
-        """(which rank failed and why, its exit status), or None as long as none has failed.
+        """Returns (which rank failed and why, its exit status), or None if no rank has failed.
 
-        Of several it is the first that has not been aborted, which is what OneFlow does to the peers of a lost rank.
+        Of several, the first that was not aborted: OneFlow aborts the peers of a lost rank.
         """
         for local_rank, process in enumerate(self._processes):
             if process.poll() not in (None, *_GOOD_STATUSES) and local_rank not in self._failed:
@@ -345,7 +345,7 @@ class _Ranks:
         return f"ended with status {status}; its last words are in {log.path}"
 
     def kill(self):
-        """Kills all that still run: they may be waiting for one that is lost. Returns whether any was killed."""
+        """Kills every rank that is still running, as it may wait for a lost peer. Returns whether it killed any."""
         for process in self._processes:
             if process.poll() is None:
                 process.kill()

@@ -1,14 +1,14 @@
-"""The nodes of a run and the line between them: who begins when all are there, and who ends when one has failed.
+"""The connections between the nodes of a run: all start together, and all stop when one fails.
 
-Each node has one launcher process (ranks/launcher.py). The launchers of nodes 1, 2, ... connect to that of node 0, the
-master, at --master_port; OneFlow's own rendezvous takes the port above it. Every message is a JSON object on a line:
-{"node": 1, "flags": {...}} at first; {"start": true} from the master once all are there; {"alive": true} every few
-seconds; {"done": true} when a node's ranks have finished; {"stop": "why", "bad_input": false, "signal": 0} from
-whoever has failed or was sent a signal, passed on to all.
+Each node has one launcher process (ranks/launcher.py). The launchers of nodes 1, 2, ... connect to the launcher of node
+0, the master, at --master_port; OneFlow's own rendezvous uses the next port. A message is a JSON object on one line:
+{"node": 1, "flags": {...}} introduces a node; {"start": true} comes from the master once all nodes are connected;
+{"alive": true} is the heartbeat; {"done": true} says that the ranks of a node have finished; {"stop": "why",
+"bad_input": false, "signal": 0} reports a failure or a signal, and the master forwards it.
 
-With a secret (ranks/cluster_secret.py) both sides prove that they know it before anything else of theirs counts. A node
-begins with {"node": 1, "challenge": "..."}, the master answers {"challenge": "...", "proof": "..."}, and the node
-{"proof": "...", "flags": {...}}. The master sends a stop to whoever does not fit.
+With a shared secret (ranks/cluster_secret.py) both sides prove that they know it first. A node sends {"node": 1,
+"challenge": "..."}, the master answers {"challenge": "...", "proof": "..."}, and the node sends {"proof": "...",
+"flags": {...}}. The master sends a stop to a node that it refuses.
 """
 
 import contextlib
@@ -23,21 +23,21 @@ from system import signals
 from system.errors import RunError, UserError
 
 HEARTBEAT_SECONDS = 2
-# A node that is not heard of for so long is lost: its machine or the link is down.
+# A node is lost after this much silence: its machine or its link is down.
 SILENCE_SECONDS = 15
 _LONGEST_MESSAGE = 65536
-# Whoever connects to the master has so long to say which node it is; of those who have not, so many are kept.
+# A connection must say within this time which node it is. The master keeps at most MOST_STRANGERS that have not.
 STRANGER_SECONDS = 5
 MOST_STRANGERS = 64
-# For a message; one that takes longer goes to a node that does not read.
+# A message that takes longer goes to a node that has stopped reading.
 _SEND_SECONDS = 2
 
 
 def find_node_rank(node_list, node_num, node_rank):
-    """(addresses of the nodes, which of them this machine is), from --node_list, --node_num and --node_rank.
+    """Returns (addresses of the nodes, index of this machine among them) from --node_list, --node_num and --node_rank.
 
-    A list may be longer than --node_num: its first names count. Raises UserError if it is too short, names a node
-    twice, or does not name this machine just once.
+    Only the first `node_num` names of the list are used. Raises UserError if the list is too short, names a node twice,
+    or does not name this machine exactly once.
     """
     names = [name.strip() for name in node_list.split(",") if name.strip()] if node_list else []
     if len(names) < node_num:
@@ -69,7 +69,7 @@ def _resolve(name):
     except (OSError, UnicodeError):
         raise UserError(f"--node_list: {name} is neither an IPv4 address nor a known host name") from None
     if address.startswith("127.") and name != address:
-        # Debian's /etc/hosts gives a machine's own name such an address.
+        # Debian's /etc/hosts maps the machine's own name to a loopback address.
         raise UserError(
             f"--node_list: {name} is {address} on this machine, where no other node finds it; "
             "give its address in the network, or correct /etc/hosts"
@@ -78,7 +78,7 @@ def _resolve(name):
 
 
 def _is_own(address):
-    """Whether this machine has the address: only then can a socket be bound to it."""
+    """Returns whether the address belongs to this machine: a socket can be bound to no other."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         try:
             probe.bind((address, 0))
@@ -89,15 +89,15 @@ def _is_own(address):
 
 @contextlib.contextmanager
 def held_port(address, port):
-    """A port at all addresses of this machine, kept for rank 0 to listen at until the block ends; gives its number.
+    """Reserves a port on all addresses of this machine for rank 0 within the block; yields its number.
 
-    `port` may be 0, for any that is free. Raises UserError, which names `address`, if it is in use.
+    Port 0 means any free port. Raises UserError, naming `address`, if the port is in use.
     """
     if port:
         _listen(address, port).close()
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as holder:
-        # gRPC, by which OneFlow's ranks meet, sets it as well, and may therefore listen at a port that is held so. What
-        # connects goes to who listens, which the holder does not.
+        # OneFlow's rendezvous uses gRPC, which sets SO_REUSEPORT too, and so can listen on the reserved port. Only a
+        # listening socket gets connections, and this one does not listen.
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         with _naming_port(address, port):
             holder.bind(("", port))
@@ -119,7 +119,7 @@ def _listen(address, port):
 
 @contextlib.contextmanager
 def _naming_port(address, port):
-    """Raises UserError, with what to do, where the block cannot take the port."""
+    """Turns an OSError of bind or listen within the block into a UserError with advice."""
     try:
         yield
     except OSError as error:
@@ -132,30 +132,10 @@ def _naming_port(address, port):
         ) from None
 
 
-class Lone:
-    """The line of a run on one node: there is nobody to hear from."""
+class Connections:
+    """The connections of this node: those of the master go to all other nodes, those of another node to the master.
 
-    def wait_for_all(self, timeout):
-        """Nothing to wait for."""
-
-    def check(self):
-        """Nobody else can fail."""
-
-    def all_done(self):
-        """The ranks of this node are all there are."""
-        return True
-
-    def say_done(self):
-        """There is nobody to tell."""
-
-    def say_stop(self, reason, bad_input=False, number=0):
-        """There is nobody to tell."""
-
-
-class Line:
-    """This node's connections to the other nodes: the master's to all of them, any other's to the master.
-
-    `flags` (name -> value) are those that must be the same on all nodes; so must the `secret` (bytes, or None).
+    A run on one node has none. `flags` (name -> value) and `secret` (bytes or None) must be equal on all nodes.
     """
 
     def __init__(self, addresses, node_rank, port, flags, secret=None):
@@ -165,24 +145,24 @@ class Line:
         self._flags = flags
         self._secret = secret
         self._peers = {}  # node rank -> _Peer
-        self._strangers = []  # of the master: the _Peers that may become nodes, in the order in which they came
-        self._refused = {}  # node rank -> what was wrong with who said it was that node
+        self._strangers = []  # _Peers that have not introduced themselves to this master, oldest first
+        self._refused = {}  # node rank -> why a peer that claimed this rank was refused
         self._selector = selectors.DefaultSelector()
         self._last_heartbeat = 0.0
-        # Of no use to others than the nodes, so the master listens at the address that they know it by.
+        # The master listens only on the address that the other nodes connect to.
         self._listener = None
-        if node_rank == 0:
+        if node_rank == 0 and len(addresses) > 1:
             self._listener = _listen(addresses[0], port)
             self._listener.setblocking(False)
             self._selector.register(self._listener, selectors.EVENT_READ)
 
     def wait_for_all(self, timeout):
-        """Returns when the launchers of all nodes are there; raises RunError, naming who is not, after `timeout` s."""
+        """Returns when all nodes are connected; after `timeout` seconds raises RunError naming the missing ones."""
         deadline = time.monotonic() + timeout
         if self._rank != 0:
             self._connect(deadline, timeout)
             self._introduce(self._peers[0])
-            # From here on the master decides: it says who is missing when its time is up.
+            # From here on the master watches the time and names the missing nodes.
             while not self._peers[0].started:
                 self.check(wait=0.2)
             return
@@ -220,9 +200,9 @@ class Line:
         return peer
 
     def check(self, wait=0.0):
-        """Raises UserError, RunError or Signalled if another node tells to stop or is lost. Keeps the line alive.
+        """Handles messages, for which it waits up to `wait` seconds, and sends heartbeats.
 
-        Waits up to `wait` seconds for a message.
+        Raises UserError, RunError or Signalled if another node sends a stop or is lost.
         """
         now = time.monotonic()
         if now - self._last_heartbeat > HEARTBEAT_SECONDS:
@@ -242,8 +222,8 @@ class Line:
                 raise RunError(f"node {peer.address} has not been heard of for {SILENCE_SECONDS} seconds")
 
     def _accept(self):
-        """Takes the connections that have come, but no more at a time than are kept."""
-        # Who has knocked may be gone by now, which is no reason to stop a run.
+        """Accepts waiting connections, at most as many as are kept."""
+        # A client may have disconnected meanwhile; the run goes on.
         with contextlib.suppress(OSError):
             for _ in range(MOST_STRANGERS):
                 self._strangers.append(self._add_peer(self._listener.accept()[0], None))
@@ -257,7 +237,7 @@ class Line:
             self._drop(peer)
             if peer.rank is not None and not peer.done:
                 raise RunError(f"node {peer.address} has closed the connection")
-            return  # a stranger, or a node that has finished
+            return  # a stranger, or a finished node
         for message in messages:
             if peer in self._strangers:
                 self._meet(peer, message)
@@ -269,12 +249,12 @@ class Line:
             peer.done = peer.done or bool(message.get("done"))
             if message.get("stop"):
                 number = message.get("signal")
-                if type(number) is int and number in signals.SIGNALS:  # True and 2.0 equal a number, too
+                if type(number) is int and number in signals.SIGNALS:  # True == 1 and 2.0 == 2 are refused
                     raise signals.Signalled(number, str(message["stop"]))
                 raise (UserError if message.get("bad_input") else RunError)(str(message["stop"]))
 
     def _introduce(self, master):
-        """Says to the master which node this is, and proves it later if there is a secret."""
+        """Sends this node's rank to the master, with its flags or, if there is a secret, a challenge."""
         if self._secret is None:
             master.send({"node": self._rank, "flags": self._flags})
             return
@@ -283,7 +263,7 @@ class Line:
         master.send({"node": self._rank, "challenge": master.own_challenge})
 
     def _answer_master(self, master, message):
-        """Proves to the master that this node knows the secret. Raises UserError if the master has not done so."""
+        """Sends the proof that this node knows the secret. Raises UserError if the master's own proof is wrong."""
         challenge = message.get("challenge")
         challenges = (master.own_challenge, str(challenge))
         if not cluster_secret.is_proof(message.get("proof"), self._secret, 0, *challenges):
@@ -292,7 +272,7 @@ class Line:
         master.send({"proof": cluster_secret.prove(self._secret, self._rank, *challenges), "flags": self._flags})
 
     def _meet(self, peer, message):
-        """Hears what a stranger says: which node it is and, if there is a secret, the proof that it knows it."""
+        """Handles a message of a stranger: its introduction or its proof that it knows the secret."""
         if peer.is_dismissed:
             return
         if peer.own_challenge is not None:
@@ -303,7 +283,7 @@ class Line:
                 self._admit(peer, message.get("flags"))
             return
         rank, challenge = message.get("node"), message.get("challenge")
-        if type(rank) is not int or not 0 < rank < len(self._addresses):  # True equals a number, too
+        if type(rank) is not int or not 0 < rank < len(self._addresses):  # True == 1 is refused
             self._dismiss(peer)
             return
         peer.claimed = rank
@@ -319,7 +299,7 @@ class Line:
             peer.send({"challenge": peer.own_challenge, "proof": proof})
 
     def _admit(self, peer, flags):
-        """Takes a stranger for the node that it claims to be, or not; raises UserError if its flags differ."""
+        """Makes a stranger the node that it claims to be. Raises UserError if its flags differ from the master's."""
         address = self._addresses[peer.claimed]
         if not isinstance(flags, dict):
             self._dismiss(peer)
@@ -338,7 +318,7 @@ class Line:
                 )
 
     def _refuse(self, peer, what):
-        """Sends away who has the wrong secret. The run goes on waiting: it may be anybody."""
+        """Dismisses a peer with the wrong secret. The run keeps waiting, since the peer may be anyone."""
         reason = _describe_secrets("node", self._addresses[peer.claimed], what)
         if self._refused.get(peer.claimed) != reason:
             self._refused[peer.claimed] = reason
@@ -346,7 +326,7 @@ class Line:
         self._dismiss(peer, reason)
 
     def _dismiss(self, peer, reason=""):
-        """Sends a stranger away, and tells it why. The connection is closed later, lest that be lost on the way."""
+        """Tells a stranger why it is refused. The connection stays half open until the stranger has read that."""
         if reason:
             peer.send({"stop": reason, "bad_input": True})
         with contextlib.suppress(OSError):
@@ -360,15 +340,15 @@ class Line:
         peer.connection.close()
 
     def all_done(self):
-        """Whether every other node this one knows of has finished."""
+        """Returns whether the ranks of all connected nodes have finished."""
         return all(peer.done for peer in self._peers.values())
 
-    def say_done(self):
-        """Tells that the ranks of this node have finished."""
+    def send_done(self):
+        """Tells the other nodes that the ranks of this node have finished."""
         self._send_to_all({"done": True})
 
-    def say_stop(self, reason, bad_input=False, number=0):
-        """Tells the other nodes to stop, and why: for bad input, at the signal `number`, or as something has failed."""
+    def send_stop(self, reason, bad_input=False, number=0):
+        """Tells the other nodes to stop for `reason`: bad input, the signal `number`, or else a failure."""
         self._send_to_all({"stop": reason, "bad_input": bad_input, "signal": number})
 
     def _send_to_all(self, message):
@@ -385,7 +365,7 @@ def _describe_secrets(who, address, what):
 
 
 class _Peer:
-    """One connection to another launcher."""
+    """A connection to another launcher."""
 
     def __init__(self, connection, rank, address):
         self.connection = connection
@@ -394,14 +374,14 @@ class _Peer:
         self.since = self.heard = time.monotonic()
         self.started = False
         self.done = False
-        self.is_trusted = True  # what it says, once it is no stranger
+        self.is_trusted = True  # False for a master that has yet to prove that it knows the secret
         self.is_dismissed = False
-        self.claimed = None  # the node that a stranger says it is
-        self.challenge = self.own_challenge = None  # drawn by the other side, and by this one
+        self.claimed = None  # the rank in a stranger's introduction
+        self.challenge = self.own_challenge = None  # of the other side, of this side
         self._buffer = b""
 
     def send(self, message):
-        """Sends the whole message, or ends the connection: then its other side is lost, as both will see."""
+        """Sends the whole message, or shuts the connection down so that both sides notice."""
         try:
             self.connection.settimeout(_SEND_SECONDS)
             self.connection.sendall(json.dumps(message).encode() + b"\n")
@@ -411,14 +391,14 @@ class _Peer:
                 self.connection.shutdown(socket.SHUT_RDWR)
 
     def receive(self):
-        """The messages that have come, or None if the other side is gone. Raises ValueError for what is none."""
+        """Returns the messages received, or None if the connection is closed. Raises ValueError for invalid data."""
         data = self.connection.recv(_LONGEST_MESSAGE)
         if not data:
             return None
         self.heard = time.monotonic()
         *lines, self._buffer = (self._buffer + data).split(b"\n")
         if len(self._buffer) > _LONGEST_MESSAGE:
-            raise ValueError("too long for a message")
+            raise ValueError("message too long")
         messages = [json.loads(line) for line in lines]
         if not all(isinstance(message, dict) for message in messages):
             raise ValueError("not a message")

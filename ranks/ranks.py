@@ -1,4 +1,4 @@
-"""Which rank this process is, and what the ranks tell each other. It brings no launcher with it."""
+"""The rank of this process, and small exchanges of values between ranks."""
 
 import contextlib
 import json
@@ -11,31 +11,33 @@ from ranks import supervision
 from system import signals
 from system.errors import RunError
 
-# Tells a rank that this suite has started it: the number of the pipe to its launcher, for its error.
+# Set in a rank that launcher.py has started: the file descriptor of the pipe for its error message.
 ERROR_PIPE_VARIABLE = "BERT_RANK_ERROR_PIPE"
 
 
 def has_launcher():
-    """Whether this process is a rank that a process of this suite has started, and ends if need be."""
+    """Returns whether a launcher or supervisor of this suite has started this process, and reports its end."""
     return ERROR_PIPE_VARIABLE in os.environ or supervision.is_supervised()
 
 
-def expendable():
-    """A context for work of which nothing is to be kept: a signal ends this rank in the midst of it, and is told."""
-    # Without a launcher nobody would tell.
-    return signals.killed() if has_launcher() else contextlib.nullcontext()
+def default_signals():
+    """Returns a context in which a signal kills this rank at once, for work that leaves nothing to save.
+
+    The launcher reports it; without a launcher the handlers stay as they are.
+    """
+    return signals.as_default() if has_launcher() else contextlib.nullcontext()
 
 
 def rank():
-    """The rank of this process, 0 if it is the only one."""
-    # OneFlow sets RANK=-1 in a process that nobody has given a rank.
+    """Returns the rank of this process, 0 if it is the only one."""
+    # OneFlow sets RANK=-1 in a process without a rank.
     return max(0, int(os.environ.get("RANK", 0)))
 
 
 def wait_for_first_rank(timeout):
-    """Returns when OneFlow can reach the first rank; raises RunError after `timeout` seconds.
+    """Returns when the first rank accepts connections; raises RunError after `timeout` seconds.
 
-    Left to itself OneFlow tries at once, and if it has come too early again after 10 seconds.
+    OneFlow itself would retry only every 10 seconds.
     """
     if rank() == 0:
         return
@@ -55,7 +57,7 @@ def wait_for_first_rank(timeout):
 
 
 def from_first_rank(read):
-    """What read() gives on the first rank (anything JSON can carry), on all ranks. Needs OneFlow loaded."""
+    """Returns, on all ranks, what read() returns on the first (JSON types only). Requires OneFlow to be loaded."""
     flow = oneflow_loader.load()
     if flow.env.get_world_size() == 1:
         return read()
@@ -64,14 +66,14 @@ def from_first_rank(read):
 
 
 def wait_for_all_ranks():
-    """Returns when all ranks have got here. Needs OneFlow loaded."""
+    """Waits until all ranks have called it. Requires OneFlow to be loaded."""
     flow = oneflow_loader.load()
     if flow.env.get_world_size() > 1:
         flow.comm.barrier()
 
 
 def from_every_rank(value):
-    """The `value` (anything JSON can carry) of each rank, as a list, on all ranks. Needs OneFlow loaded."""
+    """Returns, on all ranks, the list of every rank's `value` (JSON types only). Requires OneFlow to be loaded."""
     flow = oneflow_loader.load()
     world_size = flow.env.get_world_size()
     if world_size == 1:

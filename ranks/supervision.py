@@ -1,7 +1,7 @@
-"""A parent process for a run on one device: it tells in one line that the engine has died, where only a dump would be.
+"""A parent process for a run on one device: it reports a crash of the engine in one line.
 
-The engine ends its process where it finds something wrong (SIGABRT, with a stack dump), a fault in it does (SIGSEGV),
-or the system, for lack of memory (SIGKILL). What the engine says on stderr goes to a file in --log_dir.
+The engine aborts on errors (SIGABRT, with a stack dump), may crash (SIGSEGV), or is killed when memory runs out
+(SIGKILL). Its messages on stderr go to a file in --log_dir.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from system.errors import STATUS_FAILURE, RunError
 from system.progress import erase_abandoned_bar
 from system.signals import SIGNALS, Signalled
 
-# `0` in the environment: no parent, and no file for what the engine says. For a debugger that does not follow a fork.
+# `0` disables the parent process and the engine's log file, for debuggers that do not follow a fork.
 _VARIABLE = "BERT_SUPERVISE"
 _PR_SET_PDEATHSIG = 1
 
@@ -25,12 +25,12 @@ _is_child = False
 
 
 def run_supervised(function, args):
-    """Calls function(args) in a child of this process, and there returns what it returns, or raises what it raises.
+    """Calls function(args) in a forked child; in the child, returns or raises what the function does.
 
-    This process waits: it returns the child's exit status, or raises RunError if the child was killed, but Signalled if
-    signals have done it. The first that ends a run is passed on to the child, the second ends both, and Ctrl-Z stops
-    both. Under a debugger, and where OneFlow is loaded already, which does not survive a fork, it simply calls the
-    function.
+    The parent returns the child's exit status. If the child was killed, it raises Signalled for a signal that this
+    process received, else RunError. The first signal is forwarded to the child, the second ends both, and Ctrl-Z
+    suspends both. Under a debugger, or if OneFlow is already loaded (it does not survive a fork), the function is
+    called directly.
     """
     global _is_child
     if os.environ.get(_VARIABLE) == "0" or sys.gettrace() is not None or "oneflow" in sys.modules:
@@ -38,13 +38,13 @@ def run_supervised(function, args):
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     log = RunLog(engine_log(args.log_dir))
-    # Until both know what to do with them.
+    # Signals wait until both processes have their handlers.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     parent = os.getpid()
     child = os.fork()
     if child == 0:
         _is_child = True
-        # A session of its own: Ctrl-C comes to the parent only.
+        # In a session of its own: Ctrl-C reaches only the parent.
         os.setsid()
         die_with(parent)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
@@ -54,7 +54,7 @@ def run_supervised(function, args):
     status = _wait_for(child)
     signals.ignore()
     if os.WIFEXITED(status):
-        # The child has said what there is to say.
+        # The child has reported its own errors.
         return os.WEXITSTATUS(status)
     number = os.WTERMSIG(status)
     erase_abandoned_bar()
@@ -64,14 +64,14 @@ def run_supervised(function, args):
 
 
 class RunLog:
-    """A log file, and what one run adds to it from now on."""
+    """A log file that several runs append to; remembers where this run starts."""
 
     def __init__(self, path):
         self.path = path
         self._begin = os.path.getsize(path) if os.path.exists(path) else 0
 
     def added(self):
-        """What the run has added, as text."""
+        """Returns the text that this run has appended."""
         with contextlib.suppress(OSError), open(self.path, "rb") as log:
             log.seek(self._begin)
             return log.read().decode(errors="replace")
@@ -79,7 +79,7 @@ class RunLog:
 
 
 def call_with_memory(function, args, log):
-    """function(args); raises RunError, where the memory of a GPU does not suffice, that says so."""
+    """Returns function(args). Turns the engine's error for too little GPU memory into a RunError."""
     try:
         return function(args)
     except RuntimeError as error:
@@ -90,16 +90,16 @@ def call_with_memory(function, args, log):
 
 
 def _wait_for(child):
-    """The status of the child, when it has ended.
+    """Waits for the child; returns its wait status.
 
-    Not by a plain os.waitpid: a signal that comes just before that begins to wait would find its handler called only
-    when it ends. Python writes to the pipe for every signal, in whichever thread it comes.
+    os.waitpid alone is not enough: for a signal that arrives just before it blocks, Python would run the handler only
+    after the child has ended. The wakeup pipe ends the wait at every signal.
     """
     read_end, write_end = os.pipe()
     for end in (read_end, write_end):
         os.set_blocking(end, False)
     signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
-    # What Python has no handler for, it does not write of.
+    # Python writes to the wakeup pipe only for signals that have a Python handler.
     signal.signal(signal.SIGCHLD, lambda number, frame: None)
     while True:
         ended, status = os.waitpid(child, os.WNOHANG)
@@ -111,14 +111,14 @@ def _wait_for(child):
 
 
 def is_supervised():
-    """Whether this process is such a child."""
+    """Returns whether this process is a child of run_supervised."""
     return _is_child
 
 
 def start_engine_log(log_dir):
-    """Sends what the engine says on stderr from now on, by file descriptor, to the file for it in `log_dir`.
+    """Redirects file descriptor 2, to which the engine writes, to the engine's log file in `log_dir`.
 
-    sys.stderr stays where it is. Does nothing where this process is not a supervised one.
+    sys.stderr still writes to the terminal. Does nothing in a process that is not supervised.
     """
     if not _is_child:
         return
@@ -129,39 +129,39 @@ def start_engine_log(log_dir):
 
 
 def engine_log(log_dir):
-    """The path of the file for what the engine says, on one device."""
+    """Returns the path of the engine's log file for a run on one device."""
     return os.path.join(log_dir, "oneflow.log")
 
 
 def describe_death(number, log, args):
-    """`was killed by SIGABRT; its last words are in <log>`, for a process that the signal `number` has killed.
+    """Returns `was killed by SIGABRT; its last words are in <log>` for a process killed by the signal `number`.
 
-    `log` is its RunLog.
+    `log` is the RunLog of the process.
     """
     lack = device.lack_of_memory(log.added(), log.added(), args) if number == signal.SIGABRT else None
     if lack:
         return f"was killed by SIGABRT, {lack}"
     if number == signal.SIGKILL:
-        return "was killed by SIGKILL, for lack of memory perhaps"
+        return "was killed by SIGKILL, perhaps for lack of memory"
     last_words = f"; its last words are in {log.path}" if os.path.exists(log.path) else ""
     names = {known.value: known.name for known in signal.Signals}  # most real-time signals have numbers only
     return f"was killed by {names.get(number, f'signal {number}')}{last_words}"
 
 
 def die_with(parent):
-    """Has this process killed when its parent, the process `parent`, ends."""
+    """Makes the kernel kill this process when its parent, the process `parent`, ends."""
     die_with_parent()
     if os.getppid() != parent:
         os._exit(STATUS_FAILURE)
 
 
 def die_with_parent():
-    """Has this process killed when its parent ends; one that has ended before it is for the caller to find out."""
+    """Makes the kernel kill this process when its parent ends. The caller must check that it has not ended yet."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _pass_on_signals(child):
-    """Makes this process heed signals as run_supervised says; returns a list that gets their numbers."""
+    """Installs the handlers that run_supervised describes; returns a list to which they append signal numbers."""
     numbers = []
 
     def pass_on(number, frame):
@@ -173,12 +173,12 @@ def _pass_on_signals(child):
         os.kill(child, signal.SIGSTOP)
         signals.set_action(signal.SIGTSTP, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGTSTP)
-        # Here it goes on after a SIGCONT.
+        # A SIGCONT resumes here.
         signal.signal(signal.SIGTSTP, stop_both)
         os.kill(child, signal.SIGCONT)
 
     for number in SIGNALS:
-        # What this process ignores, under nohup say, the child does too.
+        # A signal ignored here, as under nohup, is ignored in the child too.
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, pass_on)
     if signal.getsignal(signal.SIGTSTP) != signal.SIG_IGN:

@@ -1,4 +1,4 @@
-"""argparse as every script of the suite uses it: grouped help with defaults, booleans, one-line errors."""
+"""argparse for all scripts: help with defaults, boolean flags, one-line errors."""
 
 import argparse
 import difflib
@@ -30,7 +30,7 @@ class _Version(argparse.Action):
 
 
 class _HelpFormatter(argparse.HelpFormatter):
-    """Shows every default, and keeps to the width of the terminal, at most 100 columns."""
+    """Shows every default; wraps at the width of the terminal, at most 100 columns."""
 
     def __init__(self, prog):
         super().__init__(prog, max_help_position=30, width=min(shutil.get_terminal_size().columns or 80, 100) - 2)
@@ -43,26 +43,26 @@ class _HelpFormatter(argparse.HelpFormatter):
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """An argparse parser whose usage errors are one line, with exit status 2, and which expands no abbreviations."""
+    """An argparse parser without abbreviations, whose usage errors are one line and exit with status 2."""
 
     def __init__(self, **arguments):
         super().__init__(formatter_class=_HelpFormatter, allow_abbrev=False, **arguments)
-        self.add_argument("--version", action=_Version, help="say which version this is, and end")
+        self.add_argument("--version", action=_Version, help="show the version and exit")
 
     def parse_known_args(self, args=None, namespace=None):
-        """As argparse's, but an empty value, `--flag=--`, a `~` and a flag that does not exist are errors.
+        """Parses like argparse, but an empty value, `--flag=--`, a leading `~` and an unknown flag are errors.
 
-        An unset variable of a shell gives an empty value, which as a path would be the folder one is in. Of `--flag=--`
-        argparse makes an empty list. A shell expands no `~` behind `=`, so that it would be the name of a folder. What
-        is missing because its flag is misspelt would be told, but not the misspelling.
+        An unset shell variable gives an empty value, which as a path is the current folder. argparse turns `--flag=--`
+        into an empty list. The shell does not expand `~` after `=`. For a misspelt required flag argparse would only
+        report that the flag is missing.
         """
         args = sys.argv[1:] if args is None else list(args)
         for before, argument in zip(["", *args], args, strict=False):
             flag, equals, value = argument.partition("=") if argument.startswith("--") else (before, "", argument)
             if (equals and value in ("", "--")) or argument == "":
-                self.error(f"argument {flag}: '{value}' is no value")
+                self.error(f"argument {flag}: '{value}' is not a value")
             if (equals or flag is before) and any(map(_HOME.match, value.split(","))):
-                self.error(f"argument {flag}: '{value}': the shell has left ~ as it is; write $HOME in its place")
+                self.error(f"argument {flag}: '{value}': the shell does not expand ~ here; write $HOME instead")
         if self._subparsers is None:
             self._refuse_unknown_flags(args[: args.index("--")] if "--" in args else args)
         return super().parse_known_args(args, namespace)
@@ -79,12 +79,12 @@ class ArgumentParser(argparse.ArgumentParser):
             self.error(f"there is no flag {flag}{advice}")
 
     def exit(self, status=0, message=None):
-        """As argparse's, but --help that cannot be written is an error, not lost."""
+        """Exits like argparse, but fails if the help text cannot be written."""
         sys.stdout.flush()
         super().exit(status, message)
 
     def error(self, text):
-        """Says in one line what is wrong with the usage, and exits with status 2."""
+        """Prints one line about the usage error and exits with status 2."""
         print(one_line(f"{self.prog}: error: {text}; see {self.prog} --help"), file=sys.stderr)
         sys.exit(STATUS_BAD_INPUT)
 
@@ -95,7 +95,7 @@ def add_bool(group, name, default=False, help=""):
 
 
 def parse_bool(text):
-    """True or False for the spellings people use; argparse's type for boolean flags."""
+    """Parses a boolean flag: true, t, yes, y, 1 or false, f, no, n, 0, in any case."""
     if text.lower() in ("true", "t", "yes", "y", "1"):
         return True
     if text.lower() in ("false", "f", "no", "n", "0"):
@@ -104,42 +104,42 @@ def parse_bool(text):
 
 
 def positive_int(text):
-    """argparse's type for a whole number of at least 1 that OneFlow can take."""
+    """Parses a whole number from 1 to 2^31 - 1, OneFlow's limit."""
     return _number(text, int, lambda value: 1 <= value < 2**31, "a whole number of at least 1 and below 2^31")
 
 
 def batch_count(text):
-    """argparse's type for a whole number of at least 0 that OneFlow can take."""
+    """Parses a whole number from 0 to 2^31 - 1, OneFlow's limit."""
     return _number(text, int, lambda value: 0 <= value < 2**31, "a whole number of at least 0 and below 2^31")
 
 
 def port_number(text):
-    """argparse's type for a TCP port that any user may listen at, and the one above it."""
+    """Parses an unprivileged TCP port whose successor is a port too."""
     return _number(text, int, lambda value: 1024 <= value < 65535, "a port from 1024 to 65534")
 
 
 def non_negative_int(text):
-    """argparse's type for a whole number of at least 0."""
+    """Parses a whole number of at least 0."""
     return _number(text, int, lambda value: value >= 0, "a whole number of at least 0")
 
 
 def non_negative_float(text):
-    """argparse's type for a finite number of at least 0."""
+    """Parses a finite number of at least 0."""
     return _number(text, float, lambda value: 0 <= value < float("inf"), "a number of at least 0")
 
 
 def finite_float(text):
-    """argparse's type for a finite number of either sign."""
+    """Parses a finite number."""
     return _number(text, float, lambda value: abs(value) < float("inf"), "a finite number")
 
 
 def probability(text):
-    """argparse's type for a number in [0, 1)."""
+    """Parses a number in [0, 1)."""
     return _number(text, float, lambda value: 0 <= value < 1, "a number of at least 0 and below 1")
 
 
 def fraction(text):
-    """argparse's type for a number in [0, 1]."""
+    """Parses a number in [0, 1]."""
     return _number(text, float, lambda value: 0 <= value <= 1, "a number from 0 to 1")
 
 

@@ -1,4 +1,4 @@
-"""What can go wrong, and how it is told: the suite's errors, exit statuses and one-line messages."""
+"""The errors of the suite, their exit statuses and their one-line messages."""
 
 import contextlib
 import errno
@@ -11,49 +11,46 @@ from system import signals
 STATUS_FAILURE = 1
 STATUS_BAD_INPUT = 2
 
-# Of an OSError where there is no room to write.
+# The error numbers of a full disk.
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 _LONGEST_LINE = 2000  # characters
 _FAULTS_OF_NAMES = (errno.EACCES, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EROFS)
 _CLEAR_LINE = "\r\x1b[K"
-# What OneFlow says, among other things, where it gets no memory.
+# Part of OneFlow's message when an allocation fails.
 _ENGINE_OUT_OF_MEMORY = "allocate failed"
 
 
 class UserError(Exception):
-    """Bad usage or bad input. Its text is the one line the user sees; the exit status is 2."""
+    """Bad usage or bad input. Its text is the line that the user sees; the exit status is 2."""
 
 
 class RunError(Exception):
-    """A run that could not be completed although its input was good (disk full, say). Exit status 1."""
+    """A failure that is no fault of the input, such as a full disk. The exit status is 1."""
 
 
 def end_at_once(number):
-    """Ends this process at the signal `number`, from any thread, with the line and status of run_script."""
+    """Ends this process because of the signal `number`, with run_script's line and status. Any thread may call it."""
     print_error(128 + number, signals.Signalled(number))
     os._exit(128 + number)
 
 
 def print_error(status, error, kind="error: "):
-    """Prints the line of a script that ends with `status` because of `error` on stderr.
-
-    `kind` says what the line is; "" for what is no error.
-    """
-    # A terminal that has been closed is no reason for another status.
+    """Prints to stderr why a script ends with `status`; `kind` comes before `error`, "" if it is not an error."""
+    # A closed terminal does not change the status.
     with contextlib.suppress(OSError):
         line = f"{os.path.basename(sys.argv[0])}: {kind}{error}\n"
         if status > 128 and sys.stderr.isatty():
             line = _CLEAR_LINE + line  # of the ^C that the terminal shows
-        # At once, lest another ^C be shown before the line's end.
+        # In one write: a ^C could otherwise appear within the line.
         sys.stderr.write(line)
         sys.stderr.flush()
 
 
 def outcome_of(function):
-    """(exit status, None or what went wrong, as one line) of `function()`, which returns None or an exit status.
+    """Calls `function`, which returns None or an exit status; returns (exit status, one-line error or None).
 
-    StoppedTogether, with which nothing has gone wrong, is left to the caller.
+    The caller handles StoppedTogether, which is not an error.
     """
     try:
         status = function() or 0
@@ -68,7 +65,7 @@ def outcome_of(function):
     except signals.Signalled as signalled:
         return 128 + signalled.number, one_line(signalled)
     except BrokenPipeError:
-        # The reader of our output is gone (`| head`).
+        # The reader of the output has ended, as `| head` does.
         _send_stdout_to_nowhere()
         return STATUS_FAILURE, None
     except MemoryError as error:
@@ -77,7 +74,7 @@ def outcome_of(function):
         if error.filename is None and error.errno in FULL_DISK and _stdout_is_full():
             error.filename = "standard output"
             _send_stdout_to_nowhere()
-        # What was named cannot be reached, now and whenever it is tried again.
+        # A bad path fails every time; other errors may pass.
         status = STATUS_BAD_INPUT if error.errno in _FAULTS_OF_NAMES else STATUS_FAILURE
         return status, one_line(describe_os_error(error))
     except RuntimeError as error:
@@ -87,12 +84,12 @@ def outcome_of(function):
 
 
 def _send_stdout_to_nowhere():
-    """For what is still to be written, at exit too, where standard output takes nothing any more."""
+    """Redirects stdout to the null device, so that later writes, also at exit, cannot fail."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _stdout_is_full():
-    """Whether standard output does not even take an empty line."""
+    """Returns whether writing an empty line to stdout fails."""
     try:
         print(flush=True)
     except OSError:
@@ -101,23 +98,23 @@ def _stdout_is_full():
 
 
 def one_line(text):
-    """`text` on one line, without characters that a terminal would not print but obey, and not endless."""
+    """Returns `text` on one line, with control characters escaped, cut at 2,000 characters."""
     text = " ".join(str(text).split())
     text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     return text if len(text) <= _LONGEST_LINE else f"{text[:_LONGEST_LINE]}..."
 
 
 def wrapped(text):
-    """`text` in lines of 80 columns, broken at blanks, the further ones indented."""
+    """Returns `text` wrapped at 80 columns, with all but the first line indented."""
     return textwrap.fill(text, 80, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
 def warning_line(text):
-    """`script.py: warning: text`, on one line: for what is not as it should be, although the script goes on."""
+    """Returns the line `script.py: warning: text`."""
     return one_line(f"{os.path.basename(sys.argv[0])}: warning: {text}")
 
 
 def describe_os_error(error):
-    """`path/of/file: No space left on device` for an OSError."""
+    """Returns `path/of/file: No space left on device` for an OSError."""
     text = error.strerror or str(error)
     return f"{error.filename}: {text}" if error.filename else text

@@ -1,4 +1,4 @@
-"""Keeps two runs out of one output folder; the system gives the lock back when a process ends, however it ends."""
+"""A lock on an output folder, held by one process at a time. The kernel releases it when the process ends."""
 
 import fcntl
 import os
@@ -8,9 +8,9 @@ from system.errors import UserError
 
 
 def lock_folder(folder, patience=0.0):
-    """Locks `folder`; returns the descriptor whose closing, or this process's end, unlocks it.
+    """Locks `folder`; returns a file descriptor. Closing it, or the end of this process, unlocks the folder.
 
-    Raises UserError if another run holds the lock, and does so still after `patience` seconds.
+    Raises UserError if another process still holds the lock after `patience` seconds.
     """
     descriptor = os.open(folder, os.O_RDONLY)
     deadline = time.monotonic() + patience

@@ -1,25 +1,24 @@
-"""Tells in one line what to install where Python is too old or lacks a package; every script imports this first.
+"""Reports a missing package or an old Python in one line. Every script imports this module first.
 
-That is what meets whoever runs a script with another Python than that of .venv, and it happens before the script itself
-could do anything about it.
+A user who runs a script with another Python than .venv's meets these errors while the script's imports run.
 """
 
 import os
 import signal
 import sys
 
-# Modules of another name than the package that has them.
+# Module -> package, where the names differ.
 _PACKAGES = {
     "google.protobuf": "protobuf",
     "google_crc32c": "google-crc32c",
     "ml_dtypes": "ml-dtypes",
     "google": "protobuf",
 }
-_REMEDY = "use .venv/bin/python, which make setup makes, or a Python 3.10 after pip install -r requirements.txt"
+_REMEDY = "use .venv/bin/python, which make setup creates, or Python 3.10 after pip install -r requirements.txt"
 
 
 def check_version(version):
-    """Ends the process with one line and status 2 unless the suite can be read by a Python of that version."""
+    """Ends the process with one line and status 2 if Python `version` is too old."""
     if version < (3, 10):
         _end(f"{sys.executable} is Python {version[0]}.{version[1]}, which is too old: {_REMEDY}")
 

@@ -1,4 +1,4 @@
-"""Finding and opening files that users name, or that lie in folders they name: nobody waits forever for a pipe."""
+"""Finds and opens input files. Reading a pipe that nobody writes to is an error, not an endless wait."""
 
 import contextlib
 import errno
@@ -10,15 +10,15 @@ import stat
 
 from system.errors import UserError
 
-# Nothing may come through a pipe for so long at first; then it counts as one that nobody writes into.
+# A pipe without data for this long counts as a pipe without a writer.
 PIPE_SECONDS = 30
 
 
 def open_input(path, mode="r", **arguments):
-    """Opens `path` for reading as `open` does; raises OSError for what is neither a file nor a pipe that is written to.
+    """Opens a file, or a pipe that has a writer, for reading, like `open`. Raises OSError for anything else.
 
-    A pipe without a writer would keep a reader waiting, and a device such as /dev/zero would fill the memory. Text is
-    UTF-8 unless `encoding` says otherwise, without the byte order mark that some editors write before it.
+    A pipe without a writer would block forever, and a device such as /dev/zero would fill the memory. Text is UTF-8
+    unless `encoding` is given; a byte order mark is skipped.
     """
     if "b" not in mode:
         arguments.setdefault("encoding", "utf-8-sig")
@@ -27,9 +27,9 @@ def open_input(path, mode="r", **arguments):
 
 @contextlib.contextmanager
 def reading(name, kind="file"):
-    """Raises UserError, worded alike everywhere, where a file or folder cannot be read within the block.
+    """Turns an error of reading a file or folder within the block into a UserError.
 
-    `name` is its path or `--flag=path`, `kind` says whether it should be a "file" or a "folder".
+    `name` is its path or `--flag=path`, `kind` the expected kind: "file" or "folder".
     """
     try:
         yield
@@ -50,7 +50,7 @@ def _describe(error, kind):
 
 
 def _open(path, flags):
-    # Without O_NONBLOCK a pipe that nobody writes into could not even be opened.
+    # Without O_NONBLOCK, opening a pipe without a writer blocks.
     descriptor = os.open(path, flags | os.O_NONBLOCK)
     try:
         kind = os.fstat(descriptor).st_mode
@@ -58,7 +58,7 @@ def _open(path, flags):
             if not select.select([descriptor], [], [], PIPE_SECONDS)[0]:
                 raise OSError(errno.ETIMEDOUT, f"nothing has come through this pipe for {PIPE_SECONDS} seconds", path)
             os.set_blocking(descriptor, True)
-        # What open() itself says about a folder is clear.
+        # open() reports a folder itself.
         elif not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):
             raise OSError(errno.EINVAL, "neither a file nor a pipe", path)
     except BaseException:
@@ -68,10 +68,10 @@ def _open(path, flags):
 
 
 def find_files(flag, patterns):
-    """The files that `patterns` stand for, a list of paths: in the order given, those of a pattern sorted, none twice.
+    """Returns the files that match `patterns`, in the order given, the matches of a pattern sorted, without duplicates.
 
-    Each of `patterns` may be several, separated by commas. Raises UserError, naming the flag, where one stands for no
-    file, a file cannot be read, or there is no pattern.
+    Each item of `patterns` is a comma-separated list of paths or globs. Raises UserError, naming the flag, if a pattern
+    matches no file, a file is not readable, or there is no pattern.
     """
     paths = []
     for pattern in filter(None, ",".join(patterns).split(",")):
@@ -90,7 +90,7 @@ def find_files(flag, patterns):
 
 
 def read_json(path, **load_arguments):
-    """The content of a JSON file; `load_arguments` go to json.load. Raises UserError, whatever is wrong with it."""
+    """Returns the content of a JSON file; `load_arguments` go to json.load. Raises UserError for any fault."""
     try:
         with reading(path), open_input(path) as file:
             return json.load(file, **load_arguments)

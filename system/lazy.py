@@ -1,4 +1,4 @@
-"""Modules that are imported when they are first used."""
+"""Modules that are imported on first use."""
 
 import importlib
 
@@ -6,10 +6,10 @@ _names: list[str] = []
 
 
 class LazyModule:
-    """Stands for the module `name`, and imports it when the first of its attributes is asked for.
+    """A stand-in for the module `name` that imports it on the first access to an attribute.
 
-    Scripts name the modules that load OneFlow this way. A script then reads from top to bottom, and `--help` and errors
-    in flags and data do not wait for OneFlow.
+    Scripts import the modules that load OneFlow this way, at the top of the file, and still answer `--help` and report
+    errors in flags and data before OneFlow is loaded.
     """
 
     def __init__(self, name):
@@ -21,6 +21,6 @@ class LazyModule:
 
 
 def import_all():
-    """Imports all of them now, so that no import comes between a run's steps."""
+    """Imports all lazy modules now, so that no import delays the run later."""
     for name in _names:
         importlib.import_module(name)

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, and what they may replace."""
+"""Writes files and folders atomically, and checks what they would replace."""
 
 import contextlib
 import ctypes
@@ -16,16 +16,16 @@ from system.errors import FULL_DISK, UserError
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 
-_TEMPORARY = re.compile(r"\.(.+)\.[^.]+\.tmp", re.DOTALL)  # the name of a temporary neighbour, with that of its target
+_TEMPORARY = re.compile(r"\.(.+)\.[^.]+\.tmp", re.DOTALL)  # a temporary name; the group is the target's name
 
 
 @contextlib.contextmanager
 def atomic_file(path, mode="wb", **open_arguments):
-    """Opens a temporary neighbour of `path` for writing and renames it to `path` when the block ends well.
+    """Opens a temporary file beside `path` for writing; renames it to `path` if the block succeeds.
 
-    `mode` is "wb" or "w"; `open_arguments` go to open().
-    Whatever stood at `path` stays as it is until then, also when the process is killed. A link stays one. Raises
-    UserError for what is no file: the rename would do away with a device such as /dev/null.
+    `mode` is "wb" or "w"; `open_arguments` go to open(). Until the rename `path` is untouched, even if the process is
+    killed. A symbolic link is kept, and its target replaced. Raises UserError if `path` is not a file: the rename would
+    replace a device such as /dev/null.
     """
     path = Path(path)
     if path.exists() and not path.is_file():
@@ -47,9 +47,9 @@ def atomic_file(path, mode="wb", **open_arguments):
 
 @contextlib.contextmanager
 def writing(name, kind="file"):
-    """Raises UserError, worded alike everywhere, where a file or folder cannot be written within the block.
+    """Turns an OSError of writing a file or folder within the block into a UserError.
 
-    `name` is its path or `--flag=path`, `kind` says whether it should be a "file" or a "folder".
+    `name` is its path or `--flag=path`, `kind` the expected kind: "file" or "folder".
     """
     try:
         yield
@@ -62,7 +62,7 @@ def writing(name, kind="file"):
 
 
 def check_can_write(flag, path):
-    """Raises UserError naming the flag if atomic_file cannot write `path`; leaves nothing behind."""
+    """Raises UserError, naming the flag, if atomic_file cannot write `path`. Leaves no file behind."""
     temporary = _temporary_neighbour(Path(os.path.realpath(path)))
     try:
         with writing(f"{flag}={path}"):
@@ -76,10 +76,10 @@ def check_can_write(flag, path):
 
 @contextlib.contextmanager
 def atomic_folder(path):
-    """Gives a temporary neighbour of the folder `path` to fill; it takes the place of `path` when the block ends well.
+    """Yields a temporary folder beside `path` to fill; it replaces `path` if the block succeeds.
 
-    A folder that stood at `path` is exchanged in one step and removed afterwards: at every moment `path` is
-    either the old folder or the new one, whole. All that is in it is on the disk before: it survives a power failure.
+    An existing folder is exchanged in one step and then removed: at every moment `path` is either the complete old
+    folder or the complete new one. The files are synced before the exchange, so that they survive a power failure.
     """
     path = _with_name(Path(path))
     with temporary_folder(path) as temporary:
@@ -97,9 +97,9 @@ def atomic_folder(path):
 
 @contextlib.contextmanager
 def temporary_folder(path):
-    """Gives a temporary neighbour of `path`, with the permissions that the umask gives; it is gone when the block ends.
+    """Yields a temporary folder beside `path`, with the permissions of the umask; removes it when the block ends.
 
-    What killed processes have left of theirs is removed as well.
+    Also removes the temporary folders of killed processes.
     """
     path = _with_name(Path(path))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -114,7 +114,7 @@ def temporary_folder(path):
             yield temporary
     finally:
         if temporary.is_symlink():
-            # It stood at `path`, and has changed places with the folder; what it names stays.
+            # A link that was exchanged with the folder; its target stays.
             temporary.unlink()
         shutil.rmtree(temporary, ignore_errors=True)
         if lock is not None:
@@ -122,22 +122,22 @@ def temporary_folder(path):
 
 
 def _temporary_neighbour(path):
-    """The path of a hidden neighbour of `path` that is not there yet.
+    """Returns a new hidden path beside `path`.
 
-    Its name is known before it is made, as it is not by the functions of tempfile: a signal may come at any moment, and
-    what has been made by then has to be removed.
+    tempfile chooses the name while it creates the file. Here the name is known before, so that a signal at any moment
+    leaves no file that nobody removes.
     """
     return path.with_name(f".{path.name}.{secrets.token_urlsafe(6)}.tmp")
 
 
 def _with_name(path):
-    """The same path, by the name that it has in its parent: `.` and `..` are none."""
+    """Returns the path with a real last component, instead of `.` or `..`."""
     return path if path.name not in ("", "..") else Path(os.path.realpath(path))
 
 
 @contextlib.contextmanager
 def _full_disk_at(path):
-    """Adds `path` to the error of a full disk: the system does not say which file had no room."""
+    """Adds `path` to the error of a full disk, which comes without a file name."""
     try:
         yield
     except OSError as error:
@@ -147,9 +147,9 @@ def _full_disk_at(path):
 
 
 def remove_abandoned(folder, is_meant):
-    """Removes the temporary folders that killed processes have left in `folder`, if it is there.
+    """Removes the temporary folders of killed processes from `folder`, if it exists.
 
-    `is_meant(name)` tells whether those are meant that were to become `name`.
+    `is_meant(name)` says whether to remove those that were to become `name`.
     """
     entries = []
     with contextlib.suppress(OSError):
@@ -162,7 +162,7 @@ def remove_abandoned(folder, is_meant):
         with contextlib.suppress(OSError):
             lock = os.open(temporary, os.O_RDONLY)
             try:
-                # A living process holds the lock of the folder that it is filling.
+                # A running process holds the lock of its temporary folder.
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(temporary)
             finally:
@@ -170,9 +170,9 @@ def remove_abandoned(folder, is_meant):
 
 
 def check_replaceable(folder, overwrite, marker):
-    """Raises UserError if something stands at `folder` that is not to be replaced.
+    """Raises UserError if `folder` exists, unless `overwrite` is set and the folder holds the file `marker`.
 
-    With `overwrite` a folder may be replaced that holds the file `marker`, by which it is known to be such an output.
+    The marker shows that the folder is an earlier output of the same tool.
     """
     if folder and not os.path.lexists(folder):
         return
@@ -186,11 +186,11 @@ def check_is_no_input(output, inputs):
     """Raises UserError if writing the file `output` would replace one of the paths `inputs`."""
     for path in inputs:
         if os.path.exists(output) and os.path.exists(path) and os.path.samefile(output, path):
-            raise UserError(f"{output}: would replace what it is made of; give another file")
+            raise UserError(f"{output}: would replace its own input; give another file")
 
 
 def sync(path):
-    """Makes what a file holds, or which names a folder has in it, survive a power failure."""
+    """Writes a file's data, or a folder's entries, to the disk (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -199,7 +199,7 @@ def sync(path):
 
 
 def _exchange(first, second):
-    """Swaps two paths in one step (renameat2), or in three renames on a file system that cannot."""
+    """Swaps two paths in one step (renameat2), or by three renames where the file system lacks that."""
     libc = ctypes.CDLL(None, use_errno=True)
     if hasattr(libc, "renameat2"):
         if libc.renameat2(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE) == 0:

@@ -1,8 +1,7 @@
-"""How many processors this process may use: those that it may run on, or fewer where its control group has a quota.
+"""The number of processors that this process may use, by its CPU affinity and its control group's quota.
 
-A container's limit (docker run --cpus, a Kubernetes limit, systemd's CPUQuota) is a quota of processor time, of version
-1 or 2 of Linux's control groups. Threads beyond it do not make a program faster: the kernel halts them all when the
-quota of a tenth of a second is used up.
+Container limits (docker run --cpus, Kubernetes limits, systemd's CPUQuota) are quotas of processor time in control
+groups v1 or v2. Threads beyond the quota gain nothing: the kernel stops all threads once the quota of a period is used.
 """
 
 import math
@@ -10,21 +9,21 @@ import os
 import re
 from pathlib import Path
 
-# In /proc/self/mountinfo: which folder of a hierarchy is mounted, where, the version, and the options with controllers.
+# A line of /proc/self/mountinfo: mounted folder of the hierarchy, mount point, file system type, options.
 _MOUNT = re.compile(r"^\d+ \d+ \S+ (\S+) (\S+) .*- (cgroup2?) \S+ (\S+)$", re.MULTILINE)
 
 
 def usable_processors(root="/"):
-    """The number of processors, at least 1; a quota of 1.5 processors is rounded up to 2.
+    """Returns the number of processors, at least 1; a quota of 1.5 is rounded up to 2.
 
-    `root` is where proc/ is found, and the mounted control groups.
+    `root` is the folder that holds proc/ and the mounted control groups.
     """
     quotas = (_quota(folder) for folder in _control_groups(Path(root)))
     return max(1, math.ceil(min(len(os.sched_getaffinity(0)), *quotas, math.inf)))
 
 
 def _control_groups(root):
-    """The folders of the groups that may limit this process: its own and those above it, as far as they are mounted."""
+    """Yields the folders of this process's control groups and their mounted parents."""
     paths = {}  # version -> path of this process's group in its hierarchy
     for line in _read(root / "proc/self/cgroup").splitlines():
         number, _, rest = line.partition(":")
@@ -37,7 +36,7 @@ def _control_groups(root):
         if kind not in paths or (kind == "cgroup" and "cpu" not in options.split(",")):
             continue
         mounted, point = (root / _unescaped(name).lstrip("/") for name in names)
-        # In a container the path may be that on the host, of which only a part is mounted.
+        # In a container the path may be the host's, of which only a part is mounted.
         group = root / paths[kind].lstrip("/")
         below = group.relative_to(mounted).parts if group.is_relative_to(mounted) else ()
         if ".." not in below:
@@ -45,13 +44,13 @@ def _control_groups(root):
 
 
 def _quota(folder):
-    """The quota of a control group, in processors; infinity if it has none."""
+    """Returns the quota of a control group in processors, or infinity."""
     quota, _, period = _read(folder / "cpu.max").partition(" ")
     if not quota:
         quota, period = _read(folder / "cpu.cfs_quota_us"), _read(folder / "cpu.cfs_period_us")
     try:
         quota, period = int(quota), int(period)
-    except ValueError:  # `max`, or nothing that can be read
+    except ValueError:  # `max`, or unreadable
         return math.inf
     return quota / period if quota > 0 and period > 0 else math.inf
 
@@ -64,5 +63,5 @@ def _read(path):
 
 
 def _unescaped(name):
-    r"""A name of mountinfo, which has \040 for a space."""
+    r"""Decodes the octal escapes of mountinfo, such as \040 for a space."""
     return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), name)

@@ -1,4 +1,4 @@
-"""Progress bars: when they appear, and how lines are printed while they do. The same for all scripts."""
+"""Progress bars of all scripts, and lines printed above them."""
 
 import contextlib
 import os
@@ -8,13 +8,13 @@ from tqdm import tqdm
 
 from system.errors import end_at_once, warning_line
 
-# Columns left free beside a bar, for the "^C" that the terminal itself shows: it must not begin a line of its own.
+# Columns left free beside a bar for the terminal's "^C", which would otherwise start a new line.
 _MARGIN = 4
 _ERASE_TO_END_OF_LINE = "\x1b[K"
 
 
 class _Bar(tqdm):
-    # No thread that looks after bars that stand still, as `miniters` of 1 does: signals might come to it.
+    # Disables tqdm's monitor thread, which could receive signals; `miniters` of 1 makes it unnecessary.
     monitor_interval = 0
 
     @property
@@ -32,7 +32,7 @@ class _Bar(tqdm):
     def close(self):
         is_shown = not self.disable
         if self.total is not None and self.n < self.total:
-            # What it was for has failed, or was interrupted.
+            # The work has failed or was interrupted.
             self.leave = False
         super().close()
         if is_shown and not self.leave:
@@ -44,16 +44,16 @@ class _Bar(tqdm):
 
 
 def progress_bar(*arguments, **settings):
-    """A tqdm bar on stderr with the rate and the time left; takes tqdm's arguments.
+    """Returns a tqdm bar on stderr; takes tqdm's arguments.
 
-    It appears only where stdout and stderr are both a terminal. Through a pipe, `| tee` say, lines come to the terminal
-    at moments of their own, and would be mixed with the bar.
+    The bar is shown only if stdout and stderr are both terminals: lines that reach the terminal through a pipe, such as
+    `| tee`, would mix with the bar.
     """
     return _Bar(*arguments, **{"disable": not bars_are_shown(), "miniters": 1, **_size_of_terminal(), **settings})
 
 
 def _size_of_terminal():
-    """As arguments of tqdm, which shows nothing where a terminal does not know it, as a serial line, and says 0."""
+    """Returns tqdm arguments for the terminal's size; a terminal of unknown size (0 columns) counts as 80 x 24."""
     with contextlib.suppress(OSError):
         if os.get_terminal_size(sys.stderr.fileno()).columns == 0:
             return {"ncols": 80, "nrows": 24}
@@ -61,7 +61,7 @@ def _size_of_terminal():
 
 
 def erase_abandoned_bar():
-    """Erases what the bar of a process that was killed has left on the terminal: this one goes on in its line."""
+    """Erases the bar that a killed process has left on the current line of the terminal."""
     if bars_are_shown():
         with contextlib.suppress(OSError):
             sys.stderr.write(f"\r{_ERASE_TO_END_OF_LINE}")
@@ -69,22 +69,22 @@ def erase_abandoned_bar():
 
 
 def end_in_place_of_bars(number):
-    """Ends this process at the signal `number`, from any thread; another one that draws a bar waits for ever."""
+    """Ends this process because of the signal `number`, from any thread; no other thread draws a bar any more."""
     tqdm.get_lock().acquire()
     end_at_once(number)
 
 
 def bars_are_shown():
-    """Whether bars appear."""
+    """Returns whether bars are shown."""
     return sys.stdout.isatty() and sys.stderr.isatty()
 
 
 def print_line(line, file=None):
-    """Prints a line on stdout, or on `file`, at once, above the bars that are shown."""
+    """Prints a line to stdout or `file`, flushed, above any bar."""
     with tqdm.external_write_mode(file):
         print(line, file=file, flush=True)
 
 
 def print_warning(text):
-    """Says on stderr, in a line above the bars, what is not as it should be, although the script goes on."""
+    """Prints a warning to stderr, above any bar."""
     print_line(warning_line(text), sys.stderr)

@@ -1,9 +1,9 @@
-"""How a run ends early: what SIGINT (Ctrl-C), SIGTERM and SIGHUP (a terminal that is closed) do to a process.
+"""Handling of SIGINT (Ctrl-C), SIGTERM and SIGHUP (a closed terminal), which end a run early.
 
-Every script begins with `raise_first`: a signal ends it with one line when it has cleaned up, undisturbed by others.
-A rank that has nothing to save yet goes by `raised`; in training, `noted` only takes note, so that the step can be
-finished and saved. In both a second signal kills at once; snapshots are whole at any moment. In a process that has a
-launcher only the launcher kills: a signal may come to both, and the launcher passes it on.
+Every script starts with `install_handlers`: the first signal raises an exception, and the script cleans up and ends
+with one line. Ranks use `as_exception` until they train; in training `recorded` only records signals, so that the step
+can be finished and saved. A second signal kills at once, which snapshots survive. A process with a launcher is killed
+only by the launcher, since both may receive the signal and the launcher forwards it.
 """
 
 import contextlib
@@ -14,12 +14,12 @@ import sys
 import threading
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-# In which the main thread handles a signal, if it can.
+# The main thread handles a signal within this time unless a library keeps it.
 _MOMENT_SECONDS = 0.3
 
 
 class Signalled(BaseException):
-    """A signal ends this run: one that this process was sent or, with a `text` that tells, another. Status 128 + it."""
+    """A signal that ends this run, received here or, if `text` is given, elsewhere. The exit status is 128 + number."""
 
     def __init__(self, number, text=None):
         super().__init__(text or f"ended by {signal.Signals(number).name}")
@@ -28,11 +28,11 @@ class Signalled(BaseException):
 
 
 class StoppedTogether(Signalled):
-    """All ranks have ended after the same step of training, which is saved."""
+    """All ranks have stopped after the same training step and have saved it."""
 
 
-def raise_first():
-    """Has the first signal raise Signalled in this process, and further ones do nothing."""
+def install_handlers():
+    """Makes the first signal raise Signalled in this process; further signals are ignored."""
     terminals = _terminals()
 
     def raise_signalled(number, frame):
@@ -46,8 +46,8 @@ def raise_first():
 
 
 @contextlib.contextmanager
-def raised(second_kills=True):
-    """Raises Signalled at the first signal within the block; with `second_kills` a second one kills."""
+def as_exception(second_kills=True):
+    """Raises Signalled at the first signal within the block; with `second_kills`, the second kills the process."""
 
     def raise_signalled(number, frame):
         if second_kills:
@@ -61,15 +61,15 @@ def raised(second_kills=True):
 
 
 @contextlib.contextmanager
-def killed():
-    """Within the block a signal kills this process at once, whatever the engine is at: a parent is to tell."""
+def as_default():
+    """Restores the default within the block: a signal kills this process at once. Its parent reports that."""
     with _handled(signal.SIG_DFL, once=False):
         yield
 
 
 @contextlib.contextmanager
-def noted(second_kills=True):
-    """A list that gets the numbers of the signals within the block; with `second_kills` the second one kills."""
+def recorded(second_kills=True):
+    """Yields a list of the signals received within the block; with `second_kills`, the second kills the process."""
     numbers = []
     terminals = _terminals()
 
@@ -87,19 +87,19 @@ def noted(second_kills=True):
 
 
 def ignore():
-    """Ignores them from now on, in a process that has nothing left to do but to end and to tell its status.
+    """Ignores the signals from now on, in a process that is about to exit with its status.
 
-    Python, when it ends, would let one kill it. Within the blocks above: their ends leave it so.
+    Python restores default actions when it exits, and a signal would then kill it. The end of a block above keeps this.
     """
     for number in SIGNALS:
         set_action(number, signal.SIG_IGN)
 
 
 def set_action(number, action):
-    """Has the system itself do `action`, SIG_IGN or SIG_DFL, at the signal `number`.
+    """Sets the kernel's action for the signal `number` to SIG_IGN or SIG_DFL, like signal.signal.
 
-    As signal.signal does, but first without it: a signal that comes when Python has looked for one, and has not yet
-    changed what the system does, would be lost, and told with a traceback.
+    libc comes first: a signal that arrives within signal.signal, after it has checked for pending signals, would be
+    lost with a traceback.
     """
     _libc().signal(number, ctypes.c_void_p(int(action)))
     signal.signal(number, action)
@@ -107,10 +107,10 @@ def set_action(number, action):
 
 @contextlib.contextmanager
 def _handled(handler, once=True):
-    """Within the block `handler` gets the signals, but for those that this process ignores, as nohup has it do.
+    """Installs `handler` within the block, except for signals that are ignored, as under nohup.
 
-    With `once` the system itself then goes back to its default, which is to kill: Python's handlers run only when the
-    engine returns to Python, and that may take long.
+    With `once` the kernel restores the default action, which kills, after the first signal: Python runs a handler only
+    when the engine returns to Python, which may take long.
     """
     before = {number: signal.getsignal(number) for number in _heeded_signals()}
     for number in before:
@@ -124,7 +124,7 @@ def _handled(handler, once=True):
         yield
     finally:
         for number, handler_before in before.items():
-            # What the handler has made this process ignore stays ignored: it is ending.
+            # A signal that ignore() has disabled stays ignored: the process is ending.
             if signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, handler_before)
 
@@ -136,15 +136,15 @@ def _reset_when_handled(number):
 
 def _leave_to_the_system():
     for number in _heeded_signals():
-        # Not by Python, which may have to call a handler yet for one that has come at the same time.
+        # By libc: Python may still have to call the handler for a signal that arrived at the same time.
         _libc().signal(number, None)
 
 
 @contextlib.contextmanager
-def watched(end):
-    """Has a signal call end(its number), which is to end the process, where the main thread does not get to handle it.
+def end_from_thread(end):
+    """Calls end(number), which must end the process, for a signal that the main thread does not handle in time.
 
-    For work of a library that keeps the main thread, but lets other threads of Python's run.
+    For a library that keeps the main thread busy but releases Python's lock.
     """
     read_end, write_end = os.pipe()
     os.set_blocking(write_end, False)
@@ -158,7 +158,7 @@ def watched(end):
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
-    # Python writes the number there as soon as the signal comes.
+    # Python writes the number of each signal there at once.
     before = signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
     try:
         yield
@@ -181,7 +181,7 @@ def _libc():
 
 
 def _terminals():
-    """The file descriptors of this process's output that are a terminal."""
+    """Returns the file descriptors of stdout and stderr that are terminals."""
     numbers = {1, 2}
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):
@@ -190,7 +190,7 @@ def _terminals():
 
 
 def _write_to_nowhere(descriptors):
-    """Sends to nowhere what is written to terminals that have been closed, which would be an error."""
+    """Redirects closed terminals to the null device, since writing to them would fail."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):
             stream.flush()

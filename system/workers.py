@@ -1,4 +1,4 @@
-"""Work in several processes, with one progress bar, of which none outlives the run."""
+"""Worker processes with one progress bar. None of them outlives the run."""
 
 import contextlib
 import multiprocessing
@@ -13,9 +13,9 @@ from system.signals import SIGNALS
 
 
 def run_tasks(function, tasks, workers, bar):
-    """Yields `function(*task, report)` for every task, as they end, in up to `workers` processes.
+    """Runs `function(*task, report)` for every task in up to `workers` processes; yields results as tasks finish.
 
-    `report(n)` moves the tqdm `bar` on by n. When one task fails, or the caller is interrupted, the others are stopped.
+    `report(n)` advances the tqdm `bar` by n. If a task fails or the caller is interrupted, all workers are stopped.
     """
     workers = min(workers, len(tasks))
     if workers == 1:
@@ -25,7 +25,7 @@ def run_tasks(function, tasks, workers, bar):
     progress = multiprocessing.get_context("spawn").Value("q", 0)
     with open_pool(workers, progress) as pool:
         with interrupts_delayed():
-            # This starts the processes, which would be interrupted as well before start_worker has them ignore it.
+            # Starts the processes, which receive Ctrl-C until start_worker makes them ignore it.
             pending = {pool.submit(run_task, function, task) for task in tasks}
         while pending:
             finished, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
@@ -36,9 +36,9 @@ def run_tasks(function, tasks, workers, bar):
 
 @contextlib.contextmanager
 def open_pool(workers, progress=None):
-    """A ProcessPoolExecutor whose processes are stopped at once when the block fails or is interrupted.
+    """Yields a ProcessPoolExecutor whose processes are stopped if the block fails or is interrupted.
 
-    `progress` is a shared number for `report_progress`. Raises RunError if a process was killed from outside.
+    `progress` is a shared number for `report_progress`. Raises RunError if a process is killed from outside.
     """
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), start_worker, (progress,)) as pool:
         try:
@@ -48,39 +48,39 @@ def open_pool(workers, progress=None):
                 process.terminate()
             if isinstance(error, BrokenProcessPool):
                 raise RunError(
-                    "a worker process was killed, for lack of memory perhaps; run the same command again"
+                    "a worker process was killed, perhaps for lack of memory; run the same command again"
                 ) from None
             raise
 
 
 @contextlib.contextmanager
 def interrupts_delayed():
-    """A signal within the block counts at its end, so that no process stays half started.
+    """Delays signals until the end of the block, so that no process stays half started.
 
-    The processes that are started in it do not get Ctrl-C.
+    Processes started within the block do not receive Ctrl-C.
     """
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-    # Where another thread takes it, Python still calls the handler in this one.
-    noted = []
+    # Another thread may receive it, and Python then calls the handler in this one.
+    received = []
     before = {number: signal.getsignal(number) for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN}
     for number in before:
-        signal.signal(number, lambda number, _: noted.append(number))
+        signal.signal(number, lambda number, _: received.append(number))
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        if noted:
-            signal.raise_signal(noted[0])
+        if received:
+            signal.raise_signal(received[0])
 
 
-# In a worker process: the number it shares with its parent.
+# In a worker process: the number shared with its parent.
 worker_progress = None
 
 
 def start_worker(progress):
-    """Makes a process fit for work: it leaves Ctrl-C to its parent, and ends when the parent is killed."""
+    """Initialises a worker process: it ignores Ctrl-C, and ends when its parent ends."""
     global worker_progress
     worker_progress = progress
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -88,7 +88,7 @@ def start_worker(progress):
 
 
 def end_with_parent():
-    """Waits for the end of the parent process, however it comes, and ends this one."""
+    """Waits until the parent process has ended, then ends this process."""
     multiprocessing.parent_process().join()
     os._exit(1)
 
@@ -99,6 +99,6 @@ def run_task(function, task):
 
 
 def report_progress(number):
-    """Moves the progress bar of the parent process on."""
+    """Advances the progress bar of the parent process by `number`."""
     with worker_progress.get_lock():
         worker_progress.value += number

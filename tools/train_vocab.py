@@ -185,7 +185,7 @@ def train(lines, characters, continuations, vocab_size, min_frequency):
         progress_format="json" if bars_are_shown() else "silent",
     )
     # Merging, the library does not return for minutes.
-    with show_merges() if bars_are_shown() else contextlib.nullcontext(), signals.watched(end_in_place_of_bars):
+    with show_merges() if bars_are_shown() else contextlib.nullcontext(), signals.end_from_thread(end_in_place_of_bars):
         tokenizer.train_from_iterator((" ".join(words) for words in lines), trainer)
     vocab = tokenizer.get_vocab()
     return sorted(vocab, key=vocab.__getitem__)

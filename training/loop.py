@@ -49,7 +49,7 @@ def train(job, args, start, hook=None):
     notices.tell(args, start)
     # The signals first: from here on one that comes is saved for, and the log's file tells that this is so.
     with (
-        signals.noted(second_kills=not has_launcher()) as received,
+        signals.recorded(second_kills=not has_launcher()) as received,
         MetricLog(args, type(job).__name__, start.train_step, start.losses) as log,
     ):
         saves = save_points.SavePoints(job, args, start, log)

@@ -152,7 +152,7 @@ class TestEnvironmentOfAnotherLauncher:
     @pytest.mark.parametrize(
         ("variables", "message"),
         [
-            ({"WORLD_SIZE": "3"}, "WORLD_SIZE=3 .* make 4 of them: --node_num=2 x --gpu_num_per_node=2"),
+            ({"WORLD_SIZE": "3"}, "WORLD_SIZE=3 .* give 4 ranks: --node_num=2 x --gpu_num_per_node=2"),
             ({"RANK": "4"}, "RANK=4 .* not below WORLD_SIZE=4"),
             ({"RANK": "\N{SUPERSCRIPT TWO}"}, "RANK=\N{SUPERSCRIPT TWO} .* not a number"),
             ({"RANK": "one"}, "RANK=one .* not a number"),
@@ -184,7 +184,7 @@ class Launcher(threading.Thread):
 
     def __init__(self, addresses, node_rank, port, flags, timeout=60, finishes=True, secret=None):
         super().__init__()
-        self.line = nodes.Line(addresses, node_rank, port, flags, secret)
+        self.line = nodes.Connections(addresses, node_rank, port, flags, secret)
         self.error = None
         self.started = threading.Event()
         self.reason = None
@@ -197,14 +197,14 @@ class Launcher(threading.Thread):
             self.line.wait_for_all(self._timeout)
             self.started.set()
             if self._finishes:
-                self.line.say_done()
+                self.line.send_done()
             while not self.line.all_done():
                 if self.reason:
                     raise RunError(self.reason)
                 self.line.check(wait=0.05)
         except (UserError, RunError) as error:
             self.error = error
-            self.line.say_stop(str(error), isinstance(error, UserError))
+            self.line.send_stop(str(error), isinstance(error, UserError))
 
 
 class TestLine:
@@ -276,7 +276,7 @@ class TestLine:
     )
     def test_a_stop_by_what_is_no_signal_is_a_failure(self, port, number, kind):
         """Also what only equals one: its text would be asked for by a number that is none."""
-        line = nodes.Line(self.ADDRESSES[:2], 0, port, {})
+        line = nodes.Connections(self.ADDRESSES[:2], 0, port, {})
         with socket.create_connection(("127.0.0.1", port)) as node:
             for message in ({"node": 1, "flags": {}}, {"stop": "why", "signal": number}):
                 node.sendall(json.dumps(message).encode() + b"\n")
@@ -454,12 +454,12 @@ class TestSignals:
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
     def test_the_first_ends_the_block(self, number):
         before = signal.getsignal(number)
-        with pytest.raises(Signalled) as raised, signals.raised():
+        with pytest.raises(Signalled) as raised, signals.as_exception():
             os.kill(os.getpid(), number)
             time.sleep(1)
         assert raised.value.number == number and signal.getsignal(number) == before
 
-    @pytest.mark.parametrize("context", [signals.raised, signals.noted])
+    @pytest.mark.parametrize("context", [signals.as_exception, signals.recorded])
     def test_nohup(self, context):
         before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
         try:

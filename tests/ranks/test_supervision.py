@@ -79,7 +79,7 @@ def wait_for_state(process_id, states):
         (
             "os.kill(os.getpid(), signal.SIGKILL)",
             1,
-            "-c: error: the engine was killed by SIGKILL, for lack of memory perhaps\n",
+            "-c: error: the engine was killed by SIGKILL, perhaps for lack of memory\n",
         ),
         (
             "from ranks import supervision; supervision.start_engine_log('.'); os.write(2, b'why');"

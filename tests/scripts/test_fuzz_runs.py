@@ -313,7 +313,7 @@ def test_strangers_at_the_port_of_the_first_node(sent):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    line = nodes.Line(["127.0.0.1", "127.0.0.2"], 0, port, {"--seed": 1})
+    line = nodes.Connections(["127.0.0.1", "127.0.0.2"], 0, port, {"--seed": 1})
     try:
         with socket.create_connection(("127.0.0.1", port)) as stranger:
             stranger.setblocking(False)

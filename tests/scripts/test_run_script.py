@@ -101,7 +101,7 @@ def test_two_dashes_are_no_value():
     command = [sys.executable, "run_pretraining.py", "--data_dir=x", "--seq_length=--"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert (result.returncode, result.stderr.count("\n")) == (2, 1)
-    assert "argument --seq_length: '--' is no value" in result.stderr
+    assert "argument --seq_length: '--' is not a value" in result.stderr
 
 
 def test_messages_are_one_printable_line_of_bounded_length():
@@ -135,8 +135,8 @@ def test_help_of_a_shell_script(script):
         (["-data_dir", "x"], "there is no flag -data_dir; did you mean --data_dir?"),
         (["--data_dir=x", "--batch_size=8"], "there is no flag --batch_size; did you mean --batch_size_per_device?"),
         (["--data_dir=x", "--xyzzy"], "there is no flag --xyzzy; see"),
-        (["--data_dir=~/data"], "argument --data_dir: '~/data': the shell has left ~ as it is"),
-        (["--data_dir", "a,~"], "argument --data_dir: 'a,~': the shell has left ~ as it is"),
+        (["--data_dir=~/data"], "argument --data_dir: '~/data': the shell does not expand ~ here"),
+        (["--data_dir", "a,~"], "argument --data_dir: 'a,~': the shell does not expand ~ here"),
         (["--", "--data_dir=x"], "--data_dir"),
     ],
 )

@@ -107,7 +107,7 @@ def test_names_that_no_file_can_have(folders, flag):
             os.symlink("loop", folders["log_dir"].parent / "loop")
         name = folders["log_dir"].parent / name
         assert_fails_with_one_line(check_run(**{**folders, flag: name}), str(name)[:200])
-    assert_fails_with_one_line(check_run(**{**folders, flag: ""}), f"--{flag}: '' is no value")
+    assert_fails_with_one_line(check_run(**{**folders, flag: ""}), f"--{flag}: '' is not a value")
 
 
 def test_names_of_any_bytes(folders, tmp_path):
@@ -151,7 +151,7 @@ class TestNothingIsLost:
         for arguments in (["--hf_dump_path="], ["--hf_dump_path", ""]):
             command = ["export", f"--snapshot_dir={tmp_path}", "--num_attention_heads=2", *arguments]
             result = run_in_process(convert_hf.main, "convert_hf.py", *command)
-            assert_fails_with_one_line(result, "argument --hf_dump_path: '' is no value")
+            assert_fails_with_one_line(result, "argument --hf_dump_path: '' is not a value")
         assert os.listdir(tmp_path) == ["thesis.txt"]
 
     def test_a_folder_by_its_other_names(self, tmp_path, monkeypatch):

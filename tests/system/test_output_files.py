@@ -149,7 +149,7 @@ def test_a_vocabulary_over_its_text(tmp_path, name):
     (tmp_path / "link").symlink_to("text")
     flags = {"input_file": tmp_path / "text", "vocab_file": f"{tmp_path}/{name}", "vocab_size": 300}
     result = run_in_process(train_vocab.main, "train_vocab.py", **flags)
-    assert_fails_with_one_line(result, "would replace what it is made of")
+    assert_fails_with_one_line(result, "would replace its own input")
     assert (tmp_path / "text").read_bytes() == (ROOT / "dataset/corpus.txt").read_bytes()
 
 
@@ -160,7 +160,7 @@ def test_a_page_over_its_data(tmp_path):
     for path in flags.values():
         before = path.read_bytes()
         result = run_in_process(show_squad.main, "show_squad.py", "-o", path, **flags)
-        assert_fails_with_one_line(result, path, "would replace what it is made of")
+        assert_fails_with_one_line(result, path, "would replace its own input")
         assert path.read_bytes() == before
 
 
@@ -169,7 +169,7 @@ def test_answers_over_their_questions(tmp_path):
     flags = {"predict_file": tmp_path / "predictions.json", "vocab_file": ROOT / "dataset/vocab.txt"}
     flags |= {"all_results_file": tmp_path / "all_results.npy", "output_dir": tmp_path}
     result = run_in_process(npy2json.main, "npy2json.py", **flags)
-    assert_fails_with_one_line(result, tmp_path / "predictions.json", "would replace what it is made of")
+    assert_fails_with_one_line(result, tmp_path / "predictions.json", "would replace its own input")
 
 
 def test_parts_over_the_files_they_are_made_of(tmp_path):
@@ -178,7 +178,7 @@ def test_parts_over_the_files_they_are_made_of(tmp_path):
     before = (tmp_path / "part-0").read_bytes()
     arguments = ("--input_file", tmp_path / "part-0", "--output_dir", tmp_path, "--overwrite", "--workers", "1")
     result = run_in_process(tfrecord_to_ofrecord.main, "tfrecord_to_ofrecord.py", *arguments)
-    assert_fails_with_one_line(result, tmp_path / "part-0", "would replace what it is made of")
+    assert_fails_with_one_line(result, tmp_path / "part-0", "would replace its own input")
     assert (tmp_path / "part-0").read_bytes() == before
 
 

@@ -209,7 +209,7 @@ class TestSignals:
     def test_a_second_one_kills_while_python_does_not_run(self):
         """As within the engine: the system must do it."""
         body = "sum(range(10**10))"  # which does not let any Python code run
-        with start_program("noted", body) as process:
+        with start_program("recorded", body) as process:
             time.sleep(0.3)  # It goes on as well if it has not begun yet.
             process.send_signal(signal.SIGTERM)
             wait_until_heeded(process.pid, signal.SIGTERM)
@@ -220,7 +220,7 @@ class TestSignals:
     def test_two_at_the_same_time(self):
         body = "signal.pthread_sigmask(signal.SIG_BLOCK, {2, 15}); os.kill(os.getpid(), 2); os.kill(os.getpid(), 15);"
         body += " signal.pthread_sigmask(signal.SIG_UNBLOCK, {2, 15}); time.sleep(60)"
-        with start_program("noted", body) as process:
+        with start_program("recorded", body) as process:
             assert process.wait(60) in (130, 143, -2, -15)
             assert process.stderr.read() == ""
 
@@ -249,7 +249,7 @@ class TestSignals:
         body = (
             "pass\nassert signal.getsignal(2) is signal.default_int_handler and signal.getsignal(15) == signal.SIG_DFL"
         )
-        with start_program("noted", body) as process:
+        with start_program("recorded", body) as process:
             assert process.wait(60) == 0, process.stderr.read()
 
 

@@ -218,7 +218,7 @@ def test_ends_with_one_line_and_leaves_no_process_and_no_temporary_file(tmp_path
     assert process.returncode == {"worker killed": 1, "interrupted": 130}[how]
     assert errors.splitlines() == [
         "create_pretraining_data.py: error: "
-        + {"worker killed": "a worker process was killed, for lack of memory perhaps; run the same command again"}.get(
+        + {"worker killed": "a worker process was killed, perhaps for lack of memory; run the same command again"}.get(
             how, "ended by SIGINT"
         )
     ]
