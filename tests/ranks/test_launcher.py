@@ -158,7 +158,7 @@ class TestEnvironmentOfAnotherLauncher:
             ({"RANK": "one"}, "RANK=one .* not a number"),
             ({"LOCAL_RANK": "0"}, "LOCAL_RANK=0 and RANK=1 .*--gpu_num_per_node=2"),
             ({"MASTER_PORT": "http"}, "MASTER_PORT=http .* not a number"),
-            ({"MASTER_PORT": "65536"}, "MASTER_PORT=65536 .* no port"),
+            ({"MASTER_PORT": "65536"}, "MASTER_PORT=65536 .* not a port number"),
             ({"MASTER_ADDR": None, "WORLD_SIZE": None}, "not MASTER_ADDR, WORLD_SIZE"),
         ],
     )
