@@ -1,6 +1,6 @@
-"""Where the native library of CPU kernels is built, for which processors, and of what.
+"""The files of the native kernels: where builds lie, for which processors, and from which sources.
 
-Every library holds the build id: a digest of the sources and of the OneFlow and oneDNN that it was built for.
+Every library holds a build id, a digest of the sources and of the OneFlow and oneDNN that it was built for.
 """
 
 import ctypes
@@ -12,22 +12,22 @@ from pathlib import Path
 from engine import libraries
 
 SOURCES = Path(__file__).resolve().parent.parent / "kernels"
-# It has the flags of the compiler.
+# Part of the build id, as it holds the compiler flags.
 _BUILDER = SOURCES.parent / "tools" / "build_kernels.py"
 
-# Fastest first: what a processor needs for a build, in the names of /proc/cpuinfo.
+# Build -> the processor flags that it needs, as in /proc/cpuinfo; fastest first.
 INSTRUCTION_SETS = {
     "avx512": {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx2", "fma", "bmi1", "bmi2", "f16c", "abm"},
     "avx2": {"avx2", "fma", "bmi1", "bmi2", "f16c", "abm"},
     "baseline": set(),
 }
 
-# What build_id.cpp has before it.
+# build_id.cpp writes it before the id.
 _ID_MARK = b"bert build id "
 
 
 def processor_flags():
-    """The names that /proc/cpuinfo has for what this processor can do."""
+    """Returns the processor flags of /proc/cpuinfo."""
     with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
         for line in file:
             if line.startswith("flags"):
@@ -36,19 +36,19 @@ def processor_flags():
 
 
 def runnable_sets():
-    """The instruction sets of the library that this processor can run, fastest first."""
+    """Returns the instruction sets that this processor can run, fastest first."""
     flags = processor_flags()
     return [name for name, needed in INSTRUCTION_SETS.items() if needed <= flags]
 
 
 def library_of(instruction_set):
-    """Where in a build the kernels for that instruction set lie."""
+    """Returns the path, within a build folder, of the kernels for an instruction set."""
     return f"{instruction_set}/libbert_kernels.so"
 
 
 def load_onednn():
-    """oneDNN as a ctypes.CDLL, in the process for good. Raises OSError if it is not there or does not load."""
-    # A library's own search path does not reach into the environment where pip has put oneDNN.
+    """Loads oneDNN for the life of the process; returns a ctypes.CDLL. Raises OSError if it does not load."""
+    # The kernels' own search path does not include pip's folder of oneDNN.
     return ctypes.CDLL(str(libraries.find("lib/libdnnl.so.3") or "libdnnl.so.3"))
 
 
@@ -67,9 +67,9 @@ class _OneDnnVersion(ctypes.Structure):
 
 @functools.cache
 def build_id():
-    """What a library is built of, in 64 hexadecimal digits: the sources, and which OneFlow and oneDNN are installed.
+    """Returns the digest of the sources and of the installed OneFlow and oneDNN, as 64 hexadecimal digits.
 
-    Raises OSError if one of these is not there.
+    Raises OSError if one of them is missing.
     """
     onednn = load_onednn()
     onednn.dnnl_version.restype = ctypes.POINTER(_OneDnnVersion)
@@ -77,7 +77,7 @@ def build_id():
     digest = hashlib.sha256(_BUILDER.read_bytes())
     digest.update(repr([getattr(version, name) for name, _ in version._fields_]).encode())
     oneflow = oneflow_folder()
-    # Its version and commit, and its library, whose name has a checksum in it.
+    # Version and commit, and the names of the libraries, which contain checksums.
     digest.update((oneflow / "version.py").read_bytes())
     digest.update(repr([path.name for path in oneflow_libraries(oneflow)]).encode())
     for path in sorted(SOURCES.rglob("*")):
@@ -87,7 +87,7 @@ def build_id():
 
 
 def oneflow_folder():
-    """The folder of the module oneflow, which is not imported. Raises OSError if it is not there."""
+    """Returns the folder of the module oneflow without importing it. Raises OSError if it is not installed."""
     found = libraries.find("oneflow/version.py")
     if found is None:
         raise FileNotFoundError(2, "OneFlow is not installed")
@@ -95,40 +95,40 @@ def oneflow_folder():
 
 
 def oneflow_libraries(oneflow):
-    """OneFlow's own libraries beside the folder `oneflow` of its module: those that define its C++ names."""
+    """Returns the shared libraries of OneFlow's C++ code; `oneflow` is the folder of its module."""
     found = (oneflow.parent / "oneflow.libs").glob("lib*.so")
     return sorted(path for path in found if path.name.startswith(("liboneflow-", "libof_protoobj-")))
 
 
 def checksum_of(path):
-    """Where the SHA-256 of the library at `path` lies, taken when it was linked."""
+    """Returns the path of the file with the library's SHA-256, written when it was linked."""
     return path.with_name(f"{path.name}.sha256")
 
 
 def folders():
-    """Where a build may lie: that of BERT_KERNELS_FOLDER only, else in the checkout, else in the user's cache."""
+    """Returns the build folders: BERT_KERNELS_FOLDER if set, else those in the checkout and in the user's cache."""
     given = os.environ.get("BERT_KERNELS_FOLDER")
     if given:
         return [Path(given)]
-    # Two checkouts have a folder each.
+    # Each checkout has its own cache folder.
     checkout = hashlib.sha256(os.fsencode(SOURCES)).hexdigest()[:16]
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return [SOURCES / "build", Path(cache) / "bert-oneflow" / f"kernels-{checkout}"]
 
 
 def problem_of(path):
-    """Why the library at `path` is not to be loaded, in words, or None. Raises OSError if it cannot be read.
+    """Returns why the library at `path` must not be loaded, or None. Raises OSError if it cannot be read.
 
-    One that has been cut short would kill the process, one that was built of something else might compute anything.
+    Loading a truncated library kills the process; one built from other sources may compute wrong results.
     """
     content = path.read_bytes()
     if hashlib.sha256(content).hexdigest().encode() != checksum_of(path).read_bytes().strip():
         return f"the library is damaged ({path}), run make clean-kernels kernels"
     if _ID_MARK + build_id().encode() not in content:
-        return f"the library was built of other sources or for another OneFlow or oneDNN ({path}), run make kernels"
+        return f"the library was built from other sources or for another OneFlow or oneDNN ({path}), run make kernels"
     return None
 
 
 def built_sets():
-    """The instruction sets that have been built and that this processor can run, fastest first."""
+    """Returns the instruction sets that are built and that this processor can run, fastest first."""
     return [name for name in runnable_sets() if any((folder / library_of(name)).is_file() for folder in folders())]

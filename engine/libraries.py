@@ -1,14 +1,14 @@
-"""Finds what pip has installed besides Python modules: shared libraries and C++ headers."""
+"""Finds shared libraries and C++ headers that pip has installed."""
 
 import sys
 from pathlib import Path
 
 
 def find(*relative_paths):
-    """The Path of the first of `relative_paths` that is installed, or None.
+    """Returns the Path of the first of `relative_paths` that is installed, or None.
 
-    Each is looked for in the folders of sys.path and, since the data of a wheel go there, in the prefix to which such a
-    folder belongs: that of a virtual environment, of `pip install --user`, of the system.
+    Searches the folders of sys.path and the prefixes they belong to (virtual environment, `pip install --user`,
+    system), where pip puts the data files of wheels.
     """
     folders = [Path(folder or ".") for folder in sys.path]
     # <prefix>/lib/python3.10/site-packages

@@ -27,11 +27,11 @@ _reason = "not loaded yet"
 
 
 def preload(device_type="cpu"):
-    """Loads the kernels, before OneFlow is imported. Returns a description, or None if there are none to load.
+    """Loads the kernels, before OneFlow is imported. Returns a description, or None if no library can be loaded.
 
-    For a model on `device_type` "cuda" without what makes a CPU fast: of OneFlow's, faults alone are then replaced.
-    BERT_KERNELS in the environment chooses: `none`, or one of `baseline`, `avx2`, `avx512`; without it the fastest that
-    has been built and that the processor can run.
+    With `device_type` "cuda" only the fixes of OneFlow's faults are active, not the changes that make a CPU fast. The
+    environment variable BERT_KERNELS selects `none`, `baseline`, `avx2` or `avx512`; by default the fastest build that
+    the processor can run.
     """
     global _kernels, _reason
     if _kernels is None:
@@ -45,9 +45,9 @@ def preload(device_type="cpu"):
 
 
 def load(flow, device_type="cpu"):
-    """Gives the kernels to OneFlow, before it has run any operator. Returns a description, or None without kernels.
+    """Registers the kernels with OneFlow, before it runs any operator. Returns a description, or None without kernels.
 
-    For a model on `device_type` "cuda" graphs keep OneFlow's own plans and streams.
+    With `device_type` "cuda" graphs keep OneFlow's own plans and streams.
     """
     global _kernels, _reason, _plugin, _new_tensor, _tensor_type
     if _kernels is None:
@@ -55,12 +55,12 @@ def load(flow, device_type="cpu"):
     if _plugin is not None:
         return _kernels.description()
     try:
-        # Once more: what was whole when OneFlow began to load may have been built anew since.
+        # Checked again: a build may have replaced the library while OneFlow was loading.
         path = str(_usable(_kernels.folder, "plugin.so"))
         flow.utils.load_library(path)
         flow.framework.session_context.GetDefaultSession().TryInit()
         oneflow_internal = ctypes.CDLL(flow._oneflow_internal.__file__)
-        # PyDLL: its functions make Python objects.
+        # PyDLL, as its functions create Python objects.
         plugin = ctypes.PyDLL(path)
         if device_type == "cpu":
             _kernels.preloaded.bert_change_plans(plugin.bert_share_memory)
@@ -75,41 +75,40 @@ def load(flow, device_type="cpu"):
     except _NotAvailableError as error:
         _kernels, _reason = None, str(error)
         return None
-    except Exception as error:  # OneFlow raises RuntimeError or its own exceptions, by version of the failure.
+    except Exception as error:  # OneFlow raises RuntimeError or exceptions of its own.
         _kernels, _reason = None, f"the library does not load ({_first_line(error)}), run make clean-kernels kernels"
         return None
     return _kernels.description()
 
 
 def describe():
-    """One line on which kernels are in use."""
+    """Returns one line that says which kernels are in use."""
     if _kernels is None:
         return f"slow kernels are used: {_reason}"
     return _kernels.description()
 
 
 def is_used_for(tensor):
-    """Whether an operator on `tensor` can be one of the library's."""
+    """Returns whether the library has operators for the device of `tensor`."""
     return is_loaded() and not tensor.is_cuda
 
 
 def is_loaded():
-    """Whether apply() works, also for those of OneFlow's operators that only C++ reaches, on any device."""
+    """Returns whether apply() works, on any device, for OneFlow operators without a Python interface too."""
     return _plugin is not None
 
 
 def apply(operator, tensors, heads=1, rate=0.0, epsilon=0.0):
-    """Applies an operator of the library (kernels/plugin_operators.cpp); returns its outputs as a tuple of tensors.
+    """Applies an operator of the library (kernels/plugin_operators.cpp) or of OneFlow; returns a tuple of tensors.
 
-    In a graph too. One of OneFlow's own works as well. It has no gradient: see engine/operators.py.
-    Raises TypeError if `tensors` are no tensors of OneFlow's, ValueError if the operator is not known or does not take
-    tensors of these shapes and data types.
+    Works in graphs too. The operator has no gradient; engine/operators.py defines those. Raises TypeError if `tensors`
+    holds anything but OneFlow tensors, ValueError if the operator is unknown or rejects the shapes or data types.
     """
     if _plugin is None:
         raise ValueError(f"{operator}: {describe()}")
     for tensor in tensors:
         if not isinstance(tensor, _tensor_type):
-            raise TypeError(f"{operator}: {type(tensor).__name__} is no tensor")
+            raise TypeError(f"{operator}: {type(tensor).__name__} is not a tensor")
     outputs = (ctypes.c_void_p * 8)()
     error = ctypes.create_string_buffer(8192)
     inputs = (ctypes.py_object * len(tensors))(*tensors)
@@ -122,29 +121,29 @@ def apply(operator, tensors, heads=1, rate=0.0, epsilon=0.0):
         raise ValueError(f"{operator}: {_plain(error.value)}")
     made = tuple(ctypes.cast(pointer, ctypes.py_object).value for pointer in outputs[:count])
     for tensor in made:
-        # bert_apply's own reference.
+        # Drops the reference that bert_apply has added.
         ctypes.pythonapi.Py_DecRef(ctypes.py_object(tensor))
     return made
 
 
 def set_thread_count(count):
-    """Makes the kernels use `count` threads; at first as many as there are processors. No effect without kernels."""
+    """Sets the number of threads of the kernels, initially that of the processors. No effect without kernels."""
     if _kernels is not None:
         _kernels.library.bert_set_thread_count(count)
 
 
 def set_seed(seed):
-    """Seeds the dropout masks of graphs made from now on. No effect without kernels."""
+    """Seeds the dropout masks of graphs created from now on. No effect without kernels."""
     if _kernels is not None:
         _kernels.library.bert_set_seed(ctypes.c_uint64(seed))
 
 
 def expect_records(paths, fields, buffer_size, readers, reader):
-    """Tells what the readers that are made from now on will read and must find there.
+    """Sets the parts and fields that readers created from now on read and check.
 
-    Returns whether they will check that. Without the kernels it has no effect: nothing checks what OneFlow's own reader
-    reads. `fields`: name -> records.Field. This rank is number `reader` of `readers`, who share out the parts `paths`;
-    `buffer_size` is how many records they draw from, 1 if the order is not random.
+    Returns whether they check records: OneFlow's own reader, used without the kernels, does not. `fields` maps names to
+    records.Field. This rank is `reader` of `readers`, which share the parts `paths`; `buffer_size` is the size of the
+    shuffle buffer in records, 1 for no shuffling.
     """
     global _reader_settings
     if _plugin is None:
@@ -164,11 +163,11 @@ def expect_records(paths, fields, buffer_size, readers, reader):
 
 
 def reader_state(batches):
-    """Where the reader of records is, as bytes for `restore_reader`, after it has given out `batches` batches.
+    """Returns the position of the record reader after `batches` batches, as bytes for `restore_reader`.
 
-    It is that of the newest job (a reader is made by its job's first call), counted from that call. The last 64 batches
-    given out, and some yet to come, can be asked for; ValueError for others. None without kernels, and on ranks that
-    read no parts.
+    The reader is that of the newest job, created by the job's first call; batches count from there. Positions of the
+    last 64 batches and of prefetched ones are known; raises ValueError for others. Returns None without kernels, and on
+    ranks that read no parts.
     """
     if _plugin is None:
         return None
@@ -178,22 +177,22 @@ def reader_state(batches):
         if size == -1:
             return None
         if size == 0:
-            raise ValueError(f"the reader's position after {batches} batches is not known (any more)")
+            raise ValueError(f"the reader's position after {batches} batches is not known")
         if size == len(state):
             return state.raw
         state = ctypes.create_string_buffer(size)
 
 
 def restore_reader(state):
-    """Makes the next reader begin where `reader_state` says: to be called between a job's loader and its first call.
+    """Makes the next reader start at a position from `reader_state`. Call it before the job's first call.
 
-    The order of the records goes on as the saved reader's would, whatever the seed of this one. Raises UserError if the
-    bytes are no such state, or that of other parts or ranks, and without kernels.
+    The order of the records continues as the saved reader's would, whatever this reader's seed. Raises UserError if the
+    state is damaged or of other parts or ranks, and without kernels.
     """
     if _plugin is None:
         raise UserError("a reader's position can be restored with the native kernels only (make kernels)")
     if _reader_settings is None:
-        raise UserError("a reader's position is to be restored, but this rank reads no parts")
+        raise UserError("the saved state has a reader's position, but this rank reads no parts")
     error = _reader_settings.error_of(state)
     if error:
         raise UserError(error)
@@ -201,16 +200,16 @@ def restore_reader(state):
 
 
 class ReaderFailure(NamedTuple):
-    """What the reader of records cannot read."""
+    """A record that the reader cannot read."""
 
-    batches: int  # read before
+    batches: int  # read before it
     text: str  # what is wrong, and where
-    path: str  # of the part whose record is at fault, or empty
-    offset: int  # in bytes, of that record
+    path: str  # of its part, or empty
+    offset: int  # of the record in its part, in bytes
 
 
 def reader_failure():
-    """The ReaderFailure of the newest job's reader, or None. It fills the batches that it cannot read with zeros."""
+    """Returns the ReaderFailure of the newest job's reader, or None. Batches after a failure are zeros."""
     if _plugin is None:
         return None
     text, path = ctypes.create_string_buffer(8192), ctypes.create_string_buffer(8192)
@@ -222,9 +221,9 @@ def reader_failure():
 
 
 def random_state():
-    """How far the random streams of all dropout in graphs are, as bytes for `restore_random_state`.
+    """Returns the state of all dropout in graphs, as bytes for `restore_random_state`; None without kernels.
 
-    To be asked when no call of a job is under way. None without kernels.
+    Call it while no iteration is running.
     """
     if _kernels is None:
         return None
@@ -237,9 +236,9 @@ def random_state():
 
 
 def restore_random_state(state):
-    """Makes the dropout of a job go on where `random_state` says: to be called before the job's first call.
+    """Restores the seed and dropout state from `random_state`. Call it before the job's first call.
 
-    The seed is the state's. Raises UserError if the bytes are no such state, and without kernels.
+    Raises UserError if the state is damaged, and without kernels.
     """
     if _kernels is None:
         raise UserError("the random state can be restored with the native kernels only (make kernels)")
@@ -259,9 +258,9 @@ def restore_random_state(state):
 
 
 def use_bfloat16(on):
-    """Makes matrix products round their operands to bfloat16, or stop doing so; the sums stay float32.
+    """Turns rounding of matrix products' operands to bfloat16 on or off; sums stay float32.
 
-    Returns None, or in words why that is not possible here.
+    Returns None, or the reason why it is not possible.
     """
     if _kernels is None:
         return "it needs the native kernels (make kernels)" if on else None
@@ -270,19 +269,19 @@ def use_bfloat16(on):
 
 
 def has_bfloat16_instructions():
-    """Whether use_bfloat16 makes products faster: else operands are rounded in software, for the same results."""
+    """Returns whether bfloat16 instructions are in use; otherwise software rounds the operands, slowly."""
     return _kernels is not None and _kernels.has_bfloat16_instructions()
 
 
 def is_built():
-    """Whether `make kernels` has built the library for this processor."""
+    """Returns whether `make kernels` has built the library for this processor."""
     return bool(kernel_files.built_sets()) and _folder_with("plugin.so") is not None
 
 
 def open_library(instruction_set):
-    """The kernels in their build for one instruction set, as a ctypes.CDLL with the functions of kernels/kernels.h.
+    """Returns the kernels for one instruction set, a ctypes.CDLL with the functions of kernels/kernels.h.
 
-    Raises OSError if it is not there or does not load.
+    Raises OSError if they are not built or do not load.
     """
     kernel_files.load_onednn()
     name = kernel_files.library_of(instruction_set)
@@ -292,11 +291,11 @@ def open_library(instruction_set):
     return ctypes.CDLL(str(folder / name))
 
 
-def steady_graphs():
-    """Loads what keeps OneFlow's scheduler from spinning and small graphs from crashing (kernels/preload.cpp).
+def load_engine_fixes():
+    """Loads the fixes of OneFlow's scheduler and of small graphs (kernels/preload.cpp), before OneFlow is imported.
 
-    preload() does so too; this is for those who want it without the kernels. Before OneFlow is imported. Returns it
-    as a ctypes.CDLL. Raises OSError if it is not there or does not load.
+    For programs without the kernels; preload() loads them too. Returns a ctypes.CDLL. Raises OSError if they are not
+    built or do not load.
     """
     return _preload(_folder_with("preload.so") or kernel_files.folders()[0])
 
@@ -306,7 +305,7 @@ def _preload(folder):
 
 
 def _folder_with(name):
-    """The first folder with a file `name` of a build, or None."""
+    """Returns the first build folder that holds the file `name`, or None."""
     return next((folder for folder in kernel_files.folders() if (folder / name).is_file()), None)
 
 
@@ -325,11 +324,11 @@ class _ReaderSettings(ctypes.Structure):
 
     @classmethod
     def of(cls, paths, buffer_size, readers, reader):
-        """Those of a reader that shuffles if it has a buffer to draw from."""
+        """Returns the settings of a reader, which shuffles if `buffer_size` exceeds 1."""
         return cls(len(paths), _strings(paths), 0, readers, reader, buffer_size, buffer_size > 1)
 
     def error_of(self, state):
-        """What is wrong with the state of such a reader, or an empty string."""
+        """Returns what is wrong with a reader's saved state, or an empty string."""
         library = _kernels.library
         library.bert_reader_open.restype = ctypes.c_void_p
         library.bert_reader_error.restype = ctypes.c_char_p
@@ -343,12 +342,12 @@ class _ReaderSettings(ctypes.Structure):
 
 
 def _strings(values):
-    """The values as an array of C strings."""
+    """Returns the values as an array of C strings."""
     return (ctypes.c_char_p * len(values))(*(os.fsencode(value) for value in values))
 
 
 class _NotAvailableError(Exception):
-    """There are no kernels to load; the text says why."""
+    """No kernels can be loaded; the text says why."""
 
 
 class _Kernels:
@@ -414,7 +413,7 @@ def _chosen_set():
 
 
 def _plain(text):
-    """What OneFlow says of an error, in colours on several lines, as one line."""
+    """Returns OneFlow's error message, which has colours and several lines, as one plain line."""
     return " ".join(re.sub(r"\x1b\[[\d;]*m", "", text.decode(errors="replace")).split()).removeprefix("Error: ")
 
 

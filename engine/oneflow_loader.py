@@ -1,7 +1,7 @@
-"""Loads OneFlow 0.9.0 so that it works where its wheel alone does not. Everything else gets OneFlow from here.
+"""Loads OneFlow 0.9.0. All other modules import OneFlow from here.
 
-The wheel is a CUDA 11.7 build: it cannot be imported, on a machine without a GPU either, unless cuBLAS 11 and cuDNN 8
-are loaded first. They come from their PyPI packages; no LD_LIBRARY_PATH is needed.
+The wheel is a CUDA 11.7 build. Even on a machine without a GPU it can be imported only after cuBLAS 11 and cuDNN 8 have
+been loaded. They come from their PyPI packages, so LD_LIBRARY_PATH is not needed.
 """
 
 import contextlib
@@ -19,8 +19,8 @@ from engine import kernel_files, libraries, native
 from system.errors import UserError
 from system.signals import Signalled
 
-# Version and commit. Functions of this build are replaced by name (kernels/preload.cpp), and its classes are laid out
-# as the headers of the wheel have them.
+# Version and commit. The kernels replace functions of this build by name (kernels/preload.cpp) and rely on the layout of
+# its classes.
 _BUILD = ("0.9.0", "381b12c")
 
 # In the order of their dependencies.
@@ -38,15 +38,15 @@ _CPU_SETTINGS = {
     "ONEFLOW_ENABLE_ONEDNN_OPTS": "0",
 }
 
-# What the dynamic linker says where a limit (ulimit -v) leaves no room for a library.
+# The dynamic linker's message when a limit (ulimit -v) leaves no room for a library.
 _NO_ADDRESS_SPACE = "failed to map segment"
 
-# What the engine says on stderr at every start, whether or not anything is wrong.
+# Harmless messages that the engine prints to stderr at every start.
 _NOISE = re.compile(rb"libibverbs not available|CUDA driver version is insufficient")
 
 
-# For modules that build on OneFlow: `from engine.oneflow_loader import flow, nn` loads it. Scripts name such modules by
-# system.lazy, so that flags and data are checked first.
+# `from engine.oneflow_loader import flow, nn` loads OneFlow. Scripts import modules that do so through system.lazy, so
+# that flags and data are checked first.
 flow: Any
 nn: Any
 
@@ -60,12 +60,11 @@ def __getattr__(name):
 
 
 def load(log_file=None, device_type="cpu") -> Any:
-    """Imports OneFlow, for a model on `device_type`, and returns it; a later call returns the same module.
+    """Imports OneFlow for a model on `device_type` and returns the module; later calls return the same one.
 
-    Settings that make it usable on a CPU are put into the environment unless the user has set them. Where stderr is no
-    file, what OneFlow says there at every start goes to `log_file` (or nowhere); anything else it says is passed on.
-    Of several ranks each returns when all can receive messages.
-    Raises UserError, naming what to install, if this Python, OneFlow or a library is not the right one.
+    Sets environment variables for speed on a CPU, unless the user has set them. Unless stderr is a file, OneFlow's
+    harmless start-up messages go to `log_file` (or are dropped) and others to stderr. With several ranks, returns when
+    all can receive messages. Raises UserError, naming the package to install, for a wrong Python, OneFlow or library.
     """
     if "oneflow" in sys.modules:
         return sys.modules["oneflow"]
@@ -82,35 +81,35 @@ def load(log_file=None, device_type="cpu") -> Any:
         except ImportError as error:
             signalled = re.match(r"Signalled: ended by (SIG\w+)", str(error))
             if signalled:
-                # Raised while OneFlow's own library was initialised, which makes an ImportError of it.
+                # OneFlow's library turns an exception during its initialisation into an ImportError.
                 raise Signalled(signal.Signals[signalled[1]]) from None
             if _NO_ADDRESS_SPACE in str(error):
                 raise MemoryError(f"for OneFlow: {error}") from None
             raise UserError(f"OneFlow cannot be imported ({error}): pip install -r requirements.txt") from None
-        # Starts what the first graph would start, and says the rest of its noise.
+        # Starts the session now, so that its start-up messages are caught here.
         oneflow.framework.session_context.GetDefaultSession().TryInit()
         native.load(oneflow, device_type)
     if oneflow.env.get_world_size() > 1:
-        # A rank connects to the others before it has made what takes their messages, and dies of one that comes in
-        # between. The barrier goes another way, by gRPC.
+        # A rank accepts connections before it can handle messages, and one that comes too early kills it. The barrier
+        # uses gRPC, not these connections.
         oneflow.comm.barrier()
     return oneflow
 
 
 def check_python(version=sys.version_info, optimize=sys.flags.optimize):
-    """Raises UserError unless this Python, at this level of -O, can run OneFlow 0.9.0's wheel."""
+    """Raises UserError unless this Python version and optimisation level can run OneFlow 0.9.0's wheel."""
     if not (3, 7) <= version[:2] <= (3, 10):
         raise UserError(
             f"OneFlow 0.9.0 has no wheel for Python {version[0]}.{version[1]}: use Python 3.10 "
-            "(make setup makes .venv with it)"
+            "(make setup creates .venv with it)"
         )
     if optimize:
-        # Its asserts do work that it needs.
+        # OneFlow has asserts with side effects.
         raise UserError("OneFlow 0.9.0 does not run without assertions: leave out python -O and PYTHONOPTIMIZE")
 
 
 def check_build():
-    """Raises UserError unless the OneFlow that is installed is the build that this suite works with."""
+    """Raises UserError unless the installed OneFlow is the build that this suite patches."""
     try:
         text = (kernel_files.oneflow_folder() / "version.py").read_text(errors="replace")
     except OSError as error:
@@ -125,7 +124,7 @@ def check_build():
 
 
 def _load_library(package, library):
-    """Loads a shared library from its PyPI package, or else from wherever the system finds that name."""
+    """Loads a shared library from its PyPI package, else from the system's search path."""
     try:
         ctypes.CDLL(str(libraries.find(library) or Path(library).name))
     except OSError as error:
@@ -136,9 +135,9 @@ def _load_library(package, library):
 
 @contextlib.contextmanager
 def _interrupts_as_before():
-    """Takes back what OneFlow makes of SIGINT when it is imported: it ends the process, at times in a crash.
+    """Keeps the action for SIGINT: importing OneFlow installs one that ends the process, sometimes with a crash.
 
-    One that comes within the block, which takes less than a second, is heeded at its end.
+    A SIGINT within the block, which takes less than a second, is delivered at its end.
     """
     libc = ctypes.CDLL(None)
     action = ctypes.create_string_buffer(512)  # more than a struct sigaction
@@ -153,10 +152,10 @@ def _interrupts_as_before():
 
 @contextlib.contextmanager
 def _noise_to(log_file):
-    """Sorts what the block writes to file descriptor 2: the known noise to `log_file`, the rest to stderr.
+    """Captures file descriptor 2 within the block; then writes known noise to `log_file` and the rest to stderr.
 
-    Where that descriptor is a file already, a log of the run as a rule, all stays in it: the engine may end the process
-    within the block, and what it says then must not be lost.
+    If the descriptor is a file, usually the run's log, nothing is captured: the engine may end the process within the
+    block, and its last message must reach the file.
     """
     if stat.S_ISREG(os.fstat(2).st_mode):
         yield
@@ -177,6 +176,6 @@ def _noise_to(log_file):
             sys.stderr.buffer.writelines(line for line in lines if not _NOISE.search(line))
             sys.stderr.buffer.flush()
             if log_file is not None and noise:
-                # Without room for it, it is lost.
+                # Losing noise on a full disk does no harm.
                 with contextlib.suppress(OSError), open(log_file, "ab") as log:
                     log.writelines(noise)

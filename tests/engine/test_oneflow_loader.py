@@ -188,7 +188,7 @@ def test_kernels_of_something_else_are_not_loaded(build, library):
     (build / library).write_bytes(other)
     kernel_files.checksum_of(build / library).write_text(hashlib.sha256(other).hexdigest())
     assert preloaded(build) == (
-        "None slow kernels are used: the library was built of other sources or for another OneFlow or oneDNN "
+        "None slow kernels are used: the library was built from other sources or for another OneFlow or oneDNN "
         f"({build / library}), run make kernels"
     )
 

@@ -170,7 +170,7 @@ def test_memory_is_taken_where_it_is_used():
     code = """
 import pathlib
 from engine import native
-native.steady_graphs()
+native.load_engine_fixes()
 from engine.oneflow_loader import flow
 def resident():
     return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * 4096
@@ -211,7 +211,7 @@ def trained():
     return resident() - before, values + [parameter.numpy().copy() for parameter in model.parameters()]
 trained()  # what is taken once
 shared, values = trained()
-native.steady_graphs().bert_change_plans(None)
+native.load_engine_fixes().bert_change_plans(None)
 apart, expected = trained()
 assert len(values) == len(expected) > 60
 for value, other in zip(values, expected):
@@ -243,7 +243,7 @@ def predicted():
     return resident() - before, logits
 predicted()  # what is taken once
 shared, logits = predicted()
-native.steady_graphs().bert_change_plans(None)
+native.load_engine_fixes().bert_change_plans(None)
 apart, expected = predicted()
 np.testing.assert_array_equal(logits, expected)
 assert shared < 0.1 * apart, (shared, apart)

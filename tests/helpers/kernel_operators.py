@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 from engine import native  # noqa: E402
 
 # Without this, OneFlow dies of graphs as small as these every now and then.
-native.steady_graphs()
+native.load_engine_fixes()
 
 from engine import operators  # noqa: E402
 from engine.oneflow_loader import flow, nn  # noqa: E402

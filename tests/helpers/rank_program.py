@@ -35,7 +35,7 @@ def observe(args):
     # Without it OneFlow dies of a graph that is done before it stands in the queue of those that run, as these small
     # ones may be.
     if native.is_built():
-        native.steady_graphs()
+        native.load_engine_fixes()
     model_flags.settle(args)
     placement = run_setup.start_engine(args)
 
