@@ -19,8 +19,8 @@ from engine import kernel_files, libraries, native
 from system.errors import UserError
 from system.signals import Signalled
 
-# Version and commit. The kernels replace functions of this build by name (kernels/preload.cpp) and rely on the layout of
-# its classes.
+# Version and commit. The kernels replace functions of this build by name (kernels/preload.cpp), and rely on the layout
+# of its classes.
 _BUILD = ("0.9.0", "381b12c")
 
 # In the order of their dependencies.
