@@ -3,7 +3,7 @@
 PYTHON := .venv/bin/python
 ROOMS := system text snapshots engine ranks records training
 
-.PHONY: help setup pretrain test test-without-kernels lint ci
+.PHONY: help setup pretrain test test-fast test-without-kernels lint ci
 
 help: ## Show the targets
 	@echo "usage: make TARGET"
@@ -45,6 +45,9 @@ PYTEST := $(PYTHON) -m pytest -n 2 --dist loadfile
 
 test: setup all-kernels-if-possible ## Run all tests
 	$(PYTEST)
+
+test-fast: setup kernels-if-possible ## Run the tests that are not marked slow, in a minute or two
+	$(PYTEST) -m "not slow"
 
 test-without-kernels: setup ## Run the tests of graphs with OneFlow's own kernels
 	BERT_KERNELS=none $(PYTEST) -m engine

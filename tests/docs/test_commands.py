@@ -22,6 +22,8 @@ from running import ROOT
 from snapshots import layout, variables
 from tfrecord_files import write_tfrecord_of_part
 
+pytestmark = pytest.mark.slow
+
 
 class Change(NamedTuple):
     """A text (a regular expression) in the commands under one heading, what takes its place, and why.

@@ -9,6 +9,8 @@ import pytest
 
 from running import ROOT
 
+pytestmark = pytest.mark.slow
+
 PROGRAM = """
 import json, sys
 from engine import native, operators

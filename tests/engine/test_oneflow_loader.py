@@ -16,6 +16,8 @@ from engine import kernel_files, libraries, native, oneflow_loader
 from running import ROOT, assert_fails_with_one_line, needs_kernels
 from system.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 
 def python(code, **environment):
     return subprocess.run(

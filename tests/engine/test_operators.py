@@ -11,7 +11,10 @@ import pytest
 from engine import kernel_files, native
 from running import ROOT, TINY_MODEL, run
 
-pytestmark = pytest.mark.skipif(not native.is_built(), reason="no native kernels: make kernels builds them")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not native.is_built(), reason="no native kernels: make kernels builds them"),
+]
 
 
 @pytest.fixture(autouse=True)

@@ -13,6 +13,8 @@ from made_parts import write_classifier_part
 from records import checks, loader
 from snapshots.variables import variable_name
 
+pytestmark = pytest.mark.slow
+
 PLACEMENT = flow.placement("cpu", [0])
 CONFIG = bert_util.BertConfig(200, 48, 2, 2, 192, 40, 2, 0.0, 0.0)
 ARGS = argparse.Namespace(

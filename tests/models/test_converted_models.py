@@ -20,6 +20,8 @@ from tf_checkpoints import CONFIG, HEADS, POSITIONS, VOCAB, bert_variables_of, s
 from tfrecord_files import write_tfrecord_of_part
 from training import job_state
 
+pytestmark = pytest.mark.slow
+
 SEQ_LENGTH, PREDICTIONS = 20, 4
 
 

@@ -15,7 +15,7 @@ from snapshots.variables import variable_name
 from training import optimizer
 from training.job import TrainJob
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.slow, pytest.mark.engine]
 
 SEQ_LENGTH = 32
 NUM_HEADS = 2

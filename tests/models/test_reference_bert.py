@@ -7,6 +7,8 @@ import pytest
 
 import reference_bert
 
+pytestmark = pytest.mark.slow
+
 HIDDEN, HEADS, INTERMEDIATE, LAYERS, VOCABULARY, MAX_POSITIONS = 8, 2, 12, 2, 13, 7
 BATCH, SEQUENCE, PREDICTIONS = 3, 6, 2
 

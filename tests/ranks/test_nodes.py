@@ -17,7 +17,7 @@ from made_parts import write_pretraining_part, write_squad_parts
 from running import ROOT, assert_fails_with_one_line, run
 
 _REASON = namespaces.reason_for_none()
-pytestmark = pytest.mark.skipif(_REASON is not None, reason=str(_REASON))
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(_REASON is not None, reason=str(_REASON))]
 
 
 @pytest.fixture(scope="module")

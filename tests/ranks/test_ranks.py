@@ -19,6 +19,8 @@ from records import ofrecord
 from running import ROOT, needs_kernels, run
 from snapshots import layout, run_state
 
+pytestmark = pytest.mark.slow
+
 GLOBAL_BATCH = 8
 ENDLESS = {"iter_num": 1000000, "batch_size_per_device": 4}
 LOSSES = ("total_loss", "mlm_loss", "nsp_loss")

@@ -13,6 +13,8 @@ import pytest
 from launched import PRETRAINING, Launched
 from running import ROOT
 
+pytestmark = pytest.mark.slow
+
 PROGRAM = """
 import argparse, os, signal, sys, time
 from ranks import launcher

@@ -13,7 +13,10 @@ from system.errors import UserError
 
 oneflow_loader.load()
 
-pytestmark = pytest.mark.skipif(native.random_state() is None, reason="OneFlow's own reader aborts the process")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(native.random_state() is None, reason="OneFlow's own reader aborts the process"),
+]
 
 FIELDS = {"id": checks.Field(2, 2000), "weight": checks.Field(3, dtype=np.dtype(np.float32))}
 

@@ -17,6 +17,8 @@ from running import ROOT, TINY_MODEL, run
 from snapshots import layout
 from system.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 needs_kernels = pytest.mark.skipif(native.random_state() is None, reason="no native kernels")
 
 

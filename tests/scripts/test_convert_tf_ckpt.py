@@ -17,6 +17,8 @@ from running import ROOT, assert_fails_with_one_line, run
 from snapshots import layout
 from tf_checkpoints import CONFIG, HIDDEN, POOLER, bert_variables_of, random_values, save_checkpoint
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):

@@ -14,6 +14,8 @@ from in_process import run_in_process
 from running import ROOT, assert_fails_with_one_line, run
 from text import squad_metric
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = "evaluate-v1.1.py"
 
 

@@ -39,6 +39,8 @@ from running import ROOT
 from snapshots import layout
 from tfrecord_files import serialize_example, write_tfrecord
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module", autouse=True)
 def no_disk():

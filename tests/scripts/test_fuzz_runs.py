@@ -25,6 +25,8 @@ from system.errors import RunError, UserError
 from system.signals import Signalled
 from training import run_folder
 
+pytestmark = pytest.mark.slow
+
 # ---- predictions in a browser
 
 

@@ -16,6 +16,8 @@ from snapshots.variables import ModelSize, encoder_shapes, head_shapes
 from terminals import Terminal
 from tf_checkpoints import save_checkpoint
 
+pytestmark = pytest.mark.slow
+
 VOCAB_FILE = ROOT / "dataset" / "vocab.txt"
 SIZE = ModelSize(
     vocab_size=1000,

@@ -22,6 +22,8 @@ from squad_questions import one_paragraph, squad_contents
 from squad_results import SETTINGS, make_results, write_inputs
 from text.squad_answers import TextFinder
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = "npy2json.py"
 FILES = ["predictions.json", "nbest_predictions.json", "null_odds.json"]
 

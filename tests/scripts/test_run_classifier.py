@@ -17,6 +17,8 @@ from snapshots import layout, model_files, variables
 from system.errors import UserError
 from training import classifier_data, classifier_results, model_flags
 
+pytestmark = pytest.mark.slow
+
 SIZE = variables.ModelSize(200, 32, 2, 2, 128, 40, 2)
 VOCAB = b"[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n"
 

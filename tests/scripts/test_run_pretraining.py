@@ -20,6 +20,8 @@ from records import ofrecord
 from running import ROOT, TINY_MODEL, assert_fails_with_one_line, run
 from snapshots import layout
 
+pytestmark = pytest.mark.slow
+
 NO_DROPOUT = {"attention_probs_dropout_prob": 0.0, "hidden_dropout_prob": 0.0}
 
 

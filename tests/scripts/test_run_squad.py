@@ -14,6 +14,8 @@ from records import ofrecord, prediction_file
 from running import TINY_MODEL, assert_fails_with_one_line, needs_kernels, run
 from snapshots import layout
 
+pytestmark = pytest.mark.slow
+
 COMMON = {**TINY_MODEL, "seq_length": 32, "data_part_num": 1, "batch_size_per_device": 4, "max_predictions_per_seq": 20}
 STEP = "System-Train-TrainStep-SquadFinetuneJob"
 

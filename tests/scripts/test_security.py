@@ -13,6 +13,8 @@ from made_parts import write_pretraining_part
 from records import ofrecord
 from running import ROOT, TINY_MODEL, assert_fails_with_one_line, run
 
+pytestmark = pytest.mark.slow
+
 PRODUCT = sorted([*ROOT.glob("*.py"), *ROOT.glob("tools/*.py")])
 # Ways for data to become code, or a command line.
 FORBIDDEN_MODULES = {"pickle", "marshal", "shelve", "dill", "joblib", "torch"}

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 PROJECT = Path(__file__).resolve().parent.parent.parent
 TOOLS = "cat dirname flock getconf mkdir mv rm sed sh sha256sum sleep tail tr uname".split()
 WAITING = "setup: waiting for another set-up of this folder\n"

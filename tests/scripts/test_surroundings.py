@@ -26,6 +26,8 @@ from system.output_files import atomic_folder
 from system.signals import Signalled
 from training import metrics, run_setup
 
+pytestmark = pytest.mark.slow
+
 FLAGS = {**PRETRAINING, "batch_size_per_device": 4, "save_last_snapshot": True}
 # root may read and write everything, but for what it is not capable of.
 POWERLESS = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"] if os.geteuid() == 0 else []

@@ -17,6 +17,8 @@ from system import input_files
 from system.errors import UserError
 from training import job_state
 
+pytestmark = pytest.mark.slow
+
 STEP = "System-Train-TrainStep-SquadFinetuneJob"
 
 

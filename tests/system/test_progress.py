@@ -14,6 +14,8 @@ from running import TINY_MODEL
 from system import progress
 from terminals import Terminal
 
+pytestmark = pytest.mark.slow
+
 TIME_LEFT = re.compile(r"\[\d\d:\d\d<(\d\d:\d\d), +[\d.]+(batch/s|s/batch)\]")
 
 

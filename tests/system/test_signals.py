@@ -17,6 +17,8 @@ from made_parts import write_pretraining_part, write_squad_parts
 from running import ROOT, run
 from snapshots import layout, run_state, series
 
+pytestmark = pytest.mark.slow
+
 ENDLESS = {**PRETRAINING, "iter_num": 1000000, "batch_size_per_device": 4}
 
 

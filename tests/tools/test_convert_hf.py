@@ -37,6 +37,8 @@ from snapshots.variables import read_config
 from system.errors import UserError
 from text.hugging_face_tokenizer import read_tokenizer
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = "tools/convert_hf.py"
 FLAGS_LINE = (
     "flags that fit this model: --num_hidden_layers=2 --num_attention_heads=4 --hidden_size_per_head=4 "

@@ -21,6 +21,8 @@ from running import ROOT, assert_fails_with_one_line, run
 from system.errors import RunError
 from text.tokenization import read_vocab
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = "tools/create_pretraining_data.py"
 VOCAB_FILE = ROOT / "dataset/vocab.txt"
 FIELDS = {

@@ -17,6 +17,8 @@ from running import ROOT, assert_fails_with_one_line
 from squad_pages import CONTEXT, PREDICTIONS, QUESTIONS, show, squad
 from text import squad_metric
 
+pytestmark = pytest.mark.slow
+
 DEV_FILE = ROOT / "dataset" / "squad" / "dev-v1.1.json"
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 needs_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium on PATH (Debian: apt-get install chromium)")

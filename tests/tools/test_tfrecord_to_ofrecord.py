@@ -21,6 +21,8 @@ from running import ROOT, assert_fails_with_one_line, run
 from system.errors import UserError
 from tfrecord_files import serialize_example, write_tfrecord, write_tfrecord_of_part
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = "tools/tfrecord_to_ofrecord.py"
 HEAD_BYTES, TAIL_BYTES = 12, 4
 

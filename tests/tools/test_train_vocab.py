@@ -22,6 +22,8 @@ from running import ROOT, assert_fails_with_one_line, run
 from terminals import Terminal
 from text.tokenization import read_vocab, split_words
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = "tools/train_vocab.py"
 CORPUS = ROOT / "dataset/corpus.txt"
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]

@@ -10,6 +10,8 @@ from running import TINY_MODEL, needs_kernels, run
 from system.errors import UserError
 from training import run_setup
 
+pytestmark = pytest.mark.slow
+
 
 def threads(cpu_threads, ranks):
     return run_setup.cpu_threads_of_rank(argparse.Namespace(cpu_threads=cpu_threads, gpu_num_per_node=ranks))

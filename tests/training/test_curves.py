@@ -18,6 +18,8 @@ from running import ROOT, assert_fails_with_one_line, run
 from training import metrics, run_folder
 from training.event_file import EventFile
 
+pytestmark = pytest.mark.slow
+
 TAGS = {
     "loss/total_loss": "total_loss",
     "loss/mlm_loss": "mlm_loss",

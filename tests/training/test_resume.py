@@ -21,6 +21,8 @@ from snapshots import layout, run_state, series
 from system.errors import UserError
 from training import resume
 
+pytestmark = pytest.mark.slow
+
 STEP = "System-Train-TrainStep-PretrainJob"
 # Shuffled, with dropout, and a line of losses that a save falls into.
 FLAGS = {

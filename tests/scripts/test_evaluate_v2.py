@@ -1,0 +1,146 @@
+"""evaluate-v2.0.py: scores worked out by hand, the official script's output, and bad input.
+
+SQUAD_V2_SCRIPT may name a copy of the official script, whose output then has to be the same, byte for byte.
+"""
+
+import json
+import os
+import random
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from running import assert_fails_with_one_line, run
+from text import squad_metric_v2
+
+pytestmark = pytest.mark.slow
+
+SCRIPT = "evaluate-v2.0.py"
+OFFICIAL = os.environ.get("SQUAD_V2_SCRIPT")
+
+# Two questions with an answer and two without: id -> (reference texts, prediction, value of no answer).
+QUESTIONS = {
+    "right": (["old house"], "The old house.", 0.1),
+    "half": (["red", "the red house"], "house", 0.4),
+    "none": ([], "", 0.9),
+    "wrong": ([], "barn", 0.3),
+}
+
+
+def write(folder, questions):
+    """Writes data, predictions and no-answer values of `questions`; returns their paths."""
+    qas = [
+        {"id": key, "question": "?", "answers": [{"text": text, "answer_start": 0} for text in texts]}
+        for key, (texts, _, _) in questions.items()
+    ]
+    content = {"version": "v2.0", "data": [{"title": "t", "paragraphs": [{"context": "c", "qas": qas}]}]}
+    contents = {
+        "dev.json": content,
+        "predictions.json": {key: prediction for key, (_, prediction, _) in questions.items()},
+        "null_odds.json": {key: value for key, (_, _, value) in questions.items()},
+    }
+    paths = []
+    for name, value in contents.items():
+        (folder / name).write_text(json.dumps(value))
+        paths.append(folder / name)
+    return paths
+
+
+def test_scores_by_hand(tmp_path):
+    """half: exact 0, F1 2/3 (house of red house); wrong: 0, an answer where there is none."""
+    data, predictions, _ = write(tmp_path, QUESTIONS)
+    result = run(SCRIPT, data, predictions)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert json.loads(result.stdout) == {
+        "exact": 50.0,
+        "f1": pytest.approx(100 * (1 + 2 / 3 + 1) / 4),
+        "total": 4,
+        "HasAns_exact": 50.0,
+        "HasAns_f1": pytest.approx(100 * (1 + 2 / 3) / 2),
+        "HasAns_total": 2,
+        "NoAns_exact": 50.0,
+        "NoAns_f1": 50.0,
+        "NoAns_total": 2,
+    }
+
+
+def test_thresholds_and_pictures_by_hand(tmp_path):
+    data, predictions, null_odds = write(tmp_path, QUESTIONS)
+    out, images = tmp_path / "scores.json", tmp_path / "images"
+    flags = ("--na-prob-file", null_odds, "--na-prob-thresh", "0.2", "--out-file", out, "--out-image-dir", images)
+    result = run(SCRIPT, data, predictions, *flags)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+    scores = json.loads(out.read_text())
+    # Above 0.2 only `right` is answered: wrong becomes right, half becomes wrong.
+    assert scores["exact"] == scores["f1"] == 75.0 and scores["HasAns_f1"] == 50.0 and scores["NoAns_f1"] == 100.0
+    # Nothing answered: 2 of 4; up to right (0.1): 3; wrong (0.3): 2; half (0.4): 2 + 2/3.
+    assert (scores["best_exact"], scores["best_exact_thresh"]) == (75.0, 0.1)
+    assert (scores["best_f1"], scores["best_f1_thresh"]) == (75.0, 0.1)
+    # Recall 1/2 at precision 1; F1 gains 1/3 more at precision (1 + 2/3) / 3; the oracle gets both at 1 and 2/3.
+    assert scores["pr_exact_ap"] == 50.0
+    assert scores["pr_f1_ap"] == pytest.approx(100 * (1 / 2 + 1 / 3 * (5 / 3) / 3))
+    assert scores["pr_oracle_ap"] == pytest.approx(100 * (1 / 2 + 1 / 2 * 2 / 3))
+    names = {"pr_exact", "pr_f1", "pr_oracle", "na_prob_hist_hasAns", "na_prob_hist_noAns"}
+    assert {path.stem for path in images.iterdir()} == names
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in images.iterdir())
+
+
+def random_questions(count, seed):
+    words = ["old", "house", "the", "barn", "red", "a", "!", "né"]
+    draw = random.Random(seed)
+    questions = {}
+    for index in range(count):
+        texts = [" ".join(draw.choices(words, k=draw.randint(1, 4))) for _ in range(draw.randint(0, 3))]
+        prediction = " ".join(draw.choices(words, k=draw.randint(0, 4)))
+        questions[f"q{index}"] = (texts, prediction, round(draw.uniform(-3, 3), 1))
+    return questions
+
+
+def test_curve_against_plain_numpy():
+    """Without ties, average precision is the mean of precision over the right answers."""
+    draw = np.random.default_rng(0)
+    ids = [str(index) for index in range(200)]
+    scores = {key: int(draw.integers(2)) for key in ids}
+    is_answerable = {key: scores[key] == 1 or bool(draw.integers(2)) for key in ids}
+    na_probs = {key: float(draw.random()) for key in ids}
+    order = np.argsort([na_probs[key] for key in ids])
+    right = np.array([scores[key] for key in ids])[order]
+    precision = np.cumsum(right) / np.arange(1, len(ids) + 1)
+    expected = (precision * right).sum() / sum(is_answerable.values())
+    curve = squad_metric_v2.precision_recall(scores, na_probs, is_answerable)
+    assert curve.average_precision == pytest.approx(100 * expected, rel=1e-12)
+    assert len(curve.precisions) == len(curve.recalls) == len(ids) + 1
+
+
+@pytest.mark.skipif(OFFICIAL is None, reason="SQUAD_V2_SCRIPT names no copy of the official script")
+@pytest.mark.parametrize("seed", range(5))
+def test_against_the_official_script(tmp_path, seed):
+    data, predictions, null_odds = write(tmp_path, random_questions(100, seed))
+    for flags in ([], ["-n", str(null_odds)], ["-n", str(null_odds), "-t", "-0.5", "-p", str(tmp_path / "images")]):
+        official = [sys.executable, OFFICIAL, str(data), str(predictions), *flags]
+        expected = subprocess.run(official, capture_output=True, text=True, check=True)
+        result = run(SCRIPT, data, predictions, *flags)
+        assert result.returncode == 0, result.stderr
+        assert result.stdout == expected.stdout
+        own, theirs = tmp_path / "own.json", tmp_path / "theirs.json"
+        run(SCRIPT, data, predictions, *flags, "-o", own)
+        subprocess.run([*official, "-o", str(theirs)], capture_output=True, check=True)
+        assert own.read_bytes() == theirs.read_bytes()
+
+
+def test_bad_input_is_one_line(tmp_path):
+    data, predictions, null_odds = write(tmp_path, QUESTIONS)
+    assert_fails_with_one_line(run(SCRIPT, data, predictions, "-p", tmp_path), "--out-image-dir needs --na-prob-file")
+    assert_fails_with_one_line(run(SCRIPT, data, predictions, "-t", "0.5"), "--na-prob-thresh needs --na-prob-file")
+    for value, fragment in (("NaN", "NaN is not a finite number"), ('"x"', '"x" is not a finite number')):
+        null_odds.write_text(f'{{"right": {value}}}')
+        assert_fails_with_one_line(run(SCRIPT, data, predictions, "-n", null_odds), fragment)
+    null_odds.write_text('{"right": 1}')
+    assert_fails_with_one_line(run(SCRIPT, data, predictions, "-n", null_odds), "lacks the question 'half'")
+    predictions.write_text('{"right": "old house", "other": ""}')
+    assert_fails_with_one_line(run(SCRIPT, data, predictions, "-n", null_odds), "no prediction for 3 of 4 questions")
+    result = run(SCRIPT, data, predictions)
+    assert result.returncode == 0 and json.loads(result.stdout)["exact"] == 25.0
+    assert "3 of 4 questions have no prediction" in result.stderr and "'other'" in result.stderr
