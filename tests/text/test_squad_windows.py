@@ -1,4 +1,4 @@
-"""text/squad_windows.py and tools/create_squad_data.py against the plain implementation in reference_squad.py."""
+"""Tests text/squad_windows.py and tools/create_squad_data.py against the implementation in reference_squad.py."""
 
 import json
 import random
@@ -24,7 +24,7 @@ from text.tokenization import Tokenizer
 
 SCRIPT = "tools/create_squad_data.py"
 TOKENIZER = Tokenizer(hard_text.VOCAB, do_lower_case=True)
-# So narrow that contexts of hard text need many windows.
+# Narrow windows: contexts of hard text need many.
 LIMITS = {"max_seq_length": 24, "doc_stride": 5, "max_query_length": 6}
 
 
@@ -54,7 +54,7 @@ def expected_records(content, vocab, is_training, version_2=False, do_lower_case
 
 
 def make_records(content, **flags):
-    """The records that create_squad_data.py makes of `content`, run within this process; [] if there are none."""
+    """Returns the records that create_squad_data.py, run within this process, makes from `content`; [] if none."""
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         flags = {**write_inputs(folder, content), "output_dir": folder / "parts", **flags}
@@ -124,7 +124,7 @@ def test_question_of_more_than_64_pieces():
 @pytest.mark.parametrize(
     "context, answer, expected",
     [
-        # The examples with which google-research/bert explains itself: 1895 is a piece of its own, Japan is not.
+        # The examples in google-research/bert's comments: 1895 is a piece of its own, Japan is not.
         ("The leader was John Smith (1895-1943).", "1895", "1895"),
         ("The house electronics industry", "hous", "house"),
         ("The old house", "The", "the"),
@@ -171,9 +171,9 @@ def test_windows():
     assert squad_windows.make_windows(0, 10, 3) == []
     assert squad_windows.make_windows(10, 10, 3) == [(0, 10)]
     assert squad_windows.make_windows(11, 10, 3) == [(0, 10), (3, 8)]
-    # A stride longer than the windows leaves nothing out.
+    # A stride longer than the windows skips no pieces.
     assert squad_windows.make_windows(25, 10, 100) == [(0, 10), (10, 10), (20, 5)]
-    # "bought" is seen best by the last of the windows in run_squad.py's explanation.
+    # In run_squad.py's example the last window has the maximum context of "bought".
     words = "the man went to the store and bought a gallon of milk".split()
     windows = [squad_windows.Window(0, 5), squad_windows.Window(3, 5), squad_windows.Window(6, 5)]
     assert squad_windows.windows_of_maximum_context(windows)[words.index("bought")] == 2
@@ -200,7 +200,7 @@ def test_parts_are_contiguous_blocks(tmp_path):
     assert [record["unique_ids"] for record in records] == [[1000000000 + number] for number in range(11)]
     assert set(records[0]) == {"unique_ids", "input_ids", "input_mask", "segment_ids"}
 
-    # The same again with fewer parts leaves none of the first ones.
+    # Overwriting with fewer parts removes the earlier ones.
     again = {"output_dir": tmp_path / "parts", "is_training": False, "part_num": 2, **flags}
     assert_fails_with_one_line(run(SCRIPT, **again), "exists already", "--overwrite")
     assert run(SCRIPT, **again, overwrite=True).returncode == 0
@@ -254,14 +254,14 @@ def test_text_that_the_vocabulary_lacks_is_told_with_its_characters(tmp_path):
     flags = {"output_dir": tmp_path / "parts", "is_training": False, **write_inputs(tmp_path, content)}
     result = run_in_process(create_squad_data.main, SCRIPT, **flags)
     assert result.stdout.splitlines()[-1] == "[UNK]: 40.00% of 5 pieces"
-    assert "40% of the pieces of the text are [UNK], for these characters most often: ก ข;" in result.stderr
+    assert "40% of the pieces of the text are [UNK], most often because of ก ข;" in result.stderr
 
 
 GOOD = one_paragraph("The old house", ("?", "old", 4))
 
 
 def changed(path, value):
-    """GOOD with the value at `path`, a list of keys, replaced, or removed if it is `...`."""
+    """Returns GOOD with the value at `path`, a list of keys, replaced, or removed if `value` is `...`."""
     content = json.loads(json.dumps(GOOD))
     place = content
     for key in path[:-1]:
@@ -355,5 +355,5 @@ def test_two_questions_of_one_id(tmp_path):
     content["data"][0]["paragraphs"][0]["qas"][1]["id"] = "q0"
     flags = {"output_dir": tmp_path / "parts", **write_inputs(tmp_path, content)}
     assert_fails_with_one_line(run(SCRIPT, is_training=False, **flags), "qas[0]", "qas[1]", "same id", "'q0'")
-    # Training records carry no ids.
+    # Training records have no ids.
     assert run(SCRIPT, is_training=True, **flags).returncode == 0
