@@ -116,7 +116,7 @@ def check_case(path, vocab, do_lower_case):
 
 
 def report_unknown(path, unknown, total, lost):
-    """Prints the share of [UNK] in a text, `unknown` of `total` pieces, for the vocabulary `path`. Warns if it is large.
+    """Prints the share of [UNK] in a text, `unknown` of `total` pieces. Warns if it is large, naming the vocabulary.
 
     `lost()` returns a Counter of the characters that caused [UNK]; it is called only for the warning.
     """

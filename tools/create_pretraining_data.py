@@ -260,8 +260,8 @@ def check_instances(scans, arguments):
     lone_sentences = sum(scan.lone_sentences for scan in scans)
     if 2 * lone_sentences > documents:
         print_warning(
-            f"{lone_sentences:,} of {documents:,} documents are one sentence, which is always paired with a random next "
-            "sentence; put blank lines between documents, not between sentences"
+            f"{lone_sentences:,} of {documents:,} documents are one sentence, which is always paired with a random "
+            "next sentence; put blank lines between documents, not between sentences"
         )
     wanted = int(arguments.masked_lm_prob * arguments.max_seq_length)
     if arguments.max_predictions_per_seq < wanted:

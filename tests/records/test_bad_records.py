@@ -1,4 +1,4 @@
-"""Records that turn out bad in mid-run: before one, only the first of each part of a large data set is checked."""
+"""Tests invalid records found during a run: before it, only the first record of each part is checked."""
 
 import numpy as np
 import pytest
@@ -23,9 +23,8 @@ def good():
 
 
 def serialized_bytes_feature():
-    record = ofrecord.OFRecord()
-    record.ParseFromString(ofrecord.serialize(good()))
-    record.feature["id"].bytes_list.value.append(b"12")
+    record = ofrecord.OFRecord.FromString(ofrecord.serialize(good()))
+    record.feature[0].value.bytes_list.value.append(b"12")
     return record.SerializeToString()
 
 
@@ -45,7 +44,7 @@ BAD = {
 
 
 def write_part(path, bad, index=20, count=40):
-    """A part whose record number `index` is bad; returns where that record lies."""
+    """Writes a part whose record number `index` is bad. Returns the byte offset of that record."""
     contents = [ofrecord.serialize(good())] * count
     contents[index] = bad
     with ofrecord.open_writer(path) as write:
@@ -62,7 +61,7 @@ def check_batch(job):
 def test_the_batch_that_has_it_is_refused(tmp_path, text):
     offset = write_part(tmp_path / "part-0", BAD[text])
     job = Read(checks.DataSet([tmp_path / "part-0"], FIELDS, None), shuffle=False)
-    # 8 records a batch. What comes after is all zeros.
+    # 8 records per batch. Later batches are all zeros.
     assert job.take(4) == [[1, 1999] * 8] * 2 + [[0] * 16] * 2
     check_batch(job)
     check_batch(job)
@@ -87,7 +86,7 @@ def test_a_part_vanishes(tmp_path):
 
 
 def write_pretraining_parts(folder, parts):
-    """Parts of 40 records, of which number 30 of the last has a word id that is none."""
+    """Writes parts of 40 records; record 30 of the last part has an invalid word id."""
     folder.mkdir()
     for part in range(parts):
         generator = np.random.default_rng(part)
@@ -101,7 +100,7 @@ def write_pretraining_parts(folder, parts):
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_training_run_ends(tmp_path, ranks):
-    """With one line, on all ranks; what is saved is from before the bad batch, which rank 0 of two has not read."""
+    """All ranks end with one line; the saved snapshot predates the bad batch. With two ranks, rank 1 reads it."""
     write_pretraining_parts(tmp_path / "data", ranks)
     flags = {**PRETRAINING, "data_dir": tmp_path / "data", "data_part_num": ranks, "gpu_num_per_node": ranks}
     flags |= {"iter_num": 100, "batch_size_per_device": 4, "model_save_every_n_iter": 1}

@@ -1,4 +1,4 @@
-"""What records and results say of how they were made, and that what does not fit it is refused."""
+"""Tests the descriptions in records and results, and that flags and files that do not fit them are rejected."""
 
 import json
 
@@ -20,7 +20,7 @@ WINDOWS = {"max_seq_length": 128, "doc_stride": 64}
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A folder with records of the development questions, and random results of them."""
+    """A folder with records of the development questions and random results for them."""
     folder = tmp_path_factory.mktemp("made")
     flags = {"input_file": QUESTIONS, "vocab_file": VOCAB, "is_training": False, "output_dir": folder / "data"}
     result = run("tools/create_squad_data.py", **flags, **WINDOWS)
@@ -99,7 +99,7 @@ def test_what_stands_behind_results_must_be_a_description(made, tmp_path):
 
 
 def test_checksums_of_vocabularies():
-    """Line ends, a byte order mark and empty lines at the end make no difference; one in the middle, or order, does."""
+    """Ignores line ends, a byte order mark and empty lines at the end, but not empty lines elsewhere or the order."""
     plain = vocab_checksum(b"[PAD]\n[UNK]\na\n")
     assert {vocab_checksum(data) for data in (b"[PAD]\r\n[UNK]\r\na", b"\xef\xbb\xbf[PAD]\n[UNK]\na\n\n\n")} == {plain}
     assert len({plain, vocab_checksum(b"[PAD]\n\n[UNK]\na\n"), vocab_checksum(b"[UNK]\n[PAD]\na\n")}) == 3

@@ -1,4 +1,4 @@
-"""Names of fields that are not UTF-8: protobuf itself says so on stderr or breaks off, depending on the message."""
+"""Tests field names that are not UTF-8: protobuf itself prints to stderr or fails, depending on the message."""
 
 import numpy as np
 import pytest
@@ -22,8 +22,7 @@ def test_a_field_of_an_example(capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_of_a_repeated_field_the_last_one_counts():
-    """As for a map, which the published message has."""
+def test_last_of_a_repeated_field_counts():
+    """Like in a map, which the published message has."""
     records = [ofrecord.serialize({"name": np.array([number], np.int32)}) for number in (1, 2)]
     assert ofrecord.parse(b"".join(records), "part-0", 0)["name"].tolist() == [2]
-    assert list(ofrecord.OFRecord.FromString(b"".join(records)).feature["name"].int32_list.value) == [2]

@@ -1,4 +1,4 @@
-"""Where a job's reader and its dropout are, saved and restored: the loader in graphs, and whole steps in processes."""
+"""Tests saving and restoring the position of a job's reader and dropout: in graphs, and in steps of whole processes."""
 
 import itertools
 import json
@@ -25,7 +25,7 @@ COUNTS = [30, 20, 50]
 
 @pytest.fixture
 def data_set(tmp_path):
-    """Three parts of records that hold one number: 1000 and more, counted on through the parts."""
+    """Three parts of records with one number each, counting up from 1000."""
     paths = [tmp_path / f"part-{part}" for part in range(len(COUNTS))]
     numbers = itertools.count(1000)
     for path, count in zip(paths, COUNTS, strict=True):
@@ -42,7 +42,7 @@ def test_unshuffled_records_come_in_order(data_set):
 @needs_kernels
 class TestReader:
     def test_the_order_is_that_of_the_model(self, data_set):
-        """Also where an epoch ends within a batch."""
+        """Includes an epoch that ends within a batch."""
         places = [(part, offset) for part in range(3) for offset, _ in ofrecord.read_serialized(data_set.paths[part])]
         numbers = dict(zip(places, itertools.count(1000)))
         order = expected_order(data_set.paths, seed=3, readers=1, reader=0, buffer_size=1024, reorders_parts=True)
@@ -59,7 +59,7 @@ class TestReader:
             batches += through.take(1)
             states.append(native.reader_state(count + 1))
         for count in (0, 3, 12, 14):
-            # Another seed changes nothing.
+            # A different seed has no effect.
             restored = Read(data_set, shuffle, seed=99)
             native.restore_reader(states[count])
             assert restored.take(19 - count) == batches[count + 1 :]
@@ -132,7 +132,7 @@ class TestRandomState:
         assert len(set(masks)) == 6
         native.set_seed(6)
         native.restore_random_state(state)
-        # Within a process the names of graphs count up, so that nothing has the restored streams yet.
+        # Names of graphs count up within a process, so no graph uses the restored streams yet.
         del through, masks
         assert json.loads(state)["seed"] == 5 and 3 in json.loads(state)["dropout_calls"].values()
 
@@ -163,7 +163,7 @@ class TestRandomState:
 @needs_kernels
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_run_goes_on_as_if_it_had_never_stopped(tmp_path, monkeypatch, ranks):
-    """Batches and dropout of each rank, in a new process; each rank has parts of its own."""
+    """Compares batches and dropout of each rank in a new process; each rank has its own parts."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     data = tmp_path / "data"
     data.mkdir()

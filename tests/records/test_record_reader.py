@@ -1,6 +1,6 @@
-"""The order in which records are read, by the same algorithm in a few lines of Python, and going on from any place."""
+"""Tests the native reader's order against a Python version of the algorithm, and resuming from any position."""
 
-# The fixture is imported.
+# F811: the arguments named after the imported fixture.
 # ruff: noqa: F811
 
 import os
@@ -46,7 +46,7 @@ class TestOrder:
                 states[count] = through.save()
             order.append(through.next())
         for count, state in states.items():
-            # The state's seed counts.
+            # The state's seed takes precedence.
             restored = Reader(library, paths, **{**settings, "seed": 12345}, state=state)
             assert restored.save() == state
             assert restored.take(len(order) - count) == order[count:]
@@ -96,7 +96,7 @@ class TestBadParts:
         self.check(Reader(library, write_parts(tmp_path, [0, 0])), "hold no records")
 
     def test_a_record_longer_than_any_is(self, library, tmp_path):
-        """No memory is taken for what a part of terabytes claims to hold."""
+        """Allocates no memory for a record whose length is absurd, in a part of terabytes."""
         path = tmp_path / "part-0"
         path.write_bytes((2**40).to_bytes(8, "little"))
         os.truncate(path, 2**41)

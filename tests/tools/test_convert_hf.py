@@ -39,7 +39,7 @@ from text.hugging_face_tokenizer import read_tokenizer
 
 SCRIPT = "tools/convert_hf.py"
 FLAGS_LINE = (
-    "flags that fit this model: --num_hidden_layers=2 --num_attention_heads=4 --hidden_size_per_head=4 "
+    "flags for this model: --num_hidden_layers=2 --num_attention_heads=4 --hidden_size_per_head=4 "
     "--vocab_size=50 --max_position_embeddings=24"
 )
 
@@ -568,7 +568,7 @@ def test_tensors_that_are_not_the_model(tmp_path, change, message):
         ({"hidden_act": "gelu_new"}, "hidden_act is 'gelu_new'"),
         ({"position_embedding_type": "relative_key"}, "position_embedding_type"),
         ({"layer_norm_eps": 1e-5}, "layer_norm_eps is 1e-05"),
-        ({"num_attention_heads": 5}, "5 attention heads cannot share"),
+        ({"num_attention_heads": 5}, "is not a multiple of num_attention_heads 5"),
         ({"num_hidden_layers": 3}, "has no variable bert-encoder-layer_2"),
         ({"hidden_size": -1}, "hidden_size is -1"),
         ({"hidden_dropout_prob": "0.1"}, "hidden_dropout_prob is '0.1'; it must be a number"),
@@ -603,7 +603,7 @@ def test_export_of_what_is_no_such_model(tmp_path):
     assert_fails_with_one_line(result, "there is no such folder")
     assert_fails_with_one_line(export_hf(folder, tmp_path / "hf"), "--bert_config_file", "--num_attention_heads")
     result = export_hf(folder, tmp_path / "hf", num_attention_heads=3)
-    assert_fails_with_one_line(result, "3 attention heads cannot share a hidden size of 16")
+    assert_fails_with_one_line(result, "hidden_size 16 is not a multiple of num_attention_heads 3")
     result = export_hf(folder, tmp_path / "hf", num_attention_heads=HEADS, architecture="BertForQuestionAnswering")
     assert_fails_with_one_line(result, "has no variable cls-squad-output-weight")
     (tmp_path / "config.json").write_text(json.dumps(CONFIG | {"vocab_size": 60}))
