@@ -9,12 +9,15 @@ from typing import NamedTuple
 
 import numpy as np
 
+from system.command_line import add_bool, positive_int
 from system.errors import UserError
 from text.squad_file import field
 from text.tokenization import CLASSIFIER, SEPARATOR
 
 # The unique_id of a file's first window; the others count up from it.
 FIRST_UNIQUE_ID = 1000000000
+# google-research/bert's run_squad.py has the same defaults.
+WINDOW_DEFAULTS = {"max_seq_length": 384, "doc_stride": 128, "max_query_length": 64, "do_lower_case": True}
 # [CLS] question [SEP] context [SEP]
 SPECIAL_PIECES = 3
 
@@ -45,6 +48,23 @@ class Window(NamedTuple):
 
 class AnswerNotFound(Exception):
     """The text of an answer is not in the context at `answer_start`."""
+
+
+def add_window_flags(group, infer=False):
+    """Adds the flags of WINDOW_DEFAULTS to a group of arguments. With `infer` their values are None if not given."""
+    for name, text in (
+        ("max_seq_length", "length of a record, in pieces"),
+        ("doc_stride", "pieces from one window to the next"),
+        ("max_query_length", "longer questions are truncated, in pieces"),
+    ):
+        default = WINDOW_DEFAULTS[name]
+        if infer:
+            text, default = f"{text} (default: that of the records, else {default})", None
+        group.add_argument(f"--{name}", type=positive_int, default=default, metavar="N", help=text)
+    text = "lower-case the text and strip accents (an uncased model)"
+    if infer:
+        text = f"{text} (default: as in the records, else {WINDOW_DEFAULTS['do_lower_case']})"
+    add_bool(group, "--do_lower_case", None if infer else WINDOW_DEFAULTS["do_lower_case"], text)
 
 
 def check_lengths(max_seq_length, max_query_length):

@@ -62,7 +62,7 @@ def test_flags_may_be_left_out_and_are_those_of_the_records(made):
     assert (long.returncode, long.stderr) == (0, "")
     assert (made / "out" / "predictions.json").read_bytes() == predictions
     old = answers(made, "old.npy", **WINDOWS)
-    assert old.returncode == 0 and "does not tell how its records were made" in old.stdout
+    assert old.returncode == 0 and "does not say how its records were made" in old.stdout
     assert (made / "out" / "predictions.json").read_bytes() == predictions
 
 

@@ -88,7 +88,7 @@ def test_says_what_it_did(converted):
     parameters = sum(np.size(value) for name, value in values.items() if name != "global_step")
     moments = 2 * len(bert_variables_of())
     assert lines == [
-        f"converted {len(names)} variables ({moments} of them moments of Adam): {parameters:,} parameters, "
+        f"converted {len(names)} variables (including {moments} of Adam's moments): {parameters:,} parameters, "
         f"{4 * parameters:,} bytes, in {target}",
         "skipped global_step: the training step: a run from the snapshot starts its schedule at 0",
         "flags for this model: --num_hidden_layers=2 --num_attention_heads=4 --hidden_size_per_head=4 "

@@ -213,7 +213,7 @@ def test_a_merge_into_a_snapshot_without_checksums(some_snapshot, tmp_path):
 def test_verify_snapshot(some_snapshot):
     result = run_in_process(verify_snapshot.main, "verify_snapshot.py", some_snapshot)
     assert (result.returncode, result.stderr) == (0, "")
-    assert result.stdout == f"{some_snapshot}: 5 variables, of which 4 have a checksum, and nothing wrong\n"
+    assert result.stdout == f"{some_snapshot}: 5 variables, of which 4 have a checksum: no damage found\n"
     flip_bit(some_snapshot / "one/out")
     os.truncate(some_snapshot / "two/out", 1)
     (some_snapshot / "one-m/meta").unlink()

@@ -162,7 +162,7 @@ def test_answers_that_are_not_there_are_left_out_and_counted(tmp_path, context, 
     flags = write_inputs(tmp_path, content)
     result = run(SCRIPT, output_dir=tmp_path / "parts", is_training=True, **flags)
     assert result.returncode == 0
-    assert result.stderr.startswith("create_squad_data.py: warning: 1 of 2 questions left out")
+    assert result.stderr.startswith("create_squad_data.py: warning: skipped 1 of 2 questions whose answer")
     assert result.stderr.endswith("answer_start says: q0\n")
     assert len(read_records(tmp_path / "parts")) == 1
 
@@ -245,7 +245,7 @@ def test_answers_without_text_are_counted(tmp_path):
     flags = {"output_dir": tmp_path / "parts", "is_training": True, **write_inputs(tmp_path, content)}
     result = run_in_process(create_squad_data.main, SCRIPT, **flags)
     assert result.returncode == 0
-    assert "warning: 2 of 3 questions have an answer without text, and are trained on some word" in result.stderr
+    assert "warning: 2 of 3 questions have an answer without text, and train on some word" in result.stderr
     assert len(read_records(tmp_path / "parts")) == 3
 
 

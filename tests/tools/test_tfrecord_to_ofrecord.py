@@ -311,7 +311,7 @@ def test_parts_that_are_there_stay_unless_told_otherwise(small_file, tmp_path):
     out = tmp_path / "out"
     assert convert(path, out, part_num=3).returncode == 0
     (out / "vocab.txt").touch()
-    assert_fails_with_one_line(convert(path, out, part_num=2), out, "has parts already", "--overwrite")
+    assert_fails_with_one_line(convert(path, out, part_num=2), out, "already has parts", "--overwrite")
     flip_bit(path, 20)
     assert convert(path, out, "--overwrite", part_num=2).returncode == 2
     assert sorted(file.name for file in out.iterdir()) == ["part-0", "part-1", "part-2", "vocab.txt"]
