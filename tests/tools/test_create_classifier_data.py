@@ -156,7 +156,7 @@ def test_files_of_glue(tmp_path, task):
     assert (tmp_path / "test/labels.txt").exists() == (labels is not None)
 
 
-def test_matched_and_mismatched_have_more_columns(tmp_path):
+def test_mnli_dev_sets_have_more_columns(tmp_path):
     row = ("0", *"abcdefg", "a", "b", *"vwxyz", "neutral")
     other = ("1", *"abcdefg", "c", "d", *"vwxyz", "contradiction")
     assert create(tmp_path, lines(MNLI_DEV, row, other), task_name="MNLI").returncode == 0
@@ -181,7 +181,7 @@ OWN = lines(("id", "text", "class"), ("1", "a b", "10"), ("2", "c", "9"), ("3", 
         ("a b,10\nc,9\nd,9\n", {"name": "f.CSV", "quoted": False}),
     ],
 )  # fmt: skip
-def test_files_of_ones_own(tmp_path, text, flags):
+def test_own_files(tmp_path, text, flags):
     result = create(tmp_path, text, **flags)
     assert result.returncode == 0, result.stderr
     # Numeric labels are sorted by value.
@@ -193,7 +193,7 @@ def test_files_of_ones_own(tmp_path, text, flags):
     ]
 
 
-def test_pairs_are_truncated_as_googles(tmp_path):
+def test_pairs_are_truncated_like_googles(tmp_path):
     text = lines(("a a a a", "b b b b b b", "x"), ("a a a a a a a", "b", "y"), ("a", "b b", "y"), ("a", "b b", "x"))
     result = create(tmp_path, text, text_column=1, text_b_column=2, label_column=3)
     assert "2 of 4 examples are truncated to --max_seq_length=8" in result.stdout
@@ -226,7 +226,7 @@ GOOD = lines(("a", "x"), ("b", "y"), ("c", "x"), ("d", "y"))
         (lines(("a", "x"), ("b",), ("c", "x")), {}, ["line 2: has 1 columns"]),
         (lines(("a", "x"), (" ", "y"), ("c", "x")), {}, ["line 2: an empty sentence"]),
         (lines(("a", "x"), ("\u200b", "y"), ("c", "x")), {}, ["line 2: the sentence has no visible character"]),
-        (lines(("text", "class")) + GOOD, {}, ["line 1: no other line has its label, 'class'", "header", "--header=False"]),
+        (lines(("text", "class")) + GOOD, {}, ["line 1: no other line has its label, 'class'", "--header=False"]),
         (lines(("text", "class"), ("a", "1"), ("b", "0")), {}, ["line 1: no other line has its label, 'class'"]),
         (GOOD + lines(("e", "3")), {}, ["labels of two types: 'x' in line 1, the number 3 in line 5"]),
         (GOOD + lines(("e", "nan")), {}, ["line 5: nan is not a label"]),
@@ -281,7 +281,7 @@ def test_warnings_and_notices(tmp_path):
 
 @pytest.mark.skipif("BERT_REPO" not in os.environ, reason="BERT_REPO names no checkout of google-research/bert")
 @pytest.mark.parametrize("task", ["cola", "mrpc", "mnli"])
-def test_records_are_googles(tmp_path, task):
+def test_records_equal_googles(tmp_path, task):
     """Compares each feature with the output of google-research/bert's run_classifier.py."""
     import tensorflow.compat.v1 as tensorflow_1
 
