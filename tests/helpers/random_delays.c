@@ -1,6 +1,5 @@
-// Preloaded by `make delays`: before and after calls between processes, and with the disk, a process now and then stands
-// still for a while, as if the machine had given its processor to another. What happens only if two things come in an
-// unusual order, or a signal between two instructions, then happens often.
+// Preloaded by `make delays`: randomly pauses a process before and after calls for communication, signals and disk
+// access, as if it had lost its processor. This makes races between processes and with signals frequent.
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
