@@ -61,7 +61,7 @@ def write_squad_parts(folder, count, parts=1, seq_length=32, vocab_size=200, see
 
 
 def write_classifier_part(path, labels, seq_length=32, vocab_size=200, seed=0, padding=()):
-    """Writes random records with the given labels and returns their features; those in `padding` are not real examples."""
+    """Writes random records with the given labels and returns their features; `padding`: not real examples."""
     generator = np.random.default_rng(seed)
     path.parent.mkdir(exist_ok=True)
     records = []

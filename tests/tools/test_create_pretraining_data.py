@@ -326,8 +326,8 @@ def test_settings_tell_how_the_parts_were_made(finished):
 @pytest.mark.parametrize(
     "content, fragment",
     [
-        (b"", "there is no text"),
-        (b"\n \n\t\n", "there is no text"),
+        (b"", "contains no text"),
+        (b"\n \n\t\n", "contains no text"),
         (b"One.\nTwo.\nThree.\n", "one document"),
         (b"One.\n\nTw\xffo.\n", "not UTF-8: byte 8 is 0xff"),
         (b"One.\n\nTwo.\n\nThree.\n", "3 documents are too few"),

@@ -134,7 +134,7 @@ def test_the_alphabet_fills_the_vocabulary(tmp_path, monkeypatch):
         and result.stderr == ""
     )
     pieces, result = train(1)
-    assert pieces == {"中"} and "left out, for which 4.04% of the words" in result.stdout
+    assert pieces == {"中"} and "left out, so 4.04% of the words" in result.stdout
     (tmp_path / "text").write_text("中中中 国国 東 øø\n")
     pieces, result = train(1)
     assert "train_vocab.py: warning: 3 characters are left out, so 57.14% of the words" in result.stderr
@@ -173,8 +173,8 @@ def test_the_pieces_are_those_of_the_trainer_for_word_piece():
 @pytest.mark.parametrize(
     "content, flags, fragment",
     [
-        (b"", {}, "there is no text"),
-        (b" \n\n", {}, "there is no text"),
+        (b"", {}, "contains no text"),
+        (b" \n\n", {}, "contains no text"),
         (b"a\xff\n", {}, "not UTF-8: byte 1 is 0xff"),
         (b"some text\n", {"vocab_size": 50}, "--vocab_size=50 is too small"),
         (b"some text\n", {"vocab_size": 0}, "--vocab_size"),
