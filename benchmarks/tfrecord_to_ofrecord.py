@@ -1,11 +1,11 @@
-"""tools/tfrecord_to_ofrecord.py and the loop one would write with TensorFlow, converting the same TFRecord file.
+"""Compares the speed of tools/tfrecord_to_ofrecord.py with a simple TensorFlow loop on the same TFRecord file.
 
     python benchmarks/tfrecord_to_ofrecord.py [--records 50000] [--runs 3]
 
-The records are of the size of pre-training instances: 128 tokens, 20 predictions. The loop reads with tf.data, parses
-tf.train.Example and serializes an OFRecord; both run in one process on one core, in turn, and make the same bytes. The
-tool is timed from the start of its process to the end, the loop without the seconds it takes to load TensorFlow. With
-two cores or more the tool is also timed with as many workers.
+The records have the size of pre-training instances: 128 tokens, 20 predictions. The loop reads with tf.data, parses
+tf.train.Example and serializes an OFRecord; both run in one process on one core, in turn, and write the same bytes. The
+tool is timed from the start of its process to the end, the loop without loading TensorFlow. With two or more cores, the
+tool is also timed with as many workers.
 """
 
 import argparse
