@@ -406,7 +406,7 @@ def read_vocabulary(folder, size, tokenizer):
     """
     if not tokenizer.is_word_piece:
         raise UserError(
-            f"{folder}: {tokenizer.differences[0]}, so there is no {VOCAB_FILE} for them; leave out --vocab_dump_path"
+            f"{folder}: {tokenizer.differences[0]}, so they do not fit into a {VOCAB_FILE}; leave out --vocab_dump_path"
         )
     if (folder / VOCAB_FILE).is_file():
         return read_vocab_file(folder / VOCAB_FILE, size, folder / VOCAB_FILE)

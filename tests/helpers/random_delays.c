@@ -13,7 +13,7 @@
 #include <time.h>
 #include <unistd.h>
 
-// One time in so many, for up to so many milliseconds, also if signals come.
+// Sleeps in one of `one_in` calls on average, for up to `milliseconds`, even if signals arrive.
 static void stand_still(int one_in, long milliseconds) {
   static __thread unsigned long random = 0;
   const int error = errno;

@@ -58,7 +58,7 @@ def check_batch(job):
 
 
 @pytest.mark.parametrize("text", BAD)
-def test_the_batch_that_has_it_is_refused(tmp_path, text):
+def test_batch_with_a_bad_record_is_rejected(tmp_path, text):
     offset = write_part(tmp_path / "part-0", BAD[text])
     job = Read(checks.DataSet([tmp_path / "part-0"], FIELDS, None), shuffle=False)
     # 8 records per batch. Later batches are all zeros.
@@ -72,7 +72,7 @@ def test_the_batch_that_has_it_is_refused(tmp_path, text):
         assert text in str(error.value) and "--check_data" in str(error.value)
 
 
-def test_a_part_vanishes(tmp_path):
+def test_removed_part(tmp_path):
     for part in range(2):
         write_part(tmp_path / f"part-{part}", ofrecord.serialize(good()), count=400)
     job = Read(checks.DataSet([tmp_path / "part-0", tmp_path / "part-1"], FIELDS, None), shuffle=False)
@@ -99,7 +99,7 @@ def write_pretraining_parts(folder, parts):
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_a_training_run_ends(tmp_path, ranks):
+def test_training_run_ends(tmp_path, ranks):
     """All ranks end with one line; the saved snapshot predates the bad batch. With two ranks, rank 1 reads it."""
     write_pretraining_parts(tmp_path / "data", ranks)
     flags = {**PRETRAINING, "data_dir": tmp_path / "data", "data_part_num": ranks, "gpu_num_per_node": ranks}

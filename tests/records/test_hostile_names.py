@@ -8,14 +8,14 @@ from system.errors import UserError
 from tfrecord_files import serialize_example
 
 
-def test_a_field_of_an_ofrecord(capfd):
+def test_ofrecord(capfd):
     record = ofrecord.serialize({"name": np.arange(3, dtype=np.int32)}).replace(b"name", b"n\xffme")
     features = ofrecord.parse(record, "part-0", 0)
     assert {name: array.tolist() for name, array in features.items()} == {"n\\xffme": [0, 1, 2]}
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_field_of_an_example(capfd):
+def test_example(capfd):
     example = serialize_example({"name": np.arange(3)}).replace(b"name", b"n\xffme")
     with pytest.raises(UserError, match="a.tfrecord: the record at byte 7 is not a tf.train.Example"):
         tfrecord.parse_example(example, "a.tfrecord", 7)

@@ -41,7 +41,7 @@ def test_unshuffled_records_come_in_order(data_set):
 
 @needs_kernels
 class TestReader:
-    def test_the_order_is_that_of_the_model(self, data_set):
+    def test_order_equals_the_python_version(self, data_set):
         """Includes an epoch that ends within a batch."""
         places = [(part, offset) for part in range(3) for offset, _ in ofrecord.read_serialized(data_set.paths[part])]
         numbers = dict(zip(places, itertools.count(1000)))
@@ -52,7 +52,7 @@ class TestReader:
             assert sorted(read[100 * epoch : 100 * (epoch + 1)]) == [*range(1000, 1100)]
 
     @pytest.mark.parametrize("shuffle", [True, False])
-    def test_it_goes_on_where_it_was(self, data_set, shuffle):
+    def test_resumes_at_the_saved_position(self, data_set, shuffle):
         through = Read(data_set, shuffle)
         batches, states = [], []
         for count in range(20):
@@ -65,7 +65,7 @@ class TestReader:
             assert restored.take(19 - count) == batches[count + 1 :]
             assert native.reader_state(19 - count) == states[-1]
 
-    def test_which_states_are_known(self, data_set):
+    def test_known_states(self, data_set):
         read = Read(data_set)
         read.take(100)
         states = [native.reader_state(count) for count in range(36, 101)]
@@ -74,7 +74,7 @@ class TestReader:
             with pytest.raises(ValueError, match=f"after {count} batches is not known"):
                 native.reader_state(count)
 
-    def test_the_state_is_that_of_the_newest_reader(self, data_set):
+    def test_state_is_that_of_the_newest_reader(self, data_set):
         first, second = Read(data_set), Read(data_set)
         first.take(3)
         state = native.reader_state(1)
@@ -84,7 +84,7 @@ class TestReader:
         with pytest.raises(ValueError, match="not known"):
             native.reader_state(90)
 
-    def test_a_state_counts_for_one_reader(self, data_set):
+    def test_state_applies_to_one_reader(self, data_set):
         first, second = Read(data_set), Read(data_set)
         batches = first.take(4)
         native.restore_reader(native.reader_state(2))
@@ -123,7 +123,7 @@ class TestRandomState:
         def take(self, calls):
             return [self(TestRandomState.ONES).to_local().numpy().tobytes() for _ in range(calls)]
 
-    def test_it_goes_on_where_it_was(self):
+    def test_resumes_at_the_saved_position(self):
         native.set_seed(5)
         through = self.Drop()
         masks = through.take(3)
@@ -162,7 +162,7 @@ class TestRandomState:
 
 @needs_kernels
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_a_run_goes_on_as_if_it_had_never_stopped(tmp_path, monkeypatch, ranks):
+def test_resumed_run_equals_an_uninterrupted_one(tmp_path, monkeypatch, ranks):
     """Compares batches and dropout of each rank in a new process; each rank has its own parts."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     data = tmp_path / "data"

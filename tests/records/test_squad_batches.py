@@ -21,7 +21,7 @@ def masks(lengths, whole):
     return (np.arange(whole) < np.array(lengths)[:, None]).astype(np.int32)
 
 
-def test_every_window_is_in_a_batch_that_is_long_enough():
+def test_batches_cover_all_windows():
     generator = np.random.default_rng(0)
     lengths = generator.integers(1, 385, 1000)
     batches = squad_batches.make_batches(masks(lengths, 384), 8, {})
@@ -36,7 +36,7 @@ def test_every_window_is_in_a_batch_that_is_long_enough():
     assert len({length for length, _ in batches}) < 12
 
 
-def test_a_length_that_does_not_pay_has_no_graph():
+def test_rare_lengths_share_a_graph():
     mask = masks([20, 380], 384)
     assert [length for length, _ in squad_batches.make_batches(mask, 1, {})] == [384, 384]
     assert [length for length, _ in squad_batches.make_batches(mask, 1, {32})] == [32, 384]

@@ -154,7 +154,7 @@ def test_a_damaged_list(some_snapshot, content):
         load(some_snapshot)
 
 
-def test_a_flipped_bit_in_what_a_moment_belongs_to(some_snapshot):
+def test_flipped_bit_in_an_owner_file(some_snapshot):
     """A damaged OWNER_FILE would make a moment look stale."""
     flip_bit(some_snapshot / "one-m/of")
     with pytest.raises(UserError, match="/one-v: its file of is not that of one-m, so one of them is damaged"):
@@ -244,7 +244,7 @@ def squad(script, folder, **flags):
     return run(script, **tiny, batch_size_per_device=2, **flags)
 
 
-def test_the_tutorials_merge(tmp_path):
+def test_merge_of_the_tutorial(tmp_path):
     """Initialises a SQuAD model, copies other weights over it and zeroes the step; then flips a bit."""
     write_squad_parts(tmp_path, 4)
     for name in ("initial", "other"):

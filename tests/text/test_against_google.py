@@ -43,7 +43,7 @@ def take_probabilities(output):
 
 
 @pytest.mark.parametrize("name", sorted(RECORDED))
-def test_what_google_made(tmp_path, name):
+def test_recorded_outputs(tmp_path, name):
     expected = dict(RECORDED[name])
     case = Case(**json.loads(expected.pop("case")))
     write_case(case, tmp_path)

@@ -169,7 +169,7 @@ def test_every_sentence_is_used():
     assert used == set(range(len(documents.ids)))
 
 
-def test_truncated_lengths_are_those_of_removing_token_by_token():
+def test_truncated_lengths_equal_removing_token_by_token():
     for limit in range(2, 16):
         for a_length in range(1, 40):
             for b_length in range(1, 40):
@@ -221,7 +221,7 @@ def test_shares_of_masking():
 
 
 @pytest.mark.parametrize("whole_words", [False, True])
-def test_chances_of_words_are_those_of_visiting_them_in_all_orders(whole_words):
+def test_probabilities_of_words_equal_those_of_random_orders(whole_words):
     # Words of 1, 2, 1, 3 and 1 pieces, room for 4.
     sizes = [1, 2, 1, 3, 1] if whole_words else [1] * 8
     room = 4
@@ -257,7 +257,7 @@ VOCAB = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghij", *("##" + l
     "sentence_lengths, seq_length, short_seq_prob, whole_words",
     [((5, 30), 128, 0.1, False), ((1, 6), 24, 0.5, True), ((10, 60), 40, 0.1, False)],
 )
-def test_distribution_of_instances_is_the_reference_s(sentence_lengths, seq_length, short_seq_prob, whole_words):
+def test_distribution_of_instances_equals_the_reference(sentence_lengths, seq_length, short_seq_prob, whole_words):
     rng = random.Random(11)
     texts = [
         [[rng.choice(VOCAB[5:]) for _ in range(rng.randint(*sentence_lengths))] for _ in range(rng.randint(1, 25))]

@@ -135,7 +135,7 @@ def test_question_of_more_than_64_pieces():
         ("old\u202fhouse a\u00a0b", "house", "house"),
     ],
 )
-def test_answers_end_where_pieces_do(context, answer, expected):
+def test_answers_are_narrowed_to_pieces(context, answer, expected):
     entry = {"answers": [{"text": answer, "answer_start": context.index(answer)}]}
     document = squad_windows.tokenize_document(context, TOKENIZER)
     question = squad_file.Question("id", "?", "here", entry)
@@ -207,7 +207,7 @@ def test_parts_are_contiguous_blocks(tmp_path):
     assert read_records(tmp_path / "parts") == records
 
 
-def test_shuffled_as_google_does_and_only_then():
+def test_shuffle_equals_googles():
     content = one_paragraph("The old house", *[("what " + "x" * number, "old", 4) for number in range(30)])
     limits = {"max_seq_length": 64, "doc_stride": 5, "max_query_length": 40}
     plain = make_records(content, is_training=True, **limits)
@@ -217,7 +217,7 @@ def test_shuffled_as_google_does_and_only_then():
 
 
 @pytest.mark.parametrize("flags", [{}, {"version_2_with_negative": True}])
-def test_questions_of_version_2_without_an_answer_point_at_cls(tmp_path, flags):
+def test_impossible_questions_of_version_2_point_at_cls(tmp_path, flags):
     content = one_paragraph("The old house", ("?", "old", 4), ("?", "house", 8))
     possible, impossible = content["data"][0]["paragraphs"][0]["qas"]
     possible["is_impossible"], impossible["is_impossible"] = False, True
@@ -249,7 +249,7 @@ def test_answers_without_text_are_counted(tmp_path):
     assert len(read_records(tmp_path / "parts")) == 3
 
 
-def test_text_that_the_vocabulary_lacks_is_told_with_its_characters(tmp_path):
+def test_warning_lists_characters_missing_from_the_vocabulary(tmp_path):
     content = one_paragraph("The ก house", ("กข?", "house", 6))
     flags = {"output_dir": tmp_path / "parts", "is_training": False, **write_inputs(tmp_path, content)}
     result = run_in_process(create_squad_data.main, SCRIPT, **flags)
@@ -350,7 +350,7 @@ def test_is_training_has_no_default(tmp_path):
     assert_fails_with_one_line(result, "--is_training")
 
 
-def test_two_questions_of_one_id(tmp_path):
+def test_repeated_question_id(tmp_path):
     content = one_paragraph("The old house", ("?", "old", 4), ("who?", "The", 0))
     content["data"][0]["paragraphs"][0]["qas"][1]["id"] = "q0"
     flags = {"output_dir": tmp_path / "parts", **write_inputs(tmp_path, content)}

@@ -149,7 +149,7 @@ def test_only_missing_parts_are_made(corpus, tmp_path):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_killed_run_goes_on(tmp_path, workers):
+def test_killed_run_resumes(tmp_path, workers):
     write_corpus(tmp_path / "text", 600)
     whole, folder = tmp_path / "whole", tmp_path / "folder"
     flags = {"part_num": 6, "dupe_factor": 20}
@@ -196,7 +196,7 @@ def is_running(pid):
 
 
 @pytest.mark.parametrize("how", ["worker killed", "interrupted"])
-def test_ends_with_one_line_and_leaves_no_process_and_no_temporary_file(tmp_path, how):
+def test_interrupted_run_prints_one_line_and_leaves_nothing(tmp_path, how):
     write_corpus(tmp_path / "text", 400)
     command = [sys.executable, ROOT / SCRIPT, f"--input_file={tmp_path / 'text'}", f"--output_dir={tmp_path / 'out'}"]
     command += [f"--vocab_file={VOCAB_FILE}", "--workers=2", "--part_num=2", "--dupe_factor=1000"]
@@ -303,7 +303,7 @@ def test_parts_of_unknown_origin_are_not_mixed(finished, tmp_path):
         (tmp_path / "records.json").write_text(damaged)
         assert_fails_with_one_line(create(input_file, tmp_path), "records.json: ", "delete this one")
     (tmp_path / "part-0").unlink()
-    assert create(input_file, tmp_path).returncode == 0, "settings without parts stand in nobody's way"
+    assert create(input_file, tmp_path).returncode == 0, "settings without parts are replaced"
 
 
 def test_two_runs_cannot_write_to_one_folder(finished):
@@ -316,7 +316,7 @@ def test_two_runs_cannot_write_to_one_folder(finished):
         os.close(descriptor)
 
 
-def test_settings_tell_how_the_parts_were_made(finished):
+def test_settings_describe_the_parts(finished):
     _, folder = finished
     settings = json.loads((folder / "records.json").read_text())
     assert settings["part_num"] == 3 and settings["random_seed"] == 12345
@@ -422,7 +422,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     assert peaks[1] - peaks[0] < size / 4, f"peak memory {peaks} MiB for a part of {size} MiB"
 
 
-def test_dataset_is_what_its_corpus_makes(tmp_path):
+def test_dataset_is_reproducible(tmp_path):
     variables = [f"PYTHON={sys.executable}", f"BUILT_DATASET={tmp_path / 'set'}"]
     command = ["make", "-f", "make/dataset.mk", "dataset-check", *variables]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -438,7 +438,7 @@ def test_dataset_is_what_its_corpus_makes(tmp_path):
         assert vocab["[UNK]"] not in features["input_ids"]
 
 
-def test_batches_serialize_as_protobuf_does():
+def test_batches_serialize_like_protobuf():
     generator = np.random.default_rng(0)
     for number in (0, 1, 300):
         features = {

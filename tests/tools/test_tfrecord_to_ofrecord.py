@@ -49,7 +49,7 @@ def assert_equal_records(found, expected):
             np.testing.assert_array_equal(record[name], values)
 
 
-def test_the_40_samples_come_back_byte_for_byte(tmp_path):
+def test_samples_survive_a_round_trip_byte_for_byte(tmp_path):
     part = ROOT / "dataset" / "part-0"
     write_tfrecord_of_part(part, tmp_path / "samples.tfrecord")
     result = run(SCRIPT, input_file=tmp_path / "samples.tfrecord", output_dir=tmp_path / "out")

@@ -111,7 +111,7 @@ def test_alphabet(tmp_path):
     assert "characters are left out, so" in result.stderr
 
 
-def test_the_alphabet_fills_the_vocabulary(tmp_path, monkeypatch):
+def test_alphabet_fills_the_vocabulary(tmp_path, monkeypatch):
     """All characters become pieces if there is room, else the most frequent ones."""
     monkeypatch.setattr(train_vocab, "SURE_ALPHABET", 1)
     (tmp_path / "text").write_text("中中中 国国 東 øø" + " word" * 92 + "\n")
@@ -152,7 +152,7 @@ def test_terminal_shows_the_progress_of_merging(tmp_path):
     assert (tmp_path / "pipe").read_bytes() == (tmp_path / "terminal").read_bytes()
 
 
-def test_the_pieces_are_those_of_the_trainer_for_word_piece():
+def test_pieces_equal_those_of_the_wordpiece_trainer():
     """The tool uses BpeTrainer, because WordPieceTrainer does not report progress."""
     lines = [split_words(line, True) for line in CORPUS.read_text().splitlines()]
     *alphabet, _ = train_vocab.choose_alphabet(*train_vocab.count_characters(lines), 1000, True)
