@@ -106,8 +106,7 @@ class Launched:
 
     def children(self):
         """Returns the ids of the script's child processes."""
-        tasks = Path(f"/proc/{self.process.pid}/task").iterdir()
-        return [int(child) for task in tasks for child in (task / "children").read_text().split()]
+        return children_of(self.process.pid)
 
     def ranks(self):
         """Returns rank -> process id of the ranks that run with this log_dir."""
@@ -133,6 +132,12 @@ class Launched:
         for fragment in fragments:
             assert str(fragment) in lines[0], lines[0]
         assert self.ranks() == {}
+
+
+def children_of(process_id):
+    """Returns the ids of the children of a process."""
+    tasks = Path(f"/proc/{process_id}/task").iterdir()
+    return [int(child) for task in tasks for child in (task / "children").read_text().split()]
 
 
 def has_handler(process_id, number):

@@ -16,6 +16,7 @@ import pytest
 import create_pretraining_data
 import reference_squad
 from in_process import run_in_process
+from launched import children_of
 from records import ofrecord
 from running import ROOT, assert_fails_with_one_line, run
 from system.errors import RunError
@@ -171,12 +172,6 @@ def test_killed_run_resumes(tmp_path, workers):
     assert result.returncode == 0, result.stderr
     assert f"{len(there)} of 6 parts are there" in result.stdout
     assert contents(folder) == contents(whole), "leftovers of the killed run, or other parts"
-
-
-def children_of(pid):
-    path = f"/proc/{pid}/task/{pid}/children"
-    with open(path) as file:
-        return [int(child) for child in file.read().split()]
 
 
 def assert_ended(pids):

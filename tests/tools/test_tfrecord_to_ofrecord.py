@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 import tfrecord_to_ofrecord
 from in_process import full_disk, run_in_process
+from launched import children_of
 from made_parts import random_pretraining_features
 from records import ofrecord, tfrecord
 from running import ROOT, assert_fails_with_one_line, run
@@ -367,12 +368,6 @@ def test_interrupted_run_leaves_no_part(tmp_path, signal_):
     write_tfrecord(tmp_path / "in", [record])
     assert convert(tmp_path / "in", out).returncode == 0
     assert [path.name for path in out.iterdir()] == ["part-0"]
-
-
-def children_of(pid):
-    """Returns the process ids of the children of process `pid`."""
-    with open(f"/proc/{pid}/task/{pid}/children") as file:
-        return [int(child) for child in file.read().split()]
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
