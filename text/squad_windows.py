@@ -55,13 +55,13 @@ def add_window_flags(group, infer=False):
     for name, text in (
         ("max_seq_length", "length of a record, in pieces"),
         ("doc_stride", "pieces from one window to the next"),
-        ("max_query_length", "longer questions are truncated, in pieces"),
+        ("max_query_length", "maximum length of a question, in pieces"),
     ):
         default = WINDOW_DEFAULTS[name]
         if infer:
             text, default = f"{text} (default: that of the records, else {default})", None
         group.add_argument(f"--{name}", type=positive_int, default=default, metavar="N", help=text)
-    text = "lower-case the text and strip accents (an uncased model)"
+    text = "lower-case the text and strip accents, for uncased models"
     if infer:
         text = f"{text} (default: as in the records, else {WINDOW_DEFAULTS['do_lower_case']})"
     add_bool(group, "--do_lower_case", None if infer else WINDOW_DEFAULTS["do_lower_case"], text)

@@ -93,7 +93,7 @@ def parse_arguments():
     records.add_argument(
         "--max_seq_length", type=positive_int, default=128, metavar="N", help="length of a record, in pieces"
     )
-    add_bool(records, "--do_lower_case", True, "lower-case the text and strip accents (an uncased model)")
+    add_bool(records, "--do_lower_case", True, "lower-case the text and strip accents, for uncased models")
     add_bool(records, "--shuffle", False, "shuffle the lines, for training on a sorted file")
     records.add_argument("--random_seed", type=int, default=12345, metavar="N", help="seed of --shuffle")
     arguments = parser.parse_args()

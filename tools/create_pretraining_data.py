@@ -154,7 +154,7 @@ def parse_arguments():
         help="number of processes, each making one part at a time (default: the number of processors)",
     )
     group = parser.add_argument_group("instances")
-    add_bool(group, "--do_lower_case", default=True, help="lower-case the text and strip accents (an uncased model)")
+    add_bool(group, "--do_lower_case", default=True, help="lower-case the text and strip accents, for uncased models")
     add_bool(
         group,
         "--do_whole_word_mask",
@@ -162,7 +162,7 @@ def parse_arguments():
     )
     group.add_argument("--max_seq_length", type=positive_int, default=128, metavar="N", help="tokens in an instance")
     group.add_argument(
-        "--max_predictions_per_seq", type=positive_int, default=20, metavar="N", help="masked tokens at most"
+        "--max_predictions_per_seq", type=positive_int, default=20, metavar="N", help="maximum number of masked tokens"
     )
     group.add_argument("--masked_lm_prob", type=fraction, default=0.15, metavar="P", help="share of masked tokens")
     group.add_argument(

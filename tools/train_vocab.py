@@ -78,7 +78,7 @@ def parse_arguments():
     parser.add_argument("--vocab_file", required=True, type=Path, metavar="FILE", help="vocabulary to write")
     add_bool(parser, "--overwrite", help="replace a vocabulary that this tool has made")
     parser.add_argument("--vocab_size", type=positive_int, default=30522, metavar="N", help="maximum number of pieces")
-    add_bool(parser, "--do_lower_case", default=True, help="lower-case the text and strip accents (an uncased model)")
+    add_bool(parser, "--do_lower_case", default=True, help="lower-case the text and strip accents, for uncased models")
     parser.add_argument(
         "--min_frequency", type=positive_int, default=2, metavar="N", help="minimum number of occurrences of a piece"
     )
