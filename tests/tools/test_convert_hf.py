@@ -92,7 +92,7 @@ def test_both_directions_as_processes(tmp_path):
     parameters = sum(tensor.size for tensor in tensors.values())
     assert result.stdout.splitlines() == [
         f"converted {len(names)} variables: {parameters:,} parameters, {4 * parameters:,} bytes, in {tmp_path / 'of'}",
-        "the snapshot has no vocabulary: scripts that read text for it need --vocab_file",
+        "the snapshot has no vocabulary: scripts that read text need --vocab_file",
         FLAGS_LINE,
     ]
     result = run(SCRIPT, "export", snapshot_dir=tmp_path / "of", hf_dump_path=tmp_path / "hf2", num_attention_heads=4)
@@ -550,7 +550,7 @@ def test_damaged_safetensors(tmp_path, content):
         ({WORDS: np.zeros((VOCAB, HIDDEN), np.int8)}, "of type I8"),
         ({"embeddings.word_embeddings.weight": np.zeros((VOCAB, HIDDEN), np.float32)}, "are the same variable"),
         ({"bert.encoder.layer.2.output.dense.bias": np.zeros(HIDDEN, np.float32)}, "no place in a BERT of 2 layers"),
-        ({"bert.encoder.layer.0.crossattention.self.key.bias": np.zeros(1, np.float32)}, "no place"),
+        ({"bert.encoder.layer.0.crossattention.self.key.bias": np.zeros(1, np.float32)}, "is not part of a BERT"),
         ({"qa_outputs.weight": np.zeros((3, HIDDEN), np.float32)}, "cls-squad-output-weight has shape [16, 3]"),
     ],
 )
