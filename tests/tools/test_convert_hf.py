@@ -549,7 +549,7 @@ def test_damaged_safetensors(tmp_path, content):
         ({WORDS: np.zeros((HIDDEN, VOCAB), np.float32)}, "bert-embeddings-word_embeddings has shape [16, 50]"),
         ({WORDS: np.zeros((VOCAB, HIDDEN), np.int8)}, "of type I8"),
         ({"embeddings.word_embeddings.weight": np.zeros((VOCAB, HIDDEN), np.float32)}, "are the same variable"),
-        ({"bert.encoder.layer.2.output.dense.bias": np.zeros(HIDDEN, np.float32)}, "no place in a BERT of 2 layers"),
+        ({"bert.encoder.layer.2.output.dense.bias": np.zeros(HIDDEN, np.float32)}, "is not part of a BERT of 2 layers"),
         ({"bert.encoder.layer.0.crossattention.self.key.bias": np.zeros(1, np.float32)}, "is not part of a BERT"),
         ({"qa_outputs.weight": np.zeros((3, HIDDEN), np.float32)}, "cls-squad-output-weight has shape [16, 3]"),
     ],
