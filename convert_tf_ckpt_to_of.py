@@ -1,9 +1,9 @@
-"""Converts a TensorFlow checkpoint of BERT (Google's, or one trained with google-research/bert) to a snapshot.
+"""Converts a TensorFlow checkpoint of BERT, published by Google or trained with google-research/bert, to a snapshot.
 
     python convert_tf_ckpt_to_of.py --tf_checkpoint_path ./uncased_L-12_H-768_A-12 --of_dump_path ./bert-oneflow
 
-A variable keeps its name, with `/` as `-` and `kernel` as `weight`; Adam's moments `adam_m` and `adam_v` become `-m`
-and `-v`. The training step stays behind, so that a run from the snapshot starts its schedule at 0.
+Variables keep their names, with `/` as `-` and `kernel` as `weight`; Adam's moments `adam_m` and `adam_v` become `-m`
+and `-v`. The training step is dropped, so a run from the snapshot starts its schedule at 0.
 """
 
 from system import import_errors  # noqa: F401
@@ -32,7 +32,7 @@ from util import run_script
 # Slots of google-research/bert's AdamWeightDecayOptimizer.
 _MOMENTS = {"adam_m": "m", "adam_v": "v"}
 
-# The head of its run_squad.py, with weights [2, hidden]; a snapshot has a dense layer like any other, [hidden, 2].
+# The head of run_squad.py has weights [2, hidden]; a snapshot has a regular dense layer, [hidden, 2].
 _SQUAD_WEIGHTS = "cls/squad/output_weights"
 _WORD_EMBEDDINGS = "embeddings/word_embeddings"
 _SQUAD_HEAD = {_SQUAD_WEIGHTS: "cls-squad-output-weight", "cls/squad/output_bias": "cls-squad-output-bias"}
@@ -48,8 +48,8 @@ def parse_arguments():
         "--tf_checkpoint_path",
         required=True,
         metavar="PATH",
-        help="folder of the checkpoint, or its prefix (such as bert_model.ckpt); the snapshot gets the "
-        "bert_config.json and the vocab.txt that lie beside it",
+        help="folder of the checkpoint, or its prefix (such as bert_model.ckpt); bert_config.json and vocab.txt in "
+        "that folder are copied to the snapshot",
     )
     parser.add_argument("--of_dump_path", required=True, metavar="DIR", help="folder of the snapshot to write")
     add_bool(parser, "--overwrite", help="replace a snapshot that exists at --of_dump_path")
@@ -57,21 +57,21 @@ def parse_arguments():
         parser,
         "--do_lower_case",
         None,
-        "whether the model is uncased, for the snapshot to tell (default: by the folder's name, as Google names them)",
+        "the model is uncased; recorded in the snapshot (default: by the folder's name, if it is one of Google's)",
     )
     return parser.parse_args()
 
 
 def find_checkpoint(path):
-    """The prefix of the checkpoint at `path`: a folder or a prefix.
+    """Returns the prefix of the checkpoint at `path`, which is a folder or a prefix.
 
-    In a folder it is the one that the file `checkpoint` names, or, without that file, the only one there is.
-    Raises UserError where there is none, or more than one and no word which.
+    In a folder, returns the checkpoint that the file `checkpoint` names, or the only one if there is no such file.
+    Raises UserError if there is none, or several without a file `checkpoint`.
     """
     path = Path(path)
     if path.is_dir():
         return _find_in_folder(path)
-    # Completion by the shell gives one of the checkpoint's files rather than their common prefix.
+    # The shell completes to one of the checkpoint's files, not to their common prefix.
     prefix = Path(re.sub(r"\.(index|meta|data-\d+-of-\d+)$", "", str(path)))
     if not _is_checkpoint(prefix):
         raise UserError(f"{path}: there is no checkpoint: no such folder, and no file {prefix}.index")
@@ -102,9 +102,9 @@ def _find_in_folder(folder):
 
 
 def _named_checkpoint(text):
-    """The path, as a string, that the `text` of a file `checkpoint` names; None if it names none, or in broken escapes.
+    """Returns the path in the `text` of a file `checkpoint`, or None if it has none or invalid escapes.
 
-    The file is a text protobuf, so what is not ASCII is escaped; the \\ of Windows may be or not.
+    The file is a text protobuf: non-ASCII characters are escaped. The backslashes of Windows may be.
     """
     match = re.search(r'^\s*model_checkpoint_path\s*:\s*"([^"]+)"', text, re.MULTILINE)
     if match is None:
@@ -118,9 +118,9 @@ def _named_checkpoint(text):
 
 
 def _places_of(named, folder):
-    """The prefixes at which the checkpoint `named` by a file in `folder` may lie, the first one is the most likely.
+    """Returns the possible prefixes of the checkpoint `named` by a file in `folder`, the most likely one first.
 
-    A folder may have been moved or copied since, from Windows too: of an absolute path its own files come first.
+    The folder may have been moved or copied, even from Windows, so an absolute path is looked up in `folder` first.
     """
     if re.match(r"[A-Za-z]:[\\/]|\\\\", named):
         return [folder / PureWindowsPath(named).name]
@@ -135,11 +135,11 @@ def _is_checkpoint(prefix):
 
 
 def open_checkpoint(prefix):
-    """TensorFlow's reader of the name-based checkpoint at `prefix`.
+    """Returns TensorFlow's reader of the name-based checkpoint at `prefix`.
 
-    Raises UserError if it is damaged or TensorFlow 2's object-based kind, or if TensorFlow cannot be imported.
+    Raises UserError if it is damaged, is a TensorFlow 2 object-based checkpoint, or TensorFlow cannot be imported.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # its remarks on the processor it runs on
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # hides its messages about the processor
     try:
         import tensorflow as tf
     except ImportError as error:
@@ -152,17 +152,14 @@ def open_checkpoint(prefix):
         raise UserError(f"{prefix}: damaged or not a checkpoint: {_reason(error)}") from None
     if reader.has_tensor(_TF2_OBJECT_GRAPH):
         raise UserError(
-            f"{prefix}: a TensorFlow 2 object-based checkpoint, whose variables have no names of their own; convert "
-            "the TensorFlow 1 release of the model, or its Hugging Face form with tools/convert_hf.py"
+            f"{prefix}: a TensorFlow 2 object-based checkpoint, whose variables have no names; convert the "
+            "TensorFlow 1 release of the model, or its Hugging Face version with tools/convert_hf.py"
         )
     return reader
 
 
 def read_variable(reader, name, prefix):
-    """The array of the variable `name`, in the type the checkpoint at `prefix` has it in.
-
-    Raises UserError if it cannot be read.
-    """
+    """Returns the array of the variable `name`, with its dtype in the checkpoint. Raises UserError if unreadable."""
     import tensorflow as tf
 
     try:
@@ -176,21 +173,21 @@ def _reason(error):
 
 
 def skip_reason(name, shape, dtype, names):
-    """Why the variable `name` has no place in a snapshot, or None if it has one. `names` are all in the checkpoint."""
+    """Returns why the variable `name` is not converted, or None if it is. `names`: all names in the checkpoint."""
     parent, _, last = name.rpartition("/")
     if name == "global_step":
         return "the training step: a run from the snapshot starts its schedule at 0"
     if not dtype.is_floating:
         return f"of type {dtype.name}, so not a weight"
     if not shape:
-        return "a single number: state of the training, not a weight"
+        return "a scalar: training state, not a weight"
     if parent in names and last not in _MOMENTS:
-        return "state of another optimiser than Adam"
+        return "state of an optimiser other than Adam"
     return None
 
 
 def snapshot_name(name):
-    """The name in a snapshot of the TensorFlow variable `name`."""
+    """Returns the snapshot's name of the TensorFlow variable `name`."""
     parent, _, last = name.rpartition("/")
     weight = parent if last in _MOMENTS else name
     suffix = f"-{_MOMENTS[last]}" if last in _MOMENTS else ""
@@ -198,13 +195,12 @@ def snapshot_name(name):
 
 
 def plan_conversion(shapes, dtypes, prefix):
-    """(name -> name in the snapshot, name -> why it is skipped) for the variables of the checkpoint at `prefix`.
+    """Returns (name -> name in the snapshot, name -> why it is skipped) for the variables of the checkpoint.
 
-    A checkpoint may come from anywhere: raises UserError for a name that cannot be a folder's, and where two would
-    get the same one.
+    Checkpoints are untrusted: raises UserError if a name cannot be a folder's, or if two names become the same.
     """
     targets, skipped, source_of = {}, {}, {}
-    # What a module around the model has put before the names goes; a bare encoder has no `bert/`.
+    # Strip the prefix of a wrapper module; a bare encoder has no `bert/`.
     wrapper = variables.name_in_wrapper(shapes, "/", _WORD_EMBEDDINGS)
     backbone = "bert/" if wrapper + _WORD_EMBEDDINGS in shapes else ""
     for name in sorted(shapes):
@@ -224,12 +220,12 @@ def plan_conversion(shapes, dtypes, prefix):
 
 
 def is_transposed(target):
-    """Whether the variable `target` of a snapshot lies the other way round in a checkpoint."""
+    """Whether the variable `target` of a snapshot is transposed in a checkpoint."""
     return re.sub(r"-[mv]$", "", target) == _SQUAD_HEAD[_SQUAD_WEIGHTS]
 
 
 def check_data_size(shapes, dtypes, prefix):
-    """Raises UserError if the numbers that the index promises cannot all be in the checkpoint's data files."""
+    """Raises UserError if the checkpoint's data files are smaller than its index says."""
     needed = sum(
         math.prod(shape) * dtypes[name].size
         for name, shape in shapes.items()
@@ -240,45 +236,47 @@ def check_data_size(shapes, dtypes, prefix):
     if needed > available:
         raise UserError(
             f"{prefix}: truncated: its variables take {needed} bytes, but the data files ({prefix.name}.data-*) have "
-            f"only {available}; copy or download them anew"
+            f"only {available}; copy or download them again"
         )
 
 
 def summarise(names, skipped, shapes, dtypes, folder):
-    """The lines that say what was converted, and what was not and why."""
+    """Returns lines that list what was converted, and what was skipped and why."""
     moments = [name for name in names if name.rpartition("/")[2] in _MOMENTS]
     parameters = sum(math.prod(shapes[name]) for name in names)
-    of_them = f" ({len(moments)} of them moments of Adam)" if moments else ""
+    including = f" (including {len(moments)} of Adam's moments)" if moments else ""
     lines = [
-        f"converted {len(names)} variables{of_them}: {parameters:,} parameters, {4 * parameters:,} bytes, in {folder}"
+        f"converted {len(names)} variables{including}: {parameters:,} parameters, {4 * parameters:,} bytes, in {folder}"
     ]
     widened = collections.Counter(dtypes[name].name for name in names)
     lines += [f"stored as float32: {n} variables of {dtype}" for dtype, n in widened.items() if dtype != "float32"]
     names_by_reason = collections.defaultdict(list)
     for name, reason in skipped.items():
         names_by_reason[reason].append(name)
-    for reason, left_out in names_by_reason.items():
-        more = f" and {len(left_out) - 4} more" if len(left_out) > 4 else ""
-        lines.append(one_line(f"skipped {', '.join(left_out[:4])}{more}: {reason}"))
+    for reason, group in names_by_reason.items():
+        more = f" and {len(group) - 4} more" if len(group) > 4 else ""
+        lines.append(one_line(f"skipped {', '.join(group[:4])}{more}: {reason}"))
     return lines
 
 
 def files_of_model(folder, config, size, do_lower_case):
-    """The files that describe the model in its snapshot, name -> bytes, from those beside the checkpoint in `folder`.
+    """Returns the files that describe the model in its snapshot, name -> bytes, from the checkpoint's `folder`.
 
-    `config` is its configuration, or None; `do_lower_case` what the user says of the case, or None. Says what is not
-    known. Raises UserError if the vocabulary is not that of a model of this variables.ModelSize.
+    `config`: the model's configuration, or None; `do_lower_case`: the flag's value, or None. Prints a notice if there
+    is no configuration. Raises UserError if the vocabulary is too large for the variables.ModelSize `size`.
     """
     if config is None:
-        print(f"{folder} has no bert_config.json, nor has the snapshot: runs that load it need --num_attention_heads.")
+        print(
+            f"{folder} has no bert_config.json, so the snapshot has none: runs that load it need --num_attention_heads."
+        )
     vocab_file = folder / model_files.VOCAB_FILE
     vocab_data = None
     if vocab_file.is_file():
         num_pieces = max(read_vocab(vocab_file).values()) + 1
         if num_pieces > size.vocab_size:
             raise UserError(
-                f"{vocab_file}: has {num_pieces} pieces, but the weights are of a model with {size.vocab_size}; put "
-                "the model's own there, or move it away"
+                f"{vocab_file}: has {num_pieces} pieces, but the weights are of a model with {size.vocab_size}; "
+                "replace it with the model's own, or move it away"
             )
         vocab_data = model_files.read_vocab_bytes(vocab_file)
     if do_lower_case is None:
@@ -287,7 +285,7 @@ def files_of_model(folder, config, size, do_lower_case):
 
 
 def case_by_name(name):
-    """do_lower_case by the name of a folder as Google publishes them (uncased_L-12_..., multi_cased_...), or None."""
+    """Returns do_lower_case by the folder's name if it is one of Google's (uncased_L-12_..., ...), else None."""
     if re.match(r"((wwm_)?uncased|multilingual|chinese)_L-", name):
         return True
     return False if re.match(r"((wwm_)?cased|multi_cased)_L-", name) else None

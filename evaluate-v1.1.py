@@ -1,4 +1,4 @@
-"""Scores SQuAD v1.1 predictions: exact match and F1, in per cent, as the official script of the data set does."""
+"""Scores SQuAD v1.1 predictions: exact match and F1 in percent, like the data set's official script."""
 
 from system import import_errors  # noqa: F401
 
@@ -18,7 +18,7 @@ VERSION = "1.1"
 def main():
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("dataset_file", help="SQuAD v1.1 JSON with the questions and their reference answers")
-    parser.add_argument("prediction_file", help="JSON object that has for every question's id the answer's text")
+    parser.add_argument("prediction_file", help="JSON object: question id -> text of the answer")
     arguments = parser.parse_args()
 
     version, references = read_references(arguments.dataset_file)
@@ -31,9 +31,9 @@ def main():
 
 
 def read_references(path):
-    """(version, reference answers of every question: id -> list of texts, at least one) of a SQuAD v1.1 file.
+    """Reads a SQuAD v1.1 file. Returns (version, reference answers: id -> non-empty list of texts).
 
-    Raises UserError if it holds no question, or one without an answer.
+    Raises UserError if it has no question, or a question without an answer.
     """
     version, paragraphs = squad_file.read_paragraphs(path)
     squad_file.check_unique_ids(paragraphs, path)
@@ -48,12 +48,12 @@ def read_references(path):
                 for index, answer in enumerate(answers)
             ]
     if not references:
-        raise UserError(f"{path}: holds no question")
+        raise UserError(f"{path}: has no question")
     return version, references
 
 
 def report_differences(references, predictions, arguments):
-    """Names on stderr the questions without a prediction, and counts predictions without a question."""
+    """Lists the questions without a prediction on stderr, and counts the predictions without a question."""
     unanswered = [question_id for question_id in references if question_id not in predictions]
     if unanswered:
         text = f"{len(unanswered)} of {len(references)} questions are unanswered and score 0:"

@@ -1,6 +1,6 @@
-"""Makes predictions.json of a model's logits (all_results.npy), as google-research/bert's run_squad.py would.
+"""Turns a model's logits (all_results.npy) into predictions.json, like google-research/bert's run_squad.py.
 
-Writes nbest_predictions.json too, and null_odds.json for SQuAD v2.0. Needs neither TensorFlow nor OneFlow.
+Also writes nbest_predictions.json, and null_odds.json for SQuAD v2.0. Needs neither TensorFlow nor OneFlow.
 """
 
 from system import import_errors  # noqa: F401
@@ -27,14 +27,12 @@ from text import squad_answers, squad_file, squad_windows
 from text.tokenization import Tokenizer, check_case, read_vocab, vocab_checksum
 from util import run_script
 
-# How google-research/bert's run_squad.py makes windows by default.
-DEFAULTS = {"max_seq_length": 384, "doc_stride": 128, "max_query_length": 64, "do_lower_case": True}
 LARGEST_DESCRIPTION = 1 << 16  # bytes
 OUTPUT_FILES = ("predictions.json", "nbest_predictions.json", "null_odds.json")
 
 
 class Example(NamedTuple):
-    """A question as it was put to the model: the windows of its document, and where among all windows they begin."""
+    """A question as the model saw it: the windows of its document, and the index of the first among all windows."""
 
     id: str
     num_query_pieces: int
@@ -55,19 +53,19 @@ def main():
     squad_windows.check_lengths(arguments.max_seq_length, arguments.max_query_length)
     check_seq_length(results, arguments)
     vocab = read_vocab(arguments.vocab_file)
-    num_spare = check_bert_config(arguments, vocab) if arguments.bert_config_file else 0
+    num_missing = check_bert_config(arguments, vocab) if arguments.bert_config_file else 0
     _, paragraphs = squad_file.read_paragraphs(arguments.predict_file)
     squad_file.check_unique_ids(paragraphs, arguments.predict_file)
-    check_made_of(described, paragraphs, arguments)
+    check_same_data(described, paragraphs, arguments)
 
     examples = make_examples(paragraphs, Tokenizer(vocab, arguments.do_lower_case), arguments)
     results = fit_results(results, examples, arguments)
     check_case(arguments.vocab_file, vocab, arguments.do_lower_case)
     if not arguments.version_2_with_negative:
         warn_of_impossible(paragraphs, arguments.predict_file)
-    if num_spare:
+    if num_missing:
         print_warning(
-            f"{arguments.vocab_file} has {num_spare} pieces fewer than vocab_size in {arguments.bert_config_file}; "
+            f"{arguments.vocab_file} has {num_missing} pieces fewer than vocab_size in {arguments.bert_config_file}; "
             "if it is not the model's vocabulary, the answers are wrong"
         )
     predictions, n_best, null_odds = answer_questions(examples, results, arguments)
@@ -85,31 +83,18 @@ def parse_arguments():
     files.add_argument(
         "--all_results_file", default="all_results.npy", metavar="NPY", help="logits, from run_squad_predict.py"
     )
-    files.add_argument("--predict_file", required=True, metavar="JSON", help="the SQuAD questions they belong to")
+    files.add_argument("--predict_file", required=True, metavar="JSON", help="SQuAD questions of the records")
     files.add_argument("--vocab_file", required=True, metavar="TXT", help="vocabulary of the model")
     files.add_argument(
-        "--bert_config_file", metavar="JSON", help="configuration of the model; where given, the rest must fit it"
+        "--bert_config_file", metavar="JSON", help="configuration of the model, to check the other flags against"
     )
     files.add_argument("--output_dir", required=True, metavar="DIR", help="folder for the predictions")
 
     windows = parser.add_argument_group("how the records were made (as for tools/create_squad_data.py)")
-    for name, text in (
-        ("max_seq_length", "length of a record"),
-        ("doc_stride", "pieces from one window to the next"),
-        ("max_query_length", "of a question, in pieces"),
-    ):
-        windows.add_argument(
-            f"--{name}",
-            type=positive_int,
-            metavar="N",
-            help=f"{text} (default: as of the records, else {DEFAULTS[name]})",
-        )
-    add_bool(
-        windows, "--do_lower_case", None, "lower case and no accents, for uncased models (default: as of the records)"
-    )
+    squad_windows.add_window_flags(windows, infer=True)
 
     answers = parser.add_argument_group("answers")
-    answers.add_argument("--n_best_size", type=positive_int, default=20, metavar="N", help="answers to a question")
+    answers.add_argument("--n_best_size", type=positive_int, default=20, metavar="N", help="answers per question")
     answers.add_argument(
         "--max_answer_length", type=positive_int, default=30, metavar="N", help="longest answer, in pieces"
     )
@@ -119,25 +104,25 @@ def parse_arguments():
         type=finite_float,
         default=0.0,
         metavar="X",
-        help="v2.0: no answer if its score is more than this above that of the best answer",
+        help="v2.0: predict no answer if its score exceeds the best answer's by more than this",
     )
-    add_bool(answers, "--verbose_logging", False, "tell where answer and context could not be aligned")
+    add_bool(answers, "--verbose_logging", False, "report answers that could not be aligned with the context")
 
     task = parser.add_argument_group("task (flags of the original script)")
     add_bool(task, "--do_train", False, "must be False: run_squad.py trains")
     add_bool(task, "--do_predict", True, "must be True")
     arguments = parser.parse_args()
     if arguments.do_train:
-        parser.error("--do_train=True: this script only makes answers of logits; run_squad.py trains")
+        parser.error("--do_train=True: this script only turns logits into answers; run_squad.py trains")
     if not arguments.do_predict:
-        parser.error("--do_predict=False: this script only makes answers of logits, so nothing is left to do")
+        parser.error("--do_predict=False: this script only turns logits into answers, so nothing is left to do")
     return arguments
 
 
 def check_bert_config(arguments, vocab):
-    """Raises UserError if the model of the configuration file cannot have had this vocabulary or sequence length.
+    """Checks the vocabulary and the sequence length against the model's configuration file.
 
-    Returns how many embeddings the model has beyond those of the vocabulary, none as a rule.
+    Returns the number of embeddings without a piece in the vocabulary, usually 0. Raises UserError on a mismatch.
     """
     path = arguments.bert_config_file
     config = read_json(path)
@@ -152,22 +137,22 @@ def check_bert_config(arguments, vocab):
     if arguments.max_seq_length > max_position_embeddings:
         raise UserError(
             f"--max_seq_length={arguments.max_seq_length} is more than max_position_embeddings in {path}, "
-            f"{max_position_embeddings}; give what the records were made with, and the configuration of their model"
+            f"{max_position_embeddings}; give the length of the records and the configuration of their model"
         )
     return vocab_size - num_pieces
 
 
 def settle_window_flags(arguments, described):
-    """Sets the flags of the windows that were not given: as the records were made, else to run_squad.py's defaults.
+    """Sets the window flags that were not given: from the description of the records, else to run_squad.py's defaults.
 
-    `described` is their description, or None. Raises UserError where a flag that was given differs from it.
+    `described`: the description, or None. Raises UserError if a given flag differs from it.
     """
     if described is None:
         print(
-            f"Notice: {arguments.all_results_file} does not tell how its records were made: with another --vocab_file, "
+            f"Notice: {arguments.all_results_file} does not say how its records were made: with another --vocab_file, "
             "--doc_stride, --max_query_length or --do_lower_case the answers are wrong."
         )
-    for name, default in DEFAULTS.items():
+    for name, default in squad_windows.WINDOW_DEFAULTS.items():
         made, given = (described or {}).get(name), getattr(arguments, name)
         if given is None:
             setattr(arguments, name, default if made is None else made)
@@ -177,8 +162,8 @@ def settle_window_flags(arguments, described):
             )
 
 
-def check_made_of(described, paragraphs, arguments):
-    """Raises UserError if the results are not of the questions in --predict_file, or of another vocabulary."""
+def check_same_data(described, paragraphs, arguments):
+    """Raises UserError if the records were made from other questions than --predict_file's or another vocabulary."""
     if described is None:
         return
     if described["vocab_sha256"] != vocab_checksum(read_vocab_bytes(arguments.vocab_file)):
@@ -189,12 +174,12 @@ def check_made_of(described, paragraphs, arguments):
     if described.get("questions_sha256") not in (None, description.questions_checksum(paragraphs)):
         raise UserError(
             f"--predict_file={arguments.predict_file}: {arguments.all_results_file} is of other questions or contexts, "
-            "or of the same in another order; give the file of which the records were made"
+            "or of the same in another order; give the file from which the records were made"
         )
 
 
 def warn_of_impossible(paragraphs, path):
-    """Warns of questions without an answer in the file `path`, which are to be answered like all others."""
+    """Warns of questions marked is_impossible in the file `path`, which get an answer like all others."""
     questions = [question for paragraph in paragraphs for question in paragraph.questions]
     num_impossible = sum(question.entry.get("is_impossible") is True for question in questions)
     if num_impossible:
@@ -205,22 +190,20 @@ def warn_of_impossible(paragraphs, path):
 
 
 def check_seq_length(results, arguments):
-    """Raises UserError unless the results are of windows of --max_seq_length pieces."""
+    """Raises UserError unless the results are for windows of --max_seq_length pieces."""
     found_length = results.dtype["start_logits"].shape[0]
     if found_length != arguments.max_seq_length:
         raise UserError(
             f"{arguments.all_results_file}: {len(results)} of {len(results)} results have logits for seq_length "
-            f"{found_length}, but --max_seq_length is {arguments.max_seq_length}; give what the records were made with"
+            f"{found_length}, but --max_seq_length is {arguments.max_seq_length}; give the length of the records"
         )
 
 
 def open_results(path):
-    """(the results, the description of their records or None) in all_results.npy.
+    """Opens all_results.npy. Returns (results, description of their records or None).
 
-    Maps the results: unique_id int64, start_logits and end_logits float32 [seq_length].
-
-    Only the header is read, and held against the size of the file: one that declares more than there is costs no
-    memory. Raises UserError if the file is not of that form.
+    The results are memory-mapped: unique_id int64, start_logits and end_logits float32 [seq_length]. Checks the header
+    against the size of the file before allocating anything. Raises UserError if the file is invalid.
     """
     with reading(f"--all_results_file={path}"), open_input(path, "rb") as file:
         shape, dtype = read_npy_header(file, path)
@@ -234,15 +217,15 @@ def open_results(path):
     end = offset + shape[0] * dtype.itemsize
     if shape[0] < 0 or end > size:
         raise UserError(
-            f"{path}: truncated: it has {size} bytes, but {shape[0]} results take {end}; make or copy it anew"
+            f"{path}: truncated: it has {size} bytes, but {shape[0]} results take {end}; make or copy it again"
         )
     return np.memmap(path, dtype, mode="r", offset=offset, shape=shape), read_description(path, end)
 
 
 def read_description(path, offset):
-    """The description of the records that stands in all_results.npy from byte `offset` on, None if nothing does.
+    """Returns the description of the records at byte `offset` of all_results.npy, or None at the end of the file.
 
-    Raises UserError if something else stands there.
+    Raises UserError if the bytes are not a description.
     """
     with open_input(path, "rb") as file:
         file.seek(offset)
@@ -252,17 +235,17 @@ def read_description(path, offset):
     try:
         described = json.loads(data)
     except ValueError:
-        raise UserError(f"{path}: damaged: after its results stands no description of records; make it anew") from None
+        raise UserError(f"{path}: damaged: no description of records follows its results; make it again") from None
     return description.check(described, path)
 
 
 def read_npy_header(file, path):
-    """(shape, dtype) of the array in an .npy file, open at its beginning and left open at its data.
+    """Returns (shape, dtype) of the array in an open .npy file and leaves the file positioned at the data.
 
-    Raises UserError if the file is no such file.
+    Raises UserError if it is not an .npy file.
     """
     try:
-        # NumPy evaluates the header as Python, with warnings about old forms; what is odd in it is an error here.
+        # NumPy evaluates the header as Python and only warns about odd ones; they are errors here.
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             version = np.lib.format.read_magic(file)
@@ -271,7 +254,7 @@ def read_npy_header(file, path):
             shape, _, dtype = np.lib.format.read_array_header_1_0(file)
     except OSError:
         raise
-    except Exception as error:  # Python's parser, too, raises what it likes on a damaged header.
+    except Exception as error:  # Python's parser raises many kinds of exception on a damaged header.
         raise UserError(f"{path}: not a NumPy file: {error}; make it with run_squad_predict.py") from None
     return shape, dtype
 
@@ -294,18 +277,18 @@ def make_examples(paragraphs, tokenizer, arguments):
 
 
 def fit_results(results, examples, arguments):
-    """The results in the order of the windows, in memory. Raises UserError unless they are one finite result each."""
+    """Loads the results, in the order of the windows. Raises UserError unless each window has one finite result."""
     num_windows = sum(len(example.windows) for example in examples)
     path = arguments.all_results_file
     cause = (
-        f"they were made of another file than {arguments.predict_file}, with another vocabulary, or with other "
+        f"they were made from another file than {arguments.predict_file}, with another vocabulary, or with other "
         "--max_seq_length, --doc_stride, --max_query_length or --do_lower_case"
     )
     unique_ids, counts = np.unique(results["unique_id"], return_counts=True)
     if len(unique_ids) < len(results):
         raise UserError(
             f"{path}: has {len(results)} results but {len(unique_ids)} unique_ids (more than once: "
-            f"{unique_ids[counts > 1][0]}); run_squad_predict.py writes each once, so predict anew"
+            f"{unique_ids[counts > 1][0]}); run_squad_predict.py writes each once, so predict again"
         )
     if len(results) > num_windows:
         raise UserError(
@@ -317,9 +300,8 @@ def fit_results(results, examples, arguments):
     if is_missing.any():
         raise UserError(
             f"{path}: {is_missing.sum()} of {num_windows} windows of {arguments.predict_file} have no result (the "
-            f"first: unique_id {wanted[is_missing][0]}); run_squad_predict.py has left them out, or {cause}"
+            f"first: unique_id {wanted[is_missing][0]}); run_squad_predict.py skipped them, or {cause}"
         )
-    # No fewer results than windows, no more, and one for each: from here on it is a matter of order.
     results = results[np.argsort(results["unique_id"])]
     is_finite = np.isfinite(results["start_logits"]).all(axis=1) & np.isfinite(results["end_logits"]).all(axis=1)
     if not is_finite.all():
@@ -331,9 +313,9 @@ def fit_results(results, examples, arguments):
 
 
 def answer_questions(examples, results, arguments):
-    """Three dicts from question id: to the answer, to the n best answers, and (v2.0) to the odds of there being none.
+    """Returns three dicts by question id: the answer, the n best answers, and (v2.0) the null odds.
 
-    The odds are the score of "no answer" less that of the best answer.
+    The null odds are the score of "no answer" minus that of the best answer.
     """
     start_logits = np.ascontiguousarray(results["start_logits"])
     end_logits = np.ascontiguousarray(results["end_logits"])
@@ -358,7 +340,7 @@ def answer_questions(examples, results, arguments):
             answers[example.id] = predictions[0].text
             continue
         best = next((prediction for prediction in predictions if prediction.text), None)
-        # Where the context has no possible answer, on which run_squad.py breaks down, there is none.
+        # Without any valid span, where run_squad.py fails, there is no answer.
         null_odds[example.id] = null_score - best.start_logit - best.end_logit if best else null_score
         is_answered = best and null_odds[example.id] <= arguments.null_score_diff_threshold
         answers[example.id] = best.text if is_answered else ""
@@ -366,7 +348,7 @@ def answer_questions(examples, results, arguments):
 
 
 def n_best_entries(predictions):
-    """The predictions as nbest_predictions.json has them: list of dicts."""
+    """Returns the predictions in the format of nbest_predictions.json: a list of dicts."""
     probabilities = squad_answers.softmax([prediction.start_logit + prediction.end_logit for prediction in predictions])
     return [
         {
@@ -380,7 +362,7 @@ def n_best_entries(predictions):
 
 
 def write_files(folder, contents):
-    """Writes `contents`, file name -> JSON content, to `folder`: all files or none. The first gets its name last."""
+    """Writes `contents`, file name -> JSON content, to `folder`: all files or none. The first file appears last."""
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         files = []
@@ -388,7 +370,7 @@ def write_files(folder, contents):
             file = stack.enter_context(atomic_file(folder / name, "w", encoding="utf-8"))
             file.write(json.dumps(content, indent=4) + "\n")
             files.append(file)
-        # Every byte is on the disk before the first file takes its name.
+        # All files are on disk before the first one appears.
         for file in files:
             file.flush()
             os.fsync(file.fileno())

@@ -1,7 +1,7 @@
-"""Times training and prediction of BERT here and elsewhere, side by side: medians, and ratios to ours in float32.
+"""Compares training and prediction of BERT with other frameworks: medians, and ratios to this project in float32.
 
-The sides run in turn, each in a process of its own, as often as --rounds says. A process takes 15 to 60 seconds on two
-cores; TABLES says how many there are in a round.
+The sides take turns, each in its own process, for --rounds rounds. A process takes 15 to 60 seconds on two cores;
+TABLES lists the processes of a round.
 """
 
 import json
@@ -32,7 +32,7 @@ TRAINING = ("this project", "this project, bfloat16", "Transformers", "PyTorch",
 PREDICTION = (
     "this project", "this project, bfloat16", "this project, --skip_padding", "Transformers", "Transformers, bfloat16",
 )  # fmt: skip
-# name -> (what differs from the flags, sides) of each row of runs.
+# name -> list of (changes to the flags, sides).
 TABLES = {
     "step": [({}, SIDES)],
     "no_dropout": [({"dropout": 0.0}, SIDES)],
@@ -49,12 +49,12 @@ def main():
     parser.add_argument("--seq_length", type=positive_int, default=128, metavar="N", help="tokens in a sequence")
     parser.add_argument("--max_predictions_per_seq", type=positive_int, default=20, metavar="N", help="masked tokens")
     parser.add_argument("--dropout", type=probability, default=0.1, metavar="P", help="dropout everywhere")
-    parser.add_argument("--steps", type=positive_int, default=5, metavar="N", help="timed steps of a process")
-    parser.add_argument("--rounds", type=positive_int, default=3, metavar="N", help="processes of each side")
+    parser.add_argument("--steps", type=positive_int, default=5, metavar="N", help="timed steps per process")
+    parser.add_argument("--rounds", type=positive_int, default=3, metavar="N", help="processes per side")
     parser.add_argument("--table", choices=(*TABLES, "all"), default="all", help="which comparison to run")
-    parser.add_argument("--sides", metavar="A;B;...", help="which sides to run (default: those of the table)")
+    parser.add_argument("--sides", metavar="A;B;...", help="sides to run (default: those of the table)")
     parser.add_argument(
-        "--torch_python", metavar="FILE", help="a Python with PyTorch and Transformers; else one is made"
+        "--torch_python", metavar="FILE", help="Python with PyTorch and Transformers (default: create one)"
     )
     args = parser.parse_args()
     chosen = args.sides.split(";") if args.sides else None
@@ -80,7 +80,7 @@ def main():
 
 
 def run_side(side, size, torch_python):
-    """What one process of bench_side.py reports; None, with its last words on stderr, if it fails."""
+    """Runs bench_side.py and returns its report; if it fails, prints its last line to stderr and returns None."""
     python = torch_python if "Torch" in side or "Transformers" in side else sys.executable
     environment = {**os.environ, **(AS_INSTALLED if side == "OneFlow as installed" else {})}
     command = [python, SIDE, side, json.dumps(size)]
@@ -92,7 +92,7 @@ def run_side(side, size, torch_python):
 
 
 def print_table(results):
-    """A row for each side: the median step, its ratio to this project's, the first step and the peak memory."""
+    """Prints a row for each side: median step, ratio to this project, first step, peak memory."""
     medians = {}
     for side, runs in results.items():
         runs = [run for run in runs if run is not None]

@@ -1,4 +1,4 @@
-"""One side of bench.py: trains BERT on made-up batches, or predicts, and prints the seconds of each step as JSON.
+"""One side of bench.py: trains BERT on random batches, or predicts, and prints the seconds of each step as JSON.
 
 usage: bench_side.py SIDE '{"layers": 12, "batch": 8, "length": 128, "predictions": 20, "dropout": 0.1, "steps": 5}'
 
@@ -18,7 +18,7 @@ VOCABULARY, HIDDEN, HEADS, POSITIONS = 30522, 768, 12, 512
 
 
 def made_up_batch(size):
-    """The features of one batch by name, int64 but for masked_lm_weights."""
+    """Returns the features of one batch by name, int64 except masked_lm_weights."""
     generator = np.random.default_rng(0)
     batch, length, predictions = size["batch"], size["length"], size["predictions"]
     return {
@@ -35,7 +35,7 @@ def made_up_batch(size):
 
 
 def this_project(size, bfloat16=False):
-    """A function that does a step and returns the loss, of this project's model, with the kernels of BERT_KERNELS."""
+    """Returns a function that trains this project's model for one step, with BERT_KERNELS, and returns the loss."""
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     import argparse
 
@@ -65,20 +65,20 @@ def this_project(size, bfloat16=False):
 
     def step():
         loss = job()["total_loss"].numpy().item()
-        # The loss comes out of the graph long before the update is done.
+        # The graph returns the loss long before the update is done.
         flow._oneflow_internal.eager.Sync()
         return loss
 
     return step
 
 
-# The deciles of the lengths in tokens of the windows (384 at most, stride 128) of 96 questions of SQuAD v1.1's
-# development set, as create_squad_data.py makes them with BERT's vocabulary.
+# Deciles of the window lengths in tokens (at most 384, stride 128) of 96 questions of SQuAD v1.1's development set,
+# made by create_squad_data.py with BERT's vocabulary.
 WINDOW_LENGTHS = (62, 75, 88, 116, 125, 140, 154, 172, 210, 263, 384)
 
 
 def made_up_windows(size):
-    """The features of size["windows"] windows by name, int64, with lengths as WINDOW_LENGTHS says, in any order."""
+    """Returns the int64 features of size["windows"] windows by name, with random lengths from WINDOW_LENGTHS."""
     generator = np.random.default_rng(0)
     count, length = size["windows"], size["length"]
     lengths = np.interp(np.linspace(0, 10, count), np.arange(11), WINDOW_LENGTHS).astype(int)
@@ -88,7 +88,7 @@ def made_up_windows(size):
 
 
 def this_project_predicts(size, bfloat16=False, skips_padding=False):
-    """A function that predicts all windows, as run_squad_predict.py does, and returns a logit."""
+    """Returns a function that predicts all windows like run_squad_predict.py and returns a logit."""
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     import argparse
     import atexit
@@ -129,7 +129,7 @@ def this_project_predicts(size, bfloat16=False, skips_padding=False):
 
 
 def transformers_predicts(size, bfloat16=False):
-    """Hugging Face's BertForQuestionAnswering on windows padded to their full length, as its run_qa.py does."""
+    """Hugging Face's BertForQuestionAnswering on fully padded windows, like its run_qa.py."""
     import torch
     from transformers import BertConfig, BertForQuestionAnswering
 
@@ -147,7 +147,7 @@ def transformers_predicts(size, bfloat16=False):
 
 
 def transformers(size, bfloat16=False):
-    """Hugging Face's BertForPreTraining: logits for all tokens, as its users have it."""
+    """Hugging Face's BertForPreTraining, with logits for all tokens, as its users run it."""
     import torch
     from transformers import BertConfig, BertForPreTraining
 
@@ -175,7 +175,7 @@ def transformers(size, bfloat16=False):
 
 
 def bare_torch(size, bfloat16=False, compiles=False):
-    """The same network in PyTorch alone: fused attention, logits for the predictions only, fused AdamW."""
+    """The same network in plain PyTorch: fused attention, logits of the predictions only, fused AdamW."""
     import torch
     from torch import nn
     from torch.nn import functional
@@ -251,7 +251,7 @@ def torch_step(model, loss, bfloat16, fused):
 
 
 def tensorflow(size):
-    """google-research/bert's network in TensorFlow's graph mode, its optimiser's steps written out."""
+    """google-research/bert's network in TensorFlow's graph mode, with its optimiser written out."""
     import tensorflow as tf
 
     variables = {}
@@ -307,7 +307,7 @@ def tensorflow(size):
             cross_entropy(batch["next_sentence_labels"][:, 0], next_sentence)
         )
 
-    loss()  # makes the variables
+    loss()  # creates the variables
     moments = {name: [tf.Variable(tf.zeros_like(v)) for _ in range(2)] for name, v in variables.items()}
 
     @tf.function
@@ -327,7 +327,7 @@ def tensorflow(size):
 
 
 def products_alone(size):
-    """The step's matrix products, attention's left out: three of each, as forward and backward take them."""
+    """The matrix products of a step, without attention: three of each, for forward and backward."""
     import ctypes
 
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))

@@ -1,9 +1,9 @@
-"""By how much training differs between the builds of the native kernels, which only round otherwise.
+"""Measures how much training differs between builds of the native kernels, which differ only in rounding.
 
     python benchmarks/build_differences.py --steps=100
 
-Trains the same small model from the same seed on the sample in each build that the processor can run, and compares
-total losses and the parameters of the last snapshot with those of the slowest build.
+Trains the same small model with the same seed on the sample in each build that the processor supports. Compares total
+losses and the parameters of the last snapshot with those of the slowest build.
 """
 
 import argparse
@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT))
 
 from engine import kernel_files  # noqa: E402
 
-# 2 layers of 256. Without dropout, which draws the same masks in all builds, but hides small differences in its noise.
+# 2 layers of 256. Without dropout: its masks are equal in all builds, but its noise would hide small differences.
 FLAGS = {
     "device": "cpu", "data_dir": ROOT / "dataset", "data_part_num": 1, "seq_length": 128, "max_predictions_per_seq": 20,
     "vocab_size": 1200, "num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size_per_head": 64,
@@ -33,15 +33,15 @@ ONEDNN_NAMES = {"baseline": "SSE41", "avx2": "AVX2", "avx512": "DEFAULT"}
 
 
 def trained(build, steps, learning_rate, folder):
-    """(total loss of each step, all parameters as one vector) of a training run in one build, both in float64."""
+    """Trains with one build. Returns (total loss of each step, all parameters as one vector), both float64."""
     flags = {**FLAGS, "iter_num": steps, "learning_rate": learning_rate, "warmup_batches": steps // 10}
     command = [sys.executable, ROOT / "run_pretraining.py", *(f"--{name}={value}" for name, value in flags.items())]
     command += [f"--log_dir={folder}", f"--model_save_dir={folder}"]
-    # oneDNN, which chooses by itself, is kept to the same instructions.
+    # Restricts oneDNN, which detects the processor itself, to the same instructions.
     environment = {**os.environ, "BERT_KERNELS": build, "ONEDNN_MAX_CPU_ISA": ONEDNN_NAMES[build]}
     output = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
     if f"native kernels: {build}," not in output:
-        raise SystemExit(f"the build {build} is not in use; run make kernels")
+        raise SystemExit(f"build {build} is not in use; run make kernels")
     (log,) = folder.glob("metrics-*.jsonl")
     records = [json.loads(line) for line in log.read_text().splitlines()]
     losses = [record["total_loss"] for record in records if "total_loss" in record]

@@ -1,20 +1,18 @@
-"""tools/create_pretraining_data.py and google-research/bert's script of that name making instances of the same text.
+"""Compares the speed of tools/create_pretraining_data.py and google-research/bert's script on the same text.
 
     python benchmarks/create_pretraining_data.py --bert_repo ../bert
 
-`--bert_repo` is a checkout of google-research/bert. Two comparisons, the runs of each taken in turn, the tables with
-their medians:
+`--bert_repo` is a checkout of google-research/bert. Runs take turns; the tables have medians of two comparisons:
 
-1. Both scripts, one process each, on the same single core. To the disadvantage of this project: Google's script is
-   timed without the seconds it takes to load TensorFlow, this project's from the start of its process to the end.
-2. This project's script with 1, 2, ... processes, on more text in 4 parts for each of them.
+1. Both scripts, one process each, on the same single core. This favours Google's script, which is timed without loading
+   TensorFlow; this project's is timed from the start of its process to the end.
+2. This project's script with 1, 2, ... processes, on more text and with 4 parts per process.
 
-On a machine that does other work as well trust the CPU seconds; more processes gain by the clock only where cores are
-idle.
+On a busy machine, compare the CPU seconds: more processes save time only if cores are idle.
 
-The text is made up, unless --input_file names some: this project remembers words, so what matters is how many distinct
-ones there are. Theirs follow a Zipf-Mandelbrot distribution that gives about as many as English has: 17,000 in the
-first 200,000 words, 50,000 in a million, 126,000 in 5 million. The vocabulary is trained on the text.
+Without --input_file the text is random. This project caches words, so the number of distinct words matters: they follow
+a Zipf-Mandelbrot distribution with about as many as in English, 17,000 in the first 200,000 words, 50,000 in a million,
+126,000 in 5 million. The vocabulary is trained on the text.
 """
 
 import argparse
@@ -41,7 +39,7 @@ HEADER = """| | seconds | CPU seconds | instances | sentences a second | instanc
 
 
 class Run(NamedTuple):
-    """What a run took and made."""
+    """The cost and output of a run."""
 
     seconds: float
     cpu_seconds: float
@@ -64,19 +62,19 @@ def main():
 
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--bert_repo", help="a checkout of google-research/bert (default: no comparison with it)")
-    parser.add_argument("--input_file", help="text to use for everything (default: made-up text)")
-    parser.add_argument("--documents", type=int, default=1000, help="documents of the made-up text, 450 words each")
-    parser.add_argument("--scale", type=int, default=6, help="how many times as many the comparison of workers has")
+    parser.add_argument("--bert_repo", help="checkout of google-research/bert (default: skip the comparison)")
+    parser.add_argument("--input_file", help="text to use (default: random text)")
+    parser.add_argument("--documents", type=int, default=1000, help="documents of the random text, 450 words each")
+    parser.add_argument("--scale", type=int, default=6, help="factor of more documents for the comparison of workers")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="numbers of processes to compare")
     parser.add_argument("--dupe_factor", type=int, default=5)
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--folder", help="where the text and the parts go (default: the system's temporary folder)")
+    parser.add_argument("--folder", help="folder for the text and the parts (default: the system's temporary folder)")
     return parser.parse_args()
 
 
 def write_text(path, documents, seed):
-    """Writes made-up documents of 1 to 40 sentences of 5 to 40 words; frequent words are short, as in English."""
+    """Writes random documents of 1 to 40 sentences of 5 to 40 words; frequent words are short, as in English."""
     rng = np.random.default_rng(seed)
     words = make_words()
     weights = 1 / (np.arange(DISTINCT_WORDS) + OFFSET) ** EXPONENT
@@ -95,7 +93,7 @@ def write_text(path, documents, seed):
 
 
 def make_words():
-    """Distinct words of 1 to 4 syllables, the most frequent first; some have accents."""
+    """Returns distinct words of 1 to 4 syllables, the most frequent first; some have accents."""
     rng = np.random.default_rng(0)
     onsets = ["", *"b c d f g h j k l m n p r s t v w z ch br st th sh".split()]
     nuclei = "a e i o u a e i o u ea é".split()
@@ -109,7 +107,7 @@ def make_words():
 
 
 def compare_with_google(arguments, text, vocab_file, folder):
-    # Whatever is started from here inherits the one core.
+    # Child processes inherit the single core.
     cores = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {max(cores)})
     sentences = count_sentences(text)
@@ -151,7 +149,7 @@ def compare_workers(arguments, text, vocab_file, folder):
 
 
 def describe(runs, sentences):
-    """The medians of some runs, as the rest of a row below HEADER."""
+    """Returns the medians of some runs as the rest of a row below HEADER."""
     seconds = statistics.median(run.seconds for run in runs)
     cpu_seconds = statistics.median(run.cpu_seconds for run in runs)
     instances = runs[0].instances
@@ -165,7 +163,7 @@ def count_sentences(path):
 
 
 def run_google(arguments, text, vocab_file, folder):
-    """The Run of Google's script."""
+    """Runs Google's script and returns a Run."""
     command = [sys.executable, str(ROOT / "benchmarks/google_pretraining_data.py"), arguments.bert_repo]
     command += [f"--input_file={text}", f"--vocab_file={vocab_file}", f"--output_file={folder}/google.tfrecord"]
     result = subprocess.run(
@@ -178,7 +176,7 @@ def run_google(arguments, text, vocab_file, folder):
 
 
 def run_ours(arguments, text, vocab_file, folder, workers, part_num):
-    """The Run of this project's script."""
+    """Runs this project's script and returns a Run."""
     output_dir = os.path.join(folder, "parts")
     shutil.rmtree(output_dir, ignore_errors=True)
     begin = time.perf_counter(), cpu_seconds_of_children()
@@ -198,13 +196,13 @@ def run_ours(arguments, text, vocab_file, folder, workers, part_num):
 
 
 def cpu_seconds_of_children():
-    """CPU time of all processes that this one has started and that have ended, theirs included."""
+    """Returns the CPU time of all finished descendants of this process."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
 
 
 def run_script(name, *flags):
-    """Runs a script of tools/ and returns what it prints."""
+    """Runs a script of tools/ and returns its output."""
     command = [sys.executable, str(ROOT / "tools" / name), *flags]
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 

@@ -1,14 +1,13 @@
-"""tools/create_squad_data.py and google-research/bert's run_squad.py making the training records of one SQuAD file.
+"""Compares the speed of tools/create_squad_data.py and google-research/bert's run_squad.py on one SQuAD file.
 
     python benchmarks/create_squad_data.py --bert_repo /tmp/bert --input_file train-v1.1.json --vocab_file vocab.txt
 
-`--bert_repo` is a checkout of google-research/bert. Both run on the same single core, in turn; the table has the
-medians. Google's script is timed with and without the seconds it takes to load TensorFlow, this project's always from
-the start of its process to the end. That the records are the same is what tests/text/test_against_google.py shows.
+`--bert_repo` is a checkout of google-research/bert. Both make training records on the same single core, in turn; the
+table has medians. Google's script is timed with and without loading TensorFlow, this project's from the start of its
+process to the end. tests/text/test_against_google.py tests that the records are equal.
 
-This project remembers the pieces of a word. So that repeating a small file does not flatter it, a quarter of the
-vocabulary of every further copy is made new: about so many of the distinct words in 600 questions of the full SQuAD
-have not occurred before.
+This project caches the pieces of words, so repeating a small file would favour it. Therefore a quarter of the distinct
+words are new in each copy: the same share as in 600 further questions of the full SQuAD.
 """
 
 import argparse
@@ -31,7 +30,7 @@ LIMITS = ["--max_seq_length=384", "--doc_stride=128", "--max_query_length=64"]
 
 def main():
     arguments = parse_arguments()
-    # Whatever is started from here inherits the one core.
+    # Child processes inherit the single core.
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     google_work, google_process, ours = [], [], []
     with tempfile.TemporaryDirectory() as folder:
@@ -57,16 +56,16 @@ def main():
 
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--bert_repo", required=True, help="a checkout of google-research/bert")
+    parser.add_argument("--bert_repo", required=True, help="checkout of google-research/bert")
     parser.add_argument("--input_file", required=True, help="SQuAD v1.1 questions")
     parser.add_argument("--vocab_file", required=True)
-    parser.add_argument("--copies", type=int, default=10, help="repeat a small file so often")
+    parser.add_argument("--copies", type=int, default=10, help="number of copies of a small file")
     parser.add_argument("--runs", type=int, default=3)
     return parser.parse_args()
 
 
 def write_input(source, target, copies):
-    """Writes the articles of `source`, `copies` times, to `target`; returns the number of questions."""
+    """Writes `copies` copies of the articles of `source` to `target`. Returns the number of questions."""
     original = json.loads(Path(source).read_text(encoding="utf-8"))
     articles = []
     num_questions = 0
@@ -78,7 +77,7 @@ def write_input(source, target, copies):
                     {
                         "id": f"{qa['id']}-{copy}",
                         "question": renew_words(qa["question"], copy),
-                        # run_squad.py wants exactly one answer.
+                        # run_squad.py needs exactly one answer.
                         "answers": [{**qa["answers"][0], "text": renew_words(qa["answers"][0]["text"], copy)}],
                     }
                     for qa in paragraph["qas"]
@@ -91,7 +90,7 @@ def write_input(source, target, copies):
 
 
 def renew_words(text, copy):
-    """Turns every fourth distinct word into one of the same length that is peculiar to the copy; copy 0 stays."""
+    """Replaces every fourth distinct word by one of the same length that is unique to the copy; keeps copy 0."""
     shift = copy % len(LETTERS)
     table = str.maketrans(LETTERS, LETTERS[shift:] + LETTERS[:shift])
 
@@ -103,7 +102,7 @@ def renew_words(text, copy):
 
 
 def seconds_of_google(bert_repo, flags):
-    """(seconds without imports, seconds of the whole process)"""
+    """Returns (seconds without imports, seconds of the whole process)."""
     command = [sys.executable, str(ROOT / "benchmarks/google_squad.py"), bert_repo, "", "--task=train"]
     begin = time.perf_counter()
     result = subprocess.run([*command, "--output_dir=none", *flags], check=True, stdout=subprocess.PIPE, text=True)
@@ -113,7 +112,7 @@ def seconds_of_google(bert_repo, flags):
 def seconds_of_ours(folder, flags):
     command = [sys.executable, str(ROOT / "tools/create_squad_data.py"), "--is_training=True"]
     begin = time.perf_counter()
-    # Renewed words can tear an answer that is part of a word from its context: a line on stderr, here of no interest.
+    # Replaced words can make an answer differ from its context, which only prints a warning.
     output = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     subprocess.run([*command, f"--output_dir={folder}/parts", *flags], check=True, **output)
     return time.perf_counter() - begin

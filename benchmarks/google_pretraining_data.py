@@ -1,9 +1,9 @@
-"""Runs google-research/bert's create_pretraining_data.py on the TensorFlow that is installed.
+"""Runs google-research/bert's create_pretraining_data.py on the installed TensorFlow.
 
     python benchmarks/google_pretraining_data.py BERT_REPO --input_file=X --output_file=Y --vocab_file=V ...
 
-BERT_REPO is a checkout of google-research/bert, written for TensorFlow 1; the flags are its script's. Prints as its
-last line the seconds that the work took, by the clock and of CPU time, imports aside, as JSON.
+BERT_REPO is a checkout of google-research/bert, written for TensorFlow 1; the flags are its script's. The last line of
+output is the wall-clock and CPU seconds without imports, as JSON.
 """
 
 import json
@@ -18,7 +18,7 @@ import tensorflow.compat.v1 as tensorflow_1  # noqa: E402
 
 def main():
     bert_repo, *flags = sys.argv[1:]
-    # What its scripts import as tensorflow.
+    # Its scripts import TensorFlow 1 as tensorflow.
     sys.modules["tensorflow"] = tensorflow_1
     sys.path[0] = bert_repo
     import create_pretraining_data

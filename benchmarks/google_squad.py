@@ -1,16 +1,15 @@
-"""Runs the data and answer functions of google-research/bert's run_squad.py on the TensorFlow that is installed.
+"""Runs the data and answer functions of google-research/bert's run_squad.py on the installed TensorFlow.
 
-Takes a checkout of google-research/bert, written for TensorFlow 1, and the flags of its run_squad.py. Prints as its
-last line the seconds that the work took, imports aside, as JSON.
+BERT_REPO is a checkout of google-research/bert, written for TensorFlow 1; the flags are those of its run_squad.py. The
+last line of output is the seconds without imports, as JSON.
 
     python benchmarks/google_squad.py BERT_REPO features.json --task=train --train_file=X.json --vocab_file=V ...
     python benchmarks/google_squad.py BERT_REPO features.json --task=eval --predict_file=X.json --vocab_file=V ...
     python benchmarks/google_squad.py BERT_REPO all_results.npy --task=answer --predict_file=X.json --output_dir=D ...
     python benchmarks/google_squad.py BERT_REPO pieces.json --task=tokenize --predict_file=texts.json --vocab_file=V ...
 
-`train` and `eval` write all features as run_squad.py does, a TFRecord file, and on top of that to the JSON file that
-is named ('' for none); `answer` writes predictions.json and its companions; `tokenize` writes the pieces of each text
-in a JSON list of texts.
+`train` and `eval` write all features to a TFRecord file, like run_squad.py, and to the named JSON file ('' for none);
+`answer` writes predictions.json and its companions; `tokenize` writes the pieces of each text in a JSON list of texts.
 """
 
 import json
@@ -30,7 +29,7 @@ FEATURE_NAMES = ["unique_id", "input_ids", "input_mask", "segment_ids", "start_p
 
 def main():
     bert_repo, path, task, *flags = sys.argv[1:]
-    # What its scripts import as tensorflow; they use tf.contrib only where they train.
+    # Its scripts import TensorFlow 1 as tensorflow; they use tf.contrib only for training.
     sys.modules["tensorflow"] = tensorflow_1
     sys.path[0] = bert_repo
     import tokenization
@@ -40,7 +39,7 @@ def main():
     run_squad.flags.DEFINE_bool("shuffle", False, "as main() does before it trains")
     run_squad.FLAGS(["run_squad.py", "--bert_config_file=none", *flags])
     tensorflow_1.logging.set_verbosity(tensorflow_1.logging.ERROR)
-    # run_squad.py logs its first examples at length; that is not what is measured.
+    # Excludes the time in which run_squad.py logs its first examples.
     begin = time.perf_counter()
     if task == "--task=answer":
         answer(run_squad, tokenization, path)

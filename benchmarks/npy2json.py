@@ -1,10 +1,10 @@
-"""npy2json.py on as many questions as SQuAD v1.1's development set has, 10,570, with made-up logits.
+"""Times npy2json.py on 10,570 questions, as many as SQuAD v1.1's development set has, with random logits.
 
     python benchmarks/npy2json.py --input_file dev-v1.1.json --vocab_file vocab.txt [--bert_repo /tmp/bert]
 
-The questions of the file are repeated; every window's logits are noise with a peak somewhere, as a trained model's
-are. With a checkout of google-research/bert its write_predictions runs on the same logits, on the same single core
-(timed without loading TensorFlow), and the files are compared byte for byte.
+Repeats the questions of the file; the logits of each window are noise with a peak, like a trained model's. With a
+checkout of google-research/bert, runs its write_predictions on the same logits and the same single core (timed without
+loading TensorFlow) and compares the files byte for byte.
 """
 
 import argparse
@@ -31,7 +31,7 @@ FILES = ["predictions.json", "nbest_predictions.json"]
 
 def main():
     arguments = parse_arguments()
-    # Whatever is started from here inherits the one core.
+    # Child processes inherit the single core.
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
@@ -55,13 +55,13 @@ def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--input_file", required=True, help="SQuAD v1.1 questions")
     parser.add_argument("--vocab_file", required=True)
-    parser.add_argument("--bert_repo", help="a checkout of google-research/bert")
+    parser.add_argument("--bert_repo", help="checkout of google-research/bert")
     parser.add_argument("--runs", type=int, default=3)
     return parser.parse_args()
 
 
 def write_questions(source, target):
-    """Writes NUM_QUESTIONS questions of `source`, with ids of their own, to `target`."""
+    """Writes NUM_QUESTIONS questions of `source`, with unique ids, to `target`."""
     original = json.loads(Path(source).read_text(encoding="utf-8"))
     paragraphs = []
     number = 0
@@ -76,7 +76,7 @@ def write_questions(source, target):
 
 
 def write_results(folder, questions, vocab_file):
-    """Writes all_results.npy for all windows of the questions; returns their number."""
+    """Writes all_results.npy for all windows of the questions. Returns the number of windows."""
     command = [sys.executable, str(ROOT / "tools/create_squad_data.py"), "--is_training=False"]
     flags = [f"--input_file={questions}", f"--vocab_file={vocab_file}", f"--output_dir={folder}/parts"]
     subprocess.run([*command, *flags], check=True, stdout=subprocess.DEVNULL)

@@ -1,16 +1,16 @@
-"""What a second rank brings, and what the ranks' talk costs, in pre-training BERT-base on two cores of this machine.
+"""Measures the gain from a second rank, and the cost of communication, when pre-training BERT-base on two cores.
 
     python benchmarks/scaling.py
 
-Each rank has one core, one thread and a batch of its own. Four ways take turns; the table has the medians of all steps
-of all rounds but the first ones of each run:
+Each rank has one core, one thread and its own batch. Four set-ups take turns; the table has medians over all rounds,
+without the first steps of each run:
 
-1. one rank, on one core;
-2. two runs of one rank at the same time, each on a core of its own: they share memory and caches, but do not talk;
-3. two ranks: what a step takes longer than in 2 is the price of their talk;
+1. one rank on one core;
+2. two independent runs of one rank, each on its own core: they share memory and caches, but do not communicate;
+3. two ranks: the additional time of a step over 2 is the cost of communication;
 4. one rank with two threads and a batch twice as large: the other way to use two cores.
 
-Bytes are those that the loopback interface has counted, which other programs on the machine had better not use.
+Bytes sent are those of the loopback interface, so no other program should use it.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from system.command_line import ArgumentParser, positive_int  # noqa: E402
 
-# The first steps find memory that has never been touched.
+# The first steps are slower: they touch new memory.
 _SKIPPED_STEPS = 2
 
 
@@ -53,20 +53,20 @@ def main():
 
 def parse_arguments():
     parser = ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=positive_int, default=3, metavar="N", help="how often each way is run")
-    parser.add_argument("--steps", type=positive_int, default=6, metavar="N", help="steps of a run that count")
-    parser.add_argument("--batch_size_per_device", type=positive_int, default=8, metavar="N", help="sequences a rank")
+    parser.add_argument("--rounds", type=positive_int, default=3, metavar="N", help="runs of each set-up")
+    parser.add_argument("--steps", type=positive_int, default=6, metavar="N", help="timed steps per run")
+    parser.add_argument("--batch_size_per_device", type=positive_int, default=8, metavar="N", help="sequences per rank")
     parser.add_argument("--num_hidden_layers", type=positive_int, default=12, metavar="N", help="layers")
     return parser.parse_args()
 
 
 class Run:
-    """A way to run, or one of two processes of it, and the times of all its steps."""
+    """A set-up, or one of its two processes, and the times of its steps."""
 
     def __init__(self, args, cores, ranks=1, threads=1, batch=1):
         self.sentences = args.batch_size_per_device * ranks * batch
         self.seconds = []
-        self.bytes_sent = []  # of one rank in one step
+        self.bytes_sent = []  # per rank and step
         self._cores = cores
         self._ranks = ranks
         self._threads = threads
@@ -86,7 +86,7 @@ class Run:
 
     @contextlib.contextmanager
     def start(self):
-        """Starts it; yields the process and the folder of its log."""
+        """Starts the run; yields the process and the folder of its log."""
         with tempfile.TemporaryDirectory() as folder:
             command = [sys.executable, str(ROOT / "run_pretraining.py"), f"--log_dir={folder}"]
             command += [f"--{name}={value}" for name, value in self._flags.items()]
@@ -101,7 +101,7 @@ class Run:
                     process.terminate()
 
     def watch(self, process_and_folder):
-        """Takes down its steps until it ends."""
+        """Records the steps until the run ends."""
         process, folder = process_and_folder
         begin = end = None
         while process.poll() is None:
@@ -118,13 +118,13 @@ class Run:
 
 
 def read_log(folder):
-    """The JSON lines of a run, as far as there are any."""
+    """Returns the JSON lines of a run, without an incomplete last one."""
     text = "".join(path.read_text() for path in folder.glob("metrics-*.jsonl"))
     return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
 
 def loopback_bytes():
-    """Bytes that have been sent over the loopback interface since the machine was started."""
+    """Returns the number of bytes sent over the loopback interface since boot."""
     return int(Path("/sys/class/net/lo/statistics/tx_bytes").read_text())
 
 

@@ -1,9 +1,9 @@
-"""What the priority of OneFlow's scheduler thread does to the speed of training, alone and beside busy processes.
+"""Measures how the priority of OneFlow's scheduler thread affects training speed, on an idle and on a busy machine.
 
     python benchmarks/scheduler_priority.py --turns=6
 
-One run of run_pretraining.py trains on. In turns its scheduler thread gets one priority after the other; a turn's
-speed is the number of JSON lines that it adds. Lowering a priority needs no privilege; raising it again does (root).
+During one run of run_pretraining.py, the scheduler thread gets each priority in turn; the speed is the number of new
+JSON lines. Lowering a priority needs no privileges, raising it again needs root.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# 2 layers of 128: steps short enough that waiting for the scheduler counts.
+# 2 layers of 128: steps are so short that waiting for the scheduler matters.
 FLAGS = {
     "device": "cpu", "data_dir": ROOT / "dataset", "data_part_num": 1, "seq_length": 128, "max_predictions_per_seq": 20,
     "num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size_per_head": 64, "batch_size_per_device": 4,
@@ -40,7 +40,7 @@ def _set_nice(thread, nice):
 
 @contextlib.contextmanager
 def running(folder):
-    """(path of the JSON lines, id of the scheduler thread) of a run that trains until the block ends."""
+    """Trains until the block ends. Yields (path of the JSON lines, id of the scheduler thread)."""
     command = [sys.executable, ROOT / "run_pretraining.py", *(f"--{name}={value}" for name, value in FLAGS.items())]
     command += [f"--log_dir={folder}", f"--model_save_dir={folder}"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
@@ -58,14 +58,14 @@ def running(folder):
 
 
 def tree_of(process_id):
-    """The process and its children: a rank runs below its launcher."""
+    """Returns the process and its children: a rank is a child of its launcher."""
     tasks = Path(f"/proc/{process_id}/task").iterdir()
     return [process_id, *(int(child) for task in tasks for child in (task / "children").read_text().split())]
 
 
 @contextlib.contextmanager
 def busy_processes(count):
-    """So many processes that never sleep, as long as the block runs."""
+    """Runs `count` busy processes within the block."""
     processes = [multiprocessing.Process(target=_spin, daemon=True) for _ in range(count)]
     for process in processes:
         process.start()
@@ -87,7 +87,7 @@ def count_lines(path):
 
 
 def speed(log, seconds):
-    """Train steps a second for so many seconds."""
+    """Returns the training steps per second, measured for `seconds`."""
     before, start = count_lines(log), time.perf_counter()
     time.sleep(seconds)
     return (count_lines(log) - before) / (time.perf_counter() - start)

@@ -1,9 +1,9 @@
-"""A soak test: training that saves every few steps, snapshots saved and loaded, and runs killed at random and resumed.
+"""Soak test: trains with a save every few steps, saves and loads snapshots, and kills runs at random and resumes them.
 
     python benchmarks/soak.py --minutes=60 --saves=1000 --kills=200
 
-Each part can be left out with 0. Prints what it has seen as one JSON line a part; exit status 1 if anything was lost.
-The model is tiny, so that a start costs little; reader, dropout, snapshots and loop are those of any run.
+0 skips a part. Prints one JSON line per part; exit status 1 if anything was lost. The model is tiny, so that runs start
+quickly; reader, dropout, snapshots and loop are the real ones.
 """
 
 import json
@@ -71,20 +71,23 @@ def main():
 
 def parse_args():
     parser = ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=non_negative_int, default=60, help="of training with a save every few steps")
+    parser.add_argument(
+        "--minutes", type=non_negative_int, default=60, help="minutes of training with a save every few steps"
+    )
     parser.add_argument("--saves", type=non_negative_int, default=1000, help="snapshots to save and load")
     parser.add_argument(
-        "--kills", type=non_negative_int, default=200, help="kill -9 at random moments, resumed each time"
+        "--kills",
+        type=non_negative_int,
+        default=200,
+        help="number of kill -9 at random moments, each followed by a resume",
     )
-    parser.add_argument("--seed", type=non_negative_int, default=1, help="of the random moments")
-    parser.add_argument(
-        "--folder", metavar="DIR", help="work here, and leave what is written (default: a temporary one)"
-    )
+    parser.add_argument("--seed", type=non_negative_int, default=1, help="random seed of the kills")
+    parser.add_argument("--folder", metavar="DIR", help="working folder, which is kept (default: a temporary one)")
     return parser.parse_args()
 
 
 def write_data(folder):
-    """Two parts of made-up pre-training records."""
+    """Writes two parts of random pre-training records."""
     folder.mkdir(exist_ok=True)
     generator = np.random.default_rng(0)
     for part in range(FLAGS["data_part_num"]):
@@ -103,30 +106,30 @@ def write_data(folder):
 
 
 def start(folder, output, **flags):
-    """A pre-training process that saves into `output`; its stdout and stderr are added to files there."""
+    """Starts a pre-training process that saves into `output`; appends its stdout and stderr to files there."""
     output.mkdir(exist_ok=True)
     flags = {**FLAGS, "data_dir": folder / "data", "log_dir": output, "model_save_dir": output, **flags}
     command = [sys.executable, ROOT / "run_pretraining.py", *(f"--{name}={value}" for name, value in flags.items())]
-    # No process between this one and the one that trains: it is measured and killed (ranks/supervision.py).
+    # Without the supervising parent (ranks/supervision.py), as the training process itself is measured and killed.
     environment = {**os.environ, "BERT_SUPERVISE": "0"}
     with open(output / "stdout.txt", "ab") as out, open(output / "stderr.txt", "ab") as err:
         return subprocess.Popen(command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=err)
 
 
 def run_to_the_end(folder, output, **flags):
-    """Raises RunError unless it succeeds."""
+    """Trains to the end. Raises RunError if the run fails."""
     with start(folder, output, **flags) as process:
         if process.wait() != 0:
-            raise RunError(f"a run has failed with status {process.returncode}: {last_line(output / 'stderr.txt')}")
+            raise RunError(f"a run failed with status {process.returncode}: {last_line(output / 'stderr.txt')}")
 
 
 def last_line(path):
-    """The last line of a text file, or an empty string."""
+    """Returns the last line of a text file, or an empty string."""
     return next(reversed(path.read_text().splitlines()), "")
 
 
 def save_and_load(folder, count):
-    """Saves that many snapshots in one process, by training, and loads each as it is read for a run."""
+    """Saves `count` snapshots by training in one process, and reads each of them."""
     output = folder / "saves"
     started = time.monotonic()
     shutil.rmtree(output, ignore_errors=True)
@@ -142,7 +145,7 @@ def save_and_load(folder, count):
 
 
 def problems_of(path):
-    """What is wrong with a snapshot that is there to be seen, as a list: each variable is read and verified."""
+    """Reads and verifies each variable of a visible snapshot. Returns a list of errors."""
     try:
         names = layout.variable_names(path)
         digests = layout.read_checksums(path, names)
@@ -156,7 +159,7 @@ def problems_of(path):
 
 
 def train_for_long(folder, minutes):
-    """Trains so long, with a save every 20 steps, and watches the memory and the open files of the process."""
+    """Trains for `minutes` with a save every 20 steps, and samples the process's memory and open files."""
     output = folder / "long"
     shutil.rmtree(output, ignore_errors=True)
     flags = {
@@ -182,7 +185,7 @@ def train_for_long(folder, minutes):
     lost = [problem for path in series.complete_snapshots(output) for problem in problems_of(path)]
     if status != 128 + signal.SIGTERM or stopped is None:
         lost.append(f"it ended with status {status}: {last_line(output / 'stderr.txt')}")
-    # The first tenth is where buffers and caches fill.
+    # Buffers and caches fill during the first tenth.
     settled = np.array(samples[len(samples) // 10 :])
     hours = (settled[:, 0] - settled[0, 0]) / 3600
     iterations = int(stopped[1]) if stopped else 0
@@ -200,20 +203,20 @@ def train_for_long(folder, minutes):
 
 
 def resident_mb(process_id):
-    """Resident memory of a process, without what it only maps from files."""
+    """Returns the resident anonymous memory of a process in MiB."""
     status = Path("/proc", str(process_id), "status").read_text()
     return int(re.search(r"^RssAnon:\s+(\d+) kB", status, re.MULTILINE)[1]) / 1024
 
 
 def open_files(process_id):
-    """How many file descriptors a process has open."""
+    """Returns the number of open file descriptors of a process."""
     return len(os.listdir(f"/proc/{process_id}/fd"))
 
 
 def kill_and_resume(folder, kills):
-    """Kills a run with SIGKILL so many times, each time at a random moment, and resumes it; then compares its end.
+    """Kills a run with SIGKILL `kills` times at random moments and resumes it; compares it with an undisturbed run.
 
-    A run that comes to its end before the last kill is one more comparison, and the next one begins.
+    If a run ends before the last kill, it is compared, too, and another one begins.
     """
     flags = {"iter_num": 200, "model_save_every_n_iter": 10, "model_save_keep": 3, "loss_print_every_n_iter": 1000}
     whole, output = folder / "whole", folder / "killed"
@@ -249,13 +252,13 @@ def kill_and_resume(folder, kills):
 
 
 def newest_iteration(output):
-    """After how many iterations the newest snapshot was saved, 0 without one."""
+    """Returns the iteration of the newest snapshot, or 0 without one."""
     paths = series.complete_snapshots(output)
     return run_state.number_and_iteration(paths[-1])[1] if paths else 0
 
 
 def phase_of(output):
-    """What the process that saved into `output` was doing when it was killed."""
+    """Returns what the process that saved into `output` was doing when it was killed."""
     if list(output.glob(".*snapshot*.tmp")):
         return "saving"
     text = (output / "stdout.txt").read_text().rsplit("Running bert", 1)[-1]
@@ -265,7 +268,7 @@ def phase_of(output):
 
 
 def compare(output, whole):
-    """How the end of a run differs from that of the run that was never stopped, as a list."""
+    """Returns a list of differences between the last snapshots of a killed and of an undisturbed run."""
     contents = [
         {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
         for folder in (output / "last_snapshot", whole / "last_snapshot")

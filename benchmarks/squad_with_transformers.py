@@ -2,14 +2,13 @@
 
     python benchmarks/squad_with_transformers.py --squad_dir ../shared/data/squad-small --hf_dir ./all-MiniLM-L6-v2
 
-`--squad_dir` holds train-v1.1.json and dev-v1.1.json, `--hf_dir` is the folder of an uncased BERT of Hugging Face.
-Transformers runs in an environment of its own (torch_environment.py), made the first time.
+`--squad_dir` has train-v1.1.json and dev-v1.1.json, `--hf_dir` is the folder of an uncased BERT from Hugging Face.
+Transformers runs in its own environment (torch_environment.py), which the first run creates.
 
-Both sides get the same windows, batch size, number of steps, peak learning rate, warm-up, weight decay, clipping and
-dropout, both run on the CPU, one after the other, and the logits of both go through npy2json.py and evaluate-v1.1.py.
-Both have the Adam of google-research/bert, which leaves the moments' bias towards zero as it is; both begin with the
-same weights of the head and take the windows in the same order, by a seed. What is left to differ is rounding and, with
---dropout, what each side draws.
+Both sides run on the CPU, one after the other, with the same windows and their order, batch size, number of steps, peak
+learning rate, warm-up, weight decay, clipping, dropout rate and initial weights of the head. Both use the Adam of
+google-research/bert, without bias correction, and npy2json.py and evaluate-v1.1.py score both. Only rounding and, with
+--dropout, the masks differ.
 """
 
 import argparse
@@ -37,12 +36,12 @@ from util import run_script  # noqa: E402
 
 WARMUP_SHARE = 0.1
 WEIGHT_DECAY_RATE = 0.01
-# Of the head, as of all of BERT.
+# The standard deviation of the initial weights.
 INITIALIZER_RANGE = 0.02
 
 
 class Score(NamedTuple):
-    """How well the answers of a run match the references, in per cent, and the seconds that the run took."""
+    """Exact match and F1 of a run in percent, and its seconds."""
 
     exact_match: float
     f1: float
@@ -83,7 +82,7 @@ def parse_arguments():
         "--squad_dir", type=absolute_path, required=True, metavar="DIR", help="folder of train-v1.1.json, dev-v1.1.json"
     )
     parser.add_argument(
-        "--hf_dir", type=absolute_path, required=True, metavar="DIR", help="folder of an uncased BERT of Hugging Face"
+        "--hf_dir", type=absolute_path, required=True, metavar="DIR", help="folder of an uncased BERT from Hugging Face"
     )
     parser.add_argument(
         "--work_dir",
@@ -93,10 +92,10 @@ def parse_arguments():
         help="folder for data, models, results and logs",
     )
     parser.add_argument(
-        "--seeds", type=parse_seeds, default="1,2,3", metavar="A,B,...", help="each side runs once with each"
+        "--seeds", type=parse_seeds, default="1,2,3", metavar="A,B,...", help="each side runs once per seed"
     )
     parser.add_argument("--num_epochs", type=positive_int, default=3, metavar="N", help="passes over the training data")
-    parser.add_argument("--batch_size", type=positive_int, default=1, metavar="N", help="windows in a batch")
+    parser.add_argument("--batch_size", type=positive_int, default=1, metavar="N", help="windows per batch")
     parser.add_argument(
         "--learning_rate", type=non_negative_float, default=5e-5, metavar="X", help="peak learning rate"
     )
@@ -122,7 +121,7 @@ def parse_seeds(text):
 
 
 def check_inputs(arguments):
-    """Raises UserError for what would fail only after the environment of Transformers has been made."""
+    """Raises UserError for bad input before the environment of Transformers is created."""
     for name in ("train", "dev"):
         if not squad_file(name, arguments).is_file():
             raise UserError(f"--squad_dir: there is no file {squad_file(name, arguments)}")
@@ -131,9 +130,9 @@ def check_inputs(arguments):
 
 
 def prepare(arguments):
-    """Makes what both sides start from, in work_dir: vocab.txt, the snapshot `initial` and the windows of the files.
+    """Makes the input of both sides in work_dir: vocab.txt, the snapshot `initial` and the windows of the files.
 
-    Those of each file are in a folder of OFRecord parts and, for Transformers, in an .npz file. Returns their numbers.
+    Writes windows as OFRecord parts and, for Transformers, as an .npz file. Returns the number of windows by file.
     """
     work_dir = arguments.work_dir
     run(
@@ -157,9 +156,9 @@ def prepare(arguments):
 
 
 def prepare_seed(seed, record_count, arguments):
-    """Makes what a seed gives both sides: the head's initial weights and the order of the windows.
+    """Makes the input of both sides that depends on the seed: initial weights of the head, and order of the windows.
 
-    The snapshot initial-<seed> has these weights, and for Transformers they are in head-<seed>.npy, order-<seed>.npy.
+    Writes the weights to the snapshot initial-<seed> and to head-<seed>.npy, and the order to order-<seed>.npy.
     """
     work_dir = arguments.work_dir
     size, _ = variables.read_config(arguments.hf_dir / "config.json")
@@ -185,7 +184,7 @@ def squad_file(name, arguments):
 
 
 def window_flags(arguments):
-    """How windows are cut, for tools/create_squad_data.py and npy2json.py."""
+    """Returns the window flags of tools/create_squad_data.py and npy2json.py."""
     return flags(
         vocab_file=arguments.work_dir / "vocab.txt",
         max_seq_length=arguments.max_seq_length,
@@ -194,7 +193,7 @@ def window_flags(arguments):
 
 
 def make_recipe(record_count, arguments):
-    """The flags that run_squad.py and transformers_squad.py have in common."""
+    """Returns the flags that run_squad.py and transformers_squad.py share."""
     iter_num = count_iterations(record_count, arguments)
     return flags(
         iter_num=iter_num,
@@ -209,7 +208,7 @@ def make_recipe(record_count, arguments):
 
 
 def run_this_project(folder, seed, recipe, arguments):
-    """Fine-tunes and predicts into `folder`/all_results.npy; returns the seconds it took."""
+    """Fine-tunes and predicts into `folder`/all_results.npy. Returns the seconds it took."""
     folder.mkdir(exist_ok=True)
     size, _ = variables.read_config(arguments.hf_dir / "config.json")
     model = flags(
@@ -240,10 +239,10 @@ def run_this_project(folder, seed, recipe, arguments):
 
 
 def run_transformers(folder, seed, recipe, arguments, python):
-    """Fine-tunes and predicts into `folder`/all_results.npy; returns the seconds it took."""
+    """Fine-tunes and predicts into `folder`/all_results.npy. Returns the seconds it took."""
     folder.mkdir(exist_ok=True)
     return run(
-        # -I: nothing of this project's environment gets in.
+        # -I isolates it from this project's environment.
         [python, "-I", ROOT / "benchmarks/transformers_squad.py"]
         + flags(hf_dir=arguments.hf_dir, doc_stride=arguments.doc_stride)
         + flags(train_file=squad_file("train", arguments), train_windows=arguments.work_dir / "train.npz")
@@ -257,7 +256,7 @@ def run_transformers(folder, seed, recipe, arguments, python):
 
 
 def score(folder, arguments, seconds):
-    """The Score of `folder`/all_results.npy."""
+    """Returns the Score of `folder`/all_results.npy."""
     dev_file = squad_file("dev", arguments)
     run(
         script("npy2json.py")
@@ -271,7 +270,7 @@ def score(folder, arguments, seconds):
 
 
 def script(name, *arguments):
-    """A command line of this project."""
+    """Returns a command line of this project."""
     return [sys.executable, ROOT / name, *arguments]
 
 
@@ -280,7 +279,7 @@ def flags(**values):
 
 
 def run(command, log_file, **environment):
-    """The seconds of `command`, whose output goes to `log_file`; raises RunError with its last line if it fails."""
+    """Runs `command`, logging to `log_file`. Returns the seconds; raises RunError with the last line on failure."""
     begin = time.perf_counter()
     with open(log_file, "wb") as log:
         status = subprocess.run([*map(str, command)], stdout=log, stderr=log, env=os.environ | environment).returncode

@@ -1,4 +1,4 @@
-"""The Python environment of PyTorch and Transformers, for the sides of benchmarks that are not this project."""
+"""The Python environment with PyTorch and Transformers, for comparisons with them."""
 
 import os
 import subprocess
@@ -12,9 +12,9 @@ ENVIRONMENT = ROOT / ".cache/bench-torch"
 
 
 def find_or_make():
-    """The path of the environment's Python; made anew unless the environment stands as REQUIREMENTS say.
+    """Returns the path of the environment's Python; creates the environment unless it matches REQUIREMENTS.
 
-    Raises UserError if there is no Python 3.11, RunError, with pip's last line, if it cannot be made.
+    Raises UserError if there is no Python 3.11, and RunError with pip's last line if creating it fails.
     """
     python, installed = ENVIRONMENT / "bin/python", ENVIRONMENT / "installed.txt"
     if not installed.is_file() or installed.read_bytes() != REQUIREMENTS.read_bytes():
@@ -32,12 +32,12 @@ def _run(*command):
 
 
 def _find_python_3_11():
-    """The first python3.11 on PATH, or else of pyenv, that runs."""
+    """Returns the first working python3.11 on PATH or of pyenv."""
     candidates = [Path(folder) / "python3.11" for folder in os.get_exec_path()]
     pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
     candidates += pyenv.glob("versions/3.11.*/bin/python3.11")
     for candidate in candidates:
-        # A shim of pyenv is on PATH even where it has been told to use another version, and fails.
+        # A pyenv shim is on PATH, but fails if another version is selected.
         if os.access(candidate, os.X_OK) and subprocess.run([candidate, "-c", ""], capture_output=True).returncode == 0:
             return candidate
-    raise UserError("found no Python 3.11, which PyTorch is to run in: install it (pyenv install 3.11)")
+    raise UserError("found no Python 3.11, which PyTorch needs: install it (pyenv install 3.11)")

@@ -1,9 +1,8 @@
 """Fine-tunes BERT on SQuAD windows with Hugging Face Transformers, then predicts: the other side of a comparison.
 
-squad_with_transformers.py runs it, in an environment made of requirements-torch.txt; it imports nothing of this
-project. The recipe is that of Transformers' own question answering examples, but with the Adam of the published BERT.
-Prints the loss as run_squad.py does, and as its last line how many of the windows it was given are those that
-Transformers cuts itself.
+squad_with_transformers.py runs this script in an environment from requirements-torch.txt; it imports nothing from this
+project. The recipe is that of Transformers' question answering examples, but with the Adam of the published BERT.
+Prints the loss like run_squad.py; the last line says how many of the given windows equal Transformers' own.
 """
 
 import argparse
@@ -37,7 +36,7 @@ def main():
     with torch.no_grad():
         model.qa_outputs.weight.copy_(torch.from_numpy(np.load(arguments.head_file, allow_pickle=False)).T)
         model.qa_outputs.bias.zero_()
-    # Transformers leaves the embedding of [PAD] as it is; in the published BERT it learns as that of any other word.
+    # Transformers does not train the embedding of [PAD]; the published BERT does.
     model.bert.embeddings.word_embeddings.padding_idx = None
     fine_tune(model, train_windows, np.load(arguments.order_file, allow_pickle=False), arguments)
     np.save(arguments.all_results_file, predict(model, dev_windows, arguments.batch_size_per_device))
@@ -47,11 +46,17 @@ def main():
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--hf_dir", required=True, help="folder of the model to fine-tune")
-    parser.add_argument("--train_file", required=True, help="SQuAD questions that --train_windows were made of")
-    parser.add_argument("--dev_file", required=True, help="SQuAD questions that --dev_windows were made of")
-    parser.add_argument("--train_windows", required=True, help=".npz file: the fields of the records, [N, length] each")
-    parser.add_argument("--dev_windows", required=True, help=".npz file: the fields of the records, [N, length] each")
-    parser.add_argument("--all_results_file", required=True, help="where the logits go, as run_squad_predict.py's")
+    parser.add_argument("--train_file", required=True, help="SQuAD questions of --train_windows")
+    parser.add_argument("--dev_file", required=True, help="SQuAD questions of --dev_windows")
+    parser.add_argument(
+        "--train_windows", required=True, help=".npz file with the fields of the records, [N, length] each"
+    )
+    parser.add_argument(
+        "--dev_windows", required=True, help=".npz file with the fields of the records, [N, length] each"
+    )
+    parser.add_argument(
+        "--all_results_file", required=True, help="file for the logits, in the format of run_squad_predict.py"
+    )
     parser.add_argument("--doc_stride", type=int, required=True)
     parser.add_argument("--batch_size_per_device", type=int, required=True)
     parser.add_argument("--iter_num", type=int, required=True)
@@ -63,18 +68,18 @@ def parse_arguments():
     parser.add_argument("--loss_print_every_n_iter", type=int, required=True)
     parser.add_argument("--head_file", required=True, help=".npy file: initial weights of the head, [hidden, 2]")
     parser.add_argument("--order_file", required=True, help=".npy file: the rows of --train_windows in each batch")
-    parser.add_argument("--seed", type=int, required=True, help="of dropout")
+    parser.add_argument("--seed", type=int, required=True, help="random seed of dropout")
     return parser.parse_args()
 
 
 def load_windows(path):
-    """name -> int64 tensor [N, length] of the fields of N records."""
+    """Returns name -> int64 tensor [N, length] of the fields of N records."""
     with np.load(path, allow_pickle=False) as arrays:
         return {name: torch.from_numpy(arrays[name].astype(np.int64)) for name in arrays.files}
 
 
 def compare_windows(windows, squad_file, tokenizer, doc_stride):
-    """One clause on how far the windows that Transformers cuts of `squad_file` are `windows`.
+    """Describes how many of `windows` equal those that Transformers makes from `squad_file`.
 
     Its `stride` is the overlap of two windows, where SQuAD's doc_stride is the distance from one to the next.
     """
@@ -122,11 +127,11 @@ def fine_tune(model, windows, order, arguments):
 
 
 def set_step(optimizer, step, arguments):
-    """Makes PyTorch's Adam take step `step`, counted from 0, as that of google-research/bert's optimization.py.
+    """Sets PyTorch's Adam up for step `step`, counted from 0, to match google-research/bert's optimization.py.
 
-    Linear warm-up, else linear decay; and the bias correction undone, which BERT's Adam has not. In a few hundred steps
-    that makes a step three to six times as long. It is undone in epsilon, which stands beside the corrected root of the
-    second moment, and in the weight decay, which the learning rate multiplies, too.
+    Sets linear warm-up and decay, and undoes the bias correction, which BERT's Adam lacks: over the first few hundred
+    steps this makes steps three to six times as long. Epsilon, which is added to the corrected root of the second
+    moment, and the weight decay, which is multiplied by the learning rate, are adjusted, too.
     """
     if step < arguments.warmup_batches:
         schedule = step / arguments.warmup_batches
@@ -141,7 +146,7 @@ def set_step(optimizer, step, arguments):
 
 
 def parameter_groups(model, weight_decay_rate):
-    """The parameters for AdamW: biases and those of LayerNorm do not decay."""
+    """Returns the parameter groups for AdamW: no weight decay for biases and LayerNorm."""
     decaying, others = [], []
     for name, parameter in model.named_parameters():
         (others if name.endswith("bias") or "LayerNorm" in name else decaying).append(parameter)
@@ -152,7 +157,7 @@ def parameter_groups(model, weight_decay_rate):
 
 
 def model_inputs(windows, rows):
-    """The fields of some records under the names that Transformers has for them."""
+    """Returns the fields of some records under their names in Transformers."""
     return {
         "input_ids": windows["input_ids"][rows],
         "attention_mask": windows["input_mask"][rows],
@@ -161,7 +166,7 @@ def model_inputs(windows, rows):
 
 
 def predict(model, windows, batch_size):
-    """The logits of all windows, as run_squad_predict.py writes them."""
+    """Returns the logits of all windows, in the format of run_squad_predict.py."""
     count, seq_length = windows["input_ids"].shape
     logits = (np.float32, (seq_length,))
     results = np.zeros(count, [("unique_id", np.int64), ("start_logits", *logits), ("end_logits", *logits)])

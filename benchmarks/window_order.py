@@ -2,8 +2,8 @@
 
 usage: window_order.py DATA_DIR WINDOWS.npz BATCH_SIZE ITER_NUM SEED ORDER.npy
 
-DATA_DIR holds one part, WINDOWS.npz the same records in the same order, as squad_with_transformers.py writes them.
-ORDER.npy gets the rows of WINDOWS.npz in each batch: int64 [iter_num, batch size].
+DATA_DIR has one part; WINDOWS.npz, from squad_with_transformers.py, has the same records in the same order. Writes the
+rows of WINDOWS.npz in each batch to ORDER.npy, int64 [iter_num, batch size].
 """
 
 import argparse
@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT))
 from engine import oneflow_loader  # noqa: E402
 from records import checks  # noqa: E402
 
-# They tell one window from another.
+# Fields that identify a window.
 IDENTIFYING = ("input_ids", "start_positions", "end_positions")
 
 

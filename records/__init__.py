@@ -1,1 +1,1 @@
-"""Data on disk and into the graph."""
+"""Reads and writes records, and feeds them into the graph."""

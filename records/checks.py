@@ -1,8 +1,8 @@
-"""Which fields the records of each task hold, and whether the parts of a data set fit a run.
+"""Defines the record fields of each task, and checks that the parts of a data set fit a run.
 
-OneFlow's reader aborts the process on a missing part, a truncated record or a field of another length, so all that is
-checked here first, without the engine. The native reader checks each record as it reads it; where it will not be in
-use every record is checked before the run.
+OneFlow's reader aborts the process on a missing part, a truncated record or a field of the wrong length, so parts are
+checked here first, without the engine. The native reader also checks each record as it reads it; without it, every
+record is checked before the run.
 """
 
 import dataclasses
@@ -20,16 +20,15 @@ from system.errors import UserError
 from system.input_files import reading
 from system.progress import progress_bar
 
-# Up to this many bytes of data, every part is checked for truncation before a run. Beyond, only where every record is
-# checked: it means reading the lengths of all records.
-_SCAN_LIMIT = 2**30
+# Larger data sets are not checked for truncation before a run, because that reads the length of every record.
+_SCAN_LIMIT = 2**30  # bytes
 
 _PART_NAME = re.compile(r"part-(0*)0$")
 
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """A field of a record: `length` numbers, and for integers the exclusive upper bound of their values."""
+    """A field of a record: `length` numbers; integers are in [0, bound)."""
 
     length: int
     bound: int | None = None
@@ -37,7 +36,7 @@ class Field:
 
 
 def pretraining_fields(args):
-    """name -> Field of the records that pre-training reads."""
+    """Returns the Fields of pre-training records by name."""
     return {
         **_sequence_fields(args),
         "masked_lm_positions": Field(args.max_predictions_per_seq, args.seq_length),
@@ -48,7 +47,7 @@ def pretraining_fields(args):
 
 
 def squad_train_fields(args):
-    """name -> Field of the records that SQuAD fine-tuning reads."""
+    """Returns the Fields of SQuAD training records by name."""
     return {
         **_sequence_fields(args),
         "start_positions": Field(1, args.seq_length),
@@ -57,18 +56,18 @@ def squad_train_fields(args):
 
 
 def squad_predict_fields(args):
-    """name -> Field of the records that SQuAD prediction reads."""
+    """Returns the Fields of SQuAD prediction records by name."""
     return {**_sequence_fields(args), "unique_ids": Field(1)}
 
 
 def classifier_fields(args):
-    """name -> Field of the records that training and evaluating a classifier reads; with one label, it is a score."""
+    """Returns the Fields of a classifier's labelled records by name; with one label, the label is a float32 score."""
     label = Field(1, args.num_labels) if args.num_labels > 1 else Field(1, dtype=np.dtype(np.float32))
     return {**_sequence_fields(args), "label_ids": label}
 
 
 def classifier_test_fields(args):
-    """name -> Field of the records that a classifier predicts the labels of."""
+    """Returns the Fields of a classifier's records without labels by name."""
     return _sequence_fields(args)
 
 
@@ -101,25 +100,25 @@ _FLAG_OF_BOUND = {
 
 
 def part_paths(data_dir, part_num=None, flag="data_dir"):
-    """The paths of the first `part_num` parts in `data_dir`, or of all: part-0, part-1, ... or, padded, part-00000, ...
+    """Returns the paths of the first `part_num` parts in `data_dir`, or of all: part-0, ... or padded: part-00000, ...
 
-    Raises UserError, naming the flag, if the folder or one of the parts is missing.
+    Raises UserError, naming the flag, if the folder or a part is missing.
     """
     folder = Path(data_dir)
     with reading(f"--{flag}={data_dir}", "folder"):
         names = os.listdir(folder)
     if any(0xDC80 <= ord(character) <= 0xDCFF for character in str(data_dir)):
-        raise UserError(f"--{flag}={data_dir}: cannot be read: OneFlow takes names of UTF-8 only; give it another")
+        raise UserError(f"--{flag}={data_dir}: cannot be read: OneFlow needs UTF-8 names; rename the folder")
     first = sorted((name for name in names if _PART_NAME.fullmatch(name)), key=len)
     if not first:
         raise UserError(f"--{flag}={data_dir}: holds no part-0; give a folder of OFRecord parts part-0, part-1, ...")
     digits = len(first[0]) - len("part-")
-    there = sum(re.fullmatch(rf"part-[0-9]{{{digits},}}", name) is not None for name in names)
+    count = sum(re.fullmatch(rf"part-[0-9]{{{digits},}}", name) is not None for name in names)
     if part_num is None:
-        part_num = there
-    elif part_num < there:
-        print(f"Notice: --data_part_num={part_num} reads {part_num} of the {there} parts in {data_dir}.", flush=True)
-    # Not more of them than can be there: any number may have been asked for.
+        part_num = count
+    elif part_num < count:
+        print(f"Notice: --data_part_num={part_num} reads {part_num} of the {count} parts in {data_dir}.", flush=True)
+    # Bounded by the number of files, as part_num may be huge.
     paths = [folder / f"part-{index:0{digits}d}" for index in range(min(part_num, len(names) + 1))]
     missing = [path.name for path in paths if not path.is_file()]
     if missing:
@@ -132,29 +131,29 @@ def part_paths(data_dir, part_num=None, flag="data_dir"):
 
 @dataclasses.dataclass(frozen=True)
 class DataSet:
-    """The parts of a data set, found to fit a run."""
+    """The parts of a data set, checked for a run."""
 
     paths: list
     fields: dict  # name -> Field
-    record_count: int  # None where the parts are too large to be read through before a run, or not read by this rank
-    readers: int = 1  # so many ranks, from the first on, read parts
-    description: dict | None = None  # what the records were made with (records/description.py), where they tell
-    labels: list | None = None  # what their label_ids stand for, where they tell
-    is_checked: bool = False  # whether every record has been found right before the run
+    record_count: int  # None if the parts are too large to count, or not read by this rank
+    readers: int = 1  # the number of ranks that read parts: the first ones
+    description: dict | None = None  # how the records were made (records/description.py), if known
+    labels: list | None = None  # the labels by id, if known
+    is_checked: bool = False  # whether every record has been checked before the run
 
 
 def check_data_set(args, fields, shuffle, count_records=False):
-    """The DataSet that --data_dir and --data_part_num name; sets args.data_part_num if it was not given.
+    """Returns the checked DataSet of --data_dir and --data_part_num; sets args.data_part_num if it was not given.
 
-    Raises UserError, saying file and place, unless its records hold `fields` as they should: the first record of
-    every part; with --check_data, and where no native reader will check them as it reads, every record. The records
-    are counted if `count_records` says so or they are few. A rank that will not read needs no data: it checks nothing.
+    Checks the first record of each part against `fields`, or every record with --check_data or without the native
+    reader, and raises UserError with file and place if one is wrong. Counts the records of small data sets, or if
+    `count_records`. Ranks that do not read check nothing, as they may not have the data.
     """
     if args.data_part_num is None:
         args.data_part_num = len(part_paths(args.data_dir))
     readers = _count_readers(args, shuffle)
     if rank() >= readers:
-        # The names as far as they can be told from here; OneFlow goes by those of the first rank.
+        # Only a guess at the names: OneFlow uses those of the first rank.
         paths = [Path(args.data_dir) / f"part-{i}" for i in range(args.data_part_num)]
         return DataSet(paths, fields, None, readers)
     paths = part_paths(args.data_dir, args.data_part_num)
@@ -164,10 +163,10 @@ def check_data_set(args, fields, shuffle, count_records=False):
 
 
 def check_whole_data_set(flag, folder, fields):
-    """The DataSet of all parts in the folder that `--flag` names, with every record checked and counted.
+    """Returns the DataSet of all parts in the folder of `--flag`, with every record checked and counted.
 
-    Raises UserError, saying file and place, unless the records hold `fields` as they should. The first rank alone reads
-    it; the others get None.
+    Raises UserError, with file and place, if a record does not have `fields`. Only the first rank reads the folder; the
+    others get None.
     """
     if rank() > 0:
         return None
@@ -181,9 +180,9 @@ def _made_with(folder):
 
 
 def _count_readers(args, shuffle):
-    """How many ranks read: all, if each can have as many parts and their order does not matter, else the first for all.
+    """Returns the number of ranks that read: all if they shuffle and can have equally many parts, else 1.
 
-    Otherwise a rank with fewer parts would begin them anew before the others are through with theirs.
+    With fewer parts than the others, a rank would start its next epoch too early.
     """
     ranks = config.rank_count(args)
     return ranks if shuffle and args.data_part_num % ranks == 0 else 1
@@ -193,12 +192,12 @@ def _check_parts(paths, fields, check_all, count_all):
     sizes = [path.stat().st_size for path in paths]
     scan = check_all or count_all or sum(sizes) <= _SCAN_LIMIT
     count = 0
-    read_before = 0  # bytes, of the parts before this one
+    bytes_before = 0  # of the parts before this one
     with progress_bar(total=sum(sizes), desc="checking", unit="B", unit_scale=True, leave=False, delay=1) as bar:
         for path, size in zip(paths, sizes, strict=True):
             found = 0
             for offset, serialized in ofrecord.read_serialized(path):
-                bar.update(read_before + offset - bar.n)
+                bar.update(bytes_before + offset - bar.n)
                 _check_not_empty(serialized, path, offset)
                 if found == 0 or check_all:
                     _check_record(ofrecord.parse(serialized, path, offset), fields, f"{path}: record {found}")
@@ -208,12 +207,12 @@ def _check_parts(paths, fields, check_all, count_all):
             if found == 0:
                 raise UserError(f"{path}: the part is empty")
             count += found
-            read_before += size
+            bytes_before += size
     return count if scan else None
 
 
 def read_records(data_set):
-    """Yields the features (name -> array) of all records; raises UserError, saying where, at one that is not right."""
+    """Yields the features (name -> array) of all records. Raises UserError, with the place, at an invalid one."""
     for path in data_set.paths:
         for offset, serialized in ofrecord.read_serialized(path):
             _check_not_empty(serialized, path, offset)
@@ -223,7 +222,7 @@ def read_records(data_set):
 
 
 def check_record_at(path, offset, fields):
-    """Raises UserError, saying what is wrong, unless the record at byte `offset` of the part `path` holds `fields`."""
+    """Raises UserError unless the record at byte `offset` of the part `path` has `fields`."""
     _, serialized = next(ofrecord.read_serialized(path, offset))
     _check_not_empty(serialized, path, offset)
     _check_record(ofrecord.parse(serialized, path, offset), fields, f"{path}: the record at byte {offset}")
@@ -231,7 +230,7 @@ def check_record_at(path, offset, fields):
 
 def _check_not_empty(serialized, path, offset):
     if not serialized:
-        raise UserError(f"{path}: the record at byte {offset} is empty; make or copy the part anew")
+        raise UserError(f"{path}: the record at byte {offset} is empty; make or copy the part again")
 
 
 def _check_record(features, fields, place):
@@ -248,7 +247,7 @@ def _check_record(features, fields, place):
             expected = f"--{flag} is {field.length}" if flag else f"{field.length} expected"
             raise UserError(f"{place}: field {name} holds {len(values)} numbers, but {expected}")
         if values.dtype.kind == "f" and not np.isfinite(values).all():
-            raise UserError(f"{place}: field {name} holds NaN or infinity; make the part anew")
+            raise UserError(f"{place}: field {name} holds NaN or infinity; make the part again")
         if field.bound is None:
             continue
         wrong = values[(values < 0) | (values >= field.bound)]

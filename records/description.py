@@ -1,11 +1,10 @@
-"""What the records of a folder were made with, in a small file beside the parts.
+"""Describes how the records of a folder were made, in small files beside the parts.
 
     <folder>/records.json   kind of record, vocabulary, case, lengths, and for SQuAD the windows and the questions
-    <folder>/vocab.txt      the vocabulary itself
-    <folder>/labels.txt     for classification: the labels, one a line in the order of their numbers
+    <folder>/vocab.txt      the vocabulary
+    <folder>/labels.txt     for classification: the labels, one per line in the order of their ids
 
-A description is a dict of what JSON can carry. Nothing is known of parts without one: they are older, or of another
-maker.
+A description is a JSON-serialisable dict. Parts from older versions or other programs have none.
 """
 
 import hashlib
@@ -43,12 +42,12 @@ _TYPES = {
     "is_regression": bool,
     "has_labels": bool,
 }
-# What every description has.
+# Keys of every description.
 _REQUIRED = ("kind", "vocab_size", "vocab_sha256", "do_lower_case", "max_seq_length")
 
 
 def describe(kind, vocab, vocab_data, do_lower_case, max_seq_length, **others):
-    """The description of records of that `kind`; `vocab` is piece -> id, `vocab_data` the bytes of its file."""
+    """Returns the description of records of a kind; `vocab`: piece -> id, `vocab_data`: the bytes of its file."""
     return {
         "kind": kind,
         "vocab_size": max(vocab.values()) + 1,
@@ -60,9 +59,9 @@ def describe(kind, vocab, vocab_data, do_lower_case, max_seq_length, **others):
 
 
 def questions_checksum(paragraphs):
-    """A checksum of the questions of a SQuAD file and their contexts, in order: hex digits.
+    """Returns the SHA-256, in hex digits, of the questions and contexts of a SQuAD file, in order.
 
-    `paragraphs` are those of squad_file.read_paragraphs.
+    `paragraphs`: from squad_file.read_paragraphs.
     """
     digest = hashlib.sha256()
     for paragraph in paragraphs:
@@ -75,7 +74,7 @@ def questions_checksum(paragraphs):
 
 
 def write(folder, description, vocab_data, labels=None):
-    """Writes the description, the vocabulary and the labels, if there are any, into the folder of the parts."""
+    """Writes the description, the vocabulary and any labels into the folder of the parts."""
     if labels is not None:
         with atomic_file(Path(folder) / LABELS_FILE) as file:
             file.write(encode_labels(labels))
@@ -86,7 +85,7 @@ def write(folder, description, vocab_data, labels=None):
 
 
 def read(folder):
-    """The description in `folder`, or None if there is none. Raises UserError if it is damaged."""
+    """Returns the description in `folder`, or None if there is none. Raises UserError if it is damaged."""
     path = Path(folder) / FILE
     if not os.path.lexists(path):
         return None
@@ -94,35 +93,35 @@ def read(folder):
 
 
 def read_labels_of(folder):
-    """The labels in `folder`, a list of strings, or None if there are none. Raises UserError if they are damaged."""
+    """Returns the labels in `folder`, a list of strings, or None if it has none. Raises UserError if damaged."""
     path = Path(folder) / LABELS_FILE
     return read_labels(path) if os.path.lexists(path) else None
 
 
 def check(description, source):
-    """Returns `description`. Raises UserError, naming its `source`, unless it is one."""
-    is_right = (
+    """Returns `description`. Raises UserError, naming its `source`, if it is not a valid one."""
+    is_valid = (
         isinstance(description, dict)
         and all(name in description for name in _REQUIRED)
         and all(type(description[name]) is kind for name, kind in _TYPES.items() if name in description)
     )
-    if not is_right:
-        raise UserError(f"{source}: damaged: not a description of records; make the records anew")
+    if not is_valid:
+        raise UserError(f"{source}: damaged: not a description of records; make the records again")
     return description
 
 
 def check_same_text(records, model_vocab_sha256, model_do_lower_case, records_name, model_name):
-    """Raises UserError if the records of that description were not made for a model of that vocabulary and case.
+    """Raises UserError if the records were made with another vocabulary or case than the model's.
 
-    None for what is not known of the model.
+    `records`: their description. The model's values are None if unknown.
     """
     if model_vocab_sha256 not in (None, records["vocab_sha256"]):
         raise UserError(
-            f"{records_name}: its records were made with another vocabulary than that of {model_name}; make them anew "
+            f"{records_name}: its records were made with another vocabulary than that of {model_name}; make them again "
             f"with --vocab_file={model_name}"
         )
     if model_do_lower_case not in (None, records["do_lower_case"]):
         raise UserError(
             f"{records_name}: its records were made with --do_lower_case={records['do_lower_case']}, the model of "
-            f"{model_name} has {model_do_lower_case}; make them anew"
+            f"{model_name} has {model_do_lower_case}; make them again"
         )

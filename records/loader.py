@@ -1,4 +1,4 @@
-"""The OFRecord data loader: reader and decoders, as a module of a job's graph."""
+"""The OFRecord data loader: a module with reader and decoders for a job's graph."""
 
 from engine import native
 from engine.oneflow_loader import flow, nn
@@ -6,20 +6,19 @@ from ranks.ranks import rank
 from records import checks
 from system.errors import UserError
 
-# How many records shuffling draws from.
+# Shuffling draws from a buffer of this many records.
 _SHUFFLE_BUFFER = 1024
 
 _DTYPES = {"int32": flow.int32, "float32": flow.float32}
 
 
 class OFRecordLoader(nn.Module):
-    """Reads the parts of a data set without end, a global batch at a time.
+    """Reads a data set endlessly, one global batch at a time.
 
-    `data_set` is a records.DataSet, `placement` is where the batches of `batch_size` sequences go, split over its
-    ranks, which each read parts of their own or get them from the first. Shuffling draws from a buffer of 1,024
-    records, and reorders the parts after every epoch. With the native kernels each record comes once an epoch, and
-    native.reader_state tells where the reader is. Where nothing checks the records as they are read,
-    and nothing has before, the loader does: it raises UserError at one that is not right.
+    `data_set`: a checks.DataSet. `placement`: receives batches of `batch_size` sequences, split over its ranks; each
+    rank reads its own parts, or the first rank reads for all. Shuffling uses a buffer of 1,024 records and reorders the
+    parts after each epoch. The native reader yields each record once per epoch, and native.reader_state returns its
+    position. Raises UserError at an invalid record if neither the native reader nor an earlier check covers them.
     """
 
     def __init__(self, data_set, batch_size, placement, shuffle, seed):
@@ -27,7 +26,7 @@ class OFRecordLoader(nn.Module):
         paths = data_set.paths
         self._placement = placement
         self._sbp = _split_over(placement.ranks)
-        # Where not all ranks read, the first reads for all.
+        # Either all ranks read, or the first reads for all.
         ranks = placement.ranks[: data_set.readers]
         self.reader = nn.OFRecordReader(
             str(paths[0].parent),
@@ -46,7 +45,7 @@ class OFRecordLoader(nn.Module):
             are_checked = native.expect_records(paths, data_set.fields, buffer_size, len(ranks), rank())
             if not are_checked and not data_set.is_checked:
                 for _ in checks.read_records(data_set):
-                    pass  # It raises at one that is not right.
+                    pass  # Raises at an invalid record.
         self._fields = data_set.fields
         self._checked = 0
         for name, field in data_set.fields.items():
@@ -54,7 +53,7 @@ class OFRecordLoader(nn.Module):
             self.add_module(f"decode_{name}", decoder)
 
     def forward(self):
-        """The next batch: name -> [B, length] tensor."""
+        """Returns the next batch: name -> [B, length] tensor."""
         batch = self.reader()
         decoders = {name: getattr(self, f"decode_{name}") for name in self._fields}
         return {
@@ -63,10 +62,10 @@ class OFRecordLoader(nn.Module):
         }
 
     def check_batch(self):
-        """Raises UserError, saying which record is at fault, if the next batch to be checked could not be read.
+        """Raises UserError, naming the record, if the next batch could not be read.
 
-        To be called for each batch in turn, when its results are there and before anything comes of them. Only the
-        native kernels tell, and only on the rank that reads the record; OneFlow's own reader aborts the process.
+        Call it once for each batch, after its results have arrived and before they are used. Only the native reader
+        reports failures, on the rank that reads the record; OneFlow's own reader aborts the process.
         """
         self._checked += 1
         failure = native.reader_failure()
@@ -81,5 +80,5 @@ class OFRecordLoader(nn.Module):
 
 
 def _split_over(ranks):
-    """How a batch lies on `ranks`. One rank holds it whole: OneFlow aborts on a batch of 1 that is called split."""
+    """Returns the SBP of a batch on `ranks`: split, but broadcast on one rank, as OneFlow cannot split a batch of 1."""
     return flow.sbp.split(0) if len(ranks) > 1 else flow.sbp.broadcast

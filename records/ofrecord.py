@@ -1,7 +1,7 @@
 """The OFRecord file format: a part file is a sequence of (8-byte little-endian length, serialized OFRecord).
 
-The message is defined here from its published schema (oneflow/core/record/record.proto), in a descriptor pool of
-its own, so that data can be prepared and checked without loading the engine.
+Defines the message from its published schema (oneflow/core/record/record.proto), so that preparing and checking data
+does not need the engine.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
+from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory, text_format
 
 from system.errors import UserError
 from system.input_files import open_input, reading
@@ -20,80 +20,76 @@ from system.output_files import atomic_file
 
 _LENGTH = struct.Struct("<Q")
 
-# kind of a Feature -> (field number, element type in the message, NumPy type that decodes it)
+# Kind of a Feature -> (field number, protobuf type of its values, NumPy type)
 _KINDS = {
-    "bytes_list": (1, descriptor_pb2.FieldDescriptorProto.TYPE_BYTES, object),
-    "float_list": (2, descriptor_pb2.FieldDescriptorProto.TYPE_FLOAT, np.float32),
-    "double_list": (3, descriptor_pb2.FieldDescriptorProto.TYPE_DOUBLE, np.float64),
-    "int32_list": (4, descriptor_pb2.FieldDescriptorProto.TYPE_INT32, np.int32),
-    "int64_list": (5, descriptor_pb2.FieldDescriptorProto.TYPE_INT64, np.int64),
+    "bytes_list": (1, "TYPE_BYTES", object),
+    "float_list": (2, "TYPE_FLOAT", np.float32),
+    "double_list": (3, "TYPE_DOUBLE", np.float64),
+    "int32_list": (4, "TYPE_INT32", np.int32),
+    "int64_list": (5, "TYPE_INT64", np.int64),
 }
 _KIND_OF_DTYPE = {np.dtype(dtype): kind for kind, (_, _, dtype) in _KINDS.items() if dtype is not object}
 
 
-def _make_ofrecord_class(is_read):
-    """The message class. The one for reading has a list of entries, whose keys are bytes, in place of the map.
+_LISTS = {kind: kind.title().replace("_", "") for kind in _KINDS}  # bytes_list -> BytesList
+_SCHEMA = (
+    'name: "ofrecord.proto" package: "oneflow" syntax: "proto2"\n'
+    + "".join(
+        f'message_type {{ name: "{_LISTS[kind]}" field {{ name: "value" number: 1 label: LABEL_REPEATED type: {type_}'
+        f"{'' if type_ == 'TYPE_BYTES' else ' options { packed: true }'} }} }}\n"
+        for kind, (_, type_, _) in _KINDS.items()
+    )
+    + 'message_type { name: "Feature" oneof_decl { name: "kind" }\n'
+    + "".join(
+        f'  field {{ name: "{kind}" number: {number} label: LABEL_OPTIONAL oneof_index: 0 type: TYPE_MESSAGE '
+        f'type_name: ".oneflow.{_LISTS[kind]}" }}\n'
+        for kind, (number, _, _) in _KINDS.items()
+    )
+    + """}
+message_type {
+  name: "OFRecord"
+  nested_type {
+    name: "FeatureEntry"
+    field { name: "key" number: 1 label: LABEL_OPTIONAL type: TYPE_BYTES }
+    field { name: "value" number: 2 label: LABEL_OPTIONAL type: TYPE_MESSAGE type_name: ".oneflow.Feature" }
+  }
+  field {
+    name: "feature" number: 1 label: LABEL_REPEATED
+    type: TYPE_MESSAGE type_name: ".oneflow.OFRecord.FeatureEntry"
+  }
+}
+"""
+)
 
-    It is the same on the wire, but protobuf stumbles, in several ways, over a map whose keys are not UTF-8.
+
+def message_class(schema, name):
+    """Returns the class of the message `name` in `schema`, a FileDescriptorProto as text protobuf.
+
+    Schemas here declare a map of features as the list of entries that it is on the wire, with bytes as keys: protobuf
+    fails in several ways on a map whose keys are not UTF-8.
     """
-    field = descriptor_pb2.FieldDescriptorProto
-    file = descriptor_pb2.FileDescriptorProto(name="ofrecord.proto", package="oneflow", syntax="proto2")
-    feature = descriptor_pb2.DescriptorProto(name="Feature")
-    feature.oneof_decl.add(name="kind")
-    for kind, (number, element_type, _) in _KINDS.items():
-        list_name = kind.title().replace("_", "")
-        values = file.message_type.add(name=list_name)
-        value = values.field.add(name="value", number=1, type=element_type, label=field.LABEL_REPEATED)
-        value.options.packed = element_type != field.TYPE_BYTES
-        if element_type == field.TYPE_BYTES:
-            value.ClearField("options")
-        feature.field.add(
-            name=kind,
-            number=number,
-            type=field.TYPE_MESSAGE,
-            type_name=f".oneflow.{list_name}",
-            label=field.LABEL_OPTIONAL,
-            oneof_index=0,
-        )
-    file.message_type.append(feature)
-    record = file.message_type.add(name="OFRecord")
-    entry = record.nested_type.add(name="FeatureEntry")
-    entry.options.map_entry = not is_read
-    key_type = field.TYPE_BYTES if is_read else field.TYPE_STRING
-    entry.field.add(name="key", number=1, type=key_type, label=field.LABEL_OPTIONAL)
-    entry.field.add(
-        name="value", number=2, type=field.TYPE_MESSAGE, type_name=".oneflow.Feature", label=field.LABEL_OPTIONAL
-    )
-    record.field.add(
-        name="feature",
-        number=1,
-        type=field.TYPE_MESSAGE,
-        type_name=".oneflow.OFRecord.FeatureEntry",
-        label=field.LABEL_REPEATED,
-    )
     pool = descriptor_pool.DescriptorPool()
-    pool.Add(file)
-    return message_factory.MessageFactory(pool).GetPrototype(pool.FindMessageTypeByName("oneflow.OFRecord"))
+    pool.Add(text_format.Parse(schema, descriptor_pb2.FileDescriptorProto()))
+    return message_factory.MessageFactory(pool).GetPrototype(pool.FindMessageTypeByName(name))
 
 
-OFRecord = _make_ofrecord_class(is_read=False)
-_ReadRecord = _make_ofrecord_class(is_read=True)
+OFRecord = message_class(_SCHEMA, "oneflow.OFRecord")
 
 
 def serialize(features):
     """Serializes `features` (name -> 1-D NumPy array of int32, int64, float32 or float64) as one OFRecord.
 
-    The fields are written in the order of their names, so that equal features give equal bytes.
+    Fields are sorted by name, so that equal features give equal bytes.
     """
     record = OFRecord()
-    for name, values in features.items():
-        kind = _KIND_OF_DTYPE[values.dtype]
-        getattr(record.feature[name], kind).value.extend(values.tolist())
-    return record.SerializeToString(deterministic=True)
+    for name, values in sorted(features.items()):
+        entry = record.feature.add(key=name.encode())
+        getattr(entry.value, _KIND_OF_DTYPE[values.dtype]).value.extend(values.tolist())
+    return record.SerializeToString()
 
 
 def serialize_batch(features):
-    """Serializes N records at once: equal to `serialize` of each row of `features`, but about ten times as fast.
+    """Serializes N records, about ten times as fast as `serialize` for each row of `features`, to the same bytes.
 
     `features`: name -> 2-D array [N, length] of int32, int64, float32 or float64. Returns a list of N bytes objects.
     """
@@ -114,7 +110,7 @@ def serialize_batch(features):
 
 
 def _varints(values):
-    """The rows of a 2-D array of integers as varints (7 bits a byte, lowest first): bytes, and how many a row takes."""
+    """Encodes a 2-D array of integers as varints (7 bits per byte, lowest first). Returns (bytes, row sizes)."""
     rest = values.astype(np.int64).view(np.uint64)
     longest = max(1, -(-int(rest.max(initial=0)).bit_length() // 7))
     groups = np.empty((*values.shape, longest), dtype=np.uint8)
@@ -130,7 +126,7 @@ def _varints(values):
 
 @functools.lru_cache(maxsize=1 << 16)
 def _entry_head(name, dtype, size):
-    """What stands before the `size` bytes of packed values in the serialized map entry `name` of an OFRecord."""
+    """Returns the bytes that precede `size` bytes of packed values in the serialized map entry `name`."""
     number = _KINDS[_KIND_OF_DTYPE[dtype]][0]
     head = b"" if size == 0 else _length_delimited(1, size)
     head = _length_delimited(number, len(head) + size) + head
@@ -140,21 +136,19 @@ def _entry_head(name, dtype, size):
 
 
 def _length_delimited(field_number, size):
-    """The tag and the length of a length-delimited field (wire type 2)."""
+    """Returns the tag and length of a length-delimited field (wire type 2)."""
     return bytes([field_number << 3 | 2]) + _varints(np.array([[size]]))[0]
 
 
 def parse(serialized, path, offset):
-    """The features of one serialized record: name -> 1-D NumPy array (bytes features: a list of bytes).
+    """Parses one serialized record. Returns name -> 1-D NumPy array (a list of bytes for a bytes feature).
 
-    What is not UTF-8 in a name is shown as `\\xff`.
-
-    `path` and `offset` (bytes) say where the record lies, for the message of the UserError it raises.
+    Names are decoded as UTF-8; other bytes become `\\xff`. Raises UserError, naming `path` and `offset` (bytes).
     """
     try:
-        record = parse_message(_ReadRecord, serialized)
+        record = parse_message(OFRecord, serialized)
     except message.DecodeError:
-        raise UserError(f"{path}: the record at byte {offset} is not an OFRecord; make the part anew") from None
+        raise UserError(f"{path}: the record at byte {offset} is not an OFRecord; make the part again") from None
     features = {}
     for entry in record.feature:
         name, feature = entry.key.decode(errors="backslashreplace"), entry.value
@@ -167,9 +161,9 @@ def parse(serialized, path, offset):
 
 
 def parse_message(message_class, serialized):
-    """The protobuf message in `serialized`; raises DecodeError if it is none.
+    """Parses a protobuf message. Raises DecodeError for invalid bytes, including trailing ones.
 
-    Of bytes that only begin with a message protobuf merely warns; they are none either.
+    Protobuf itself only warns of trailing bytes.
     """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -180,9 +174,9 @@ def parse_message(message_class, serialized):
 
 
 def read_serialized(path, offset=0):
-    """Yields (offset in bytes, serialized OFRecord) for the records of the part file `path`, from that at `offset` on.
+    """Yields (offset in bytes, serialized OFRecord) for each record of the part file `path`, starting at `offset`.
 
-    Raises UserError where the file ends within a record or cannot be read. Never holds more than one record.
+    Holds one record at a time. Raises UserError if the file ends within a record or cannot be read.
     """
     path = Path(path)
     with reading(path), open_input(path, "rb") as file:
@@ -191,9 +185,8 @@ def read_serialized(path, offset=0):
 
 
 def read_open_file(file, path, offset=0):
-    """What `read_serialized` yields, from a part file that is open for reading, from the record at byte `offset` on.
+    """Like `read_serialized`, for an open part file positioned at `offset`; `path` is for messages only.
 
-    The file must stand there; `path` is for messages only.
     Raises UserError if a record runs past the end of the file.
     """
     size = os.fstat(file.fileno()).st_size
@@ -203,21 +196,21 @@ def read_open_file(file, path, offset=0):
         if length > size - offset - _LENGTH.size:
             raise UserError(
                 f"{path}: truncated or not an OFRecord file: the record at byte {offset} runs past the end "
-                f"of the file ({size} bytes); make or copy the part anew"
+                f"of the file ({size} bytes); make or copy the part again"
             )
         yield offset, file.read(length)
         offset += _LENGTH.size + length
 
 
 def read(path):
-    """Yields (offset in bytes, features as `parse` gives them) for every record of the part file `path`."""
+    """Yields (offset in bytes, features from `parse`) for every record of the part file `path`."""
     for offset, serialized in read_serialized(path):
         yield offset, parse(serialized, path, offset)
 
 
 @contextlib.contextmanager
 def open_writer(path):
-    """A function that appends a serialized record to the part file `path`, which appears whole when the block ends."""
+    """Yields a function that appends a serialized record. The part file `path` appears, whole, at the block's end."""
     with atomic_file(path) as file:
         yield functools.partial(write_record, file)
 

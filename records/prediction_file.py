@@ -1,7 +1,7 @@
-"""all_results.npy: what run_squad_predict.py hands to npy2json.py.
+"""all_results.npy: the logits that run_squad_predict.py writes and npy2json.py reads.
 
-Behind the array, where NumPy does not look, stands the description of the records that were predicted, as JSON
-(records/description.py). Files of older versions have none.
+The description of the records (records/description.py) follows the array as JSON; NumPy ignores bytes after the array.
+Files from older versions have no description.
 """
 
 import json
@@ -17,7 +17,7 @@ _MAGIC = b"\x93NUMPY"
 
 
 def result_dtype(seq_length):
-    """The type of one result: the unique id of a window, and for each of its tokens a start and an end logit."""
+    """Returns the dtype of one result: the unique id of a window, and the start and end logits of its tokens."""
     return np.dtype(
         [
             ("unique_id", np.int64),
@@ -28,7 +28,7 @@ def result_dtype(seq_length):
 
 
 def check_replaceable(path):
-    """Raises UserError if something else than a NumPy array stands at `path`: data, say, after a slip of the hand."""
+    """Raises UserError if `path` exists and is not a NumPy file, so that a wrong path overwrites nothing else."""
     if not os.path.exists(path):
         return
     is_array = False
@@ -40,9 +40,9 @@ def check_replaceable(path):
 
 
 def write(path, results, described=None):
-    """Writes `results`, an array of `result_dtype`, so that np.load(path, allow_pickle=False) reads them.
+    """Writes `results`, an array of `result_dtype`, for np.load(path, allow_pickle=False).
 
-    `described` is the description of the records that they are of, if there is one.
+    `described`: the description of their records, or None.
     """
     with atomic_file(path) as file:
         np.save(file, results, allow_pickle=False)

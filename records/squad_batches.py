@@ -1,7 +1,7 @@
-"""The windows of a SQuAD data set in batches that hold little padding, for prediction.
+"""Batches the windows of a SQuAD data set with little padding, for prediction.
 
-Windows of similar length go into one batch, which is cut behind its longest. Each length that batches are cut to takes
-a graph of its own, and so time to compile: there are as many as pay.
+Windows of similar length share a batch, which is cut to the longest. Each batch length needs its own compiled graph, so
+the lengths are chosen to minimise compilation and computation together.
 """
 
 import collections
@@ -11,27 +11,27 @@ import numpy as np
 
 from records import checks
 
-# Batches are made of so many windows at a time.
+# Windows are read and batched in chunks of this size.
 WINDOWS_AT_A_TIME = 4096
-# Lengths are multiples of this, or the whole length.
+# Batch lengths are multiples of this, or the full length.
 _LENGTH_STEP = 32
-# What compiling a graph takes, in tokens of BERT-base.
-_TOKENS_OF_A_GRAPH = 4096
+# Compiling a graph takes as long as computing this many tokens of BERT-base.
+_TOKENS_PER_GRAPH = 4096
 
 
 def read_windows(data_set, count):
-    """Yields the first `count` windows, at most WINDOWS_AT_A_TIME at once; of equal unique ids the first one only.
+    """Yields the first `count` windows in chunks of at most WINDOWS_AT_A_TIME; skips repeated unique ids.
 
-    As dicts of int32 arrays [N, length] by field name. Raises UserError, saying file and place, at a record that does
-    not hold what it should.
+    A chunk is a dict of int32 arrays [N, length] by field name. Raises UserError, with file and place, at an invalid
+    record.
     """
-    windows = _without_repetitions(itertools.islice(checks.read_records(data_set), count))
-    while some := list(itertools.islice(windows, WINDOWS_AT_A_TIME)):
-        yield {name: np.stack([window[name] for window in some]).astype(np.int32) for name in data_set.fields}
+    windows = _skip_repeated(itertools.islice(checks.read_records(data_set), count))
+    while chunk := list(itertools.islice(windows, WINDOWS_AT_A_TIME)):
+        yield {name: np.stack([window[name] for window in chunk]).astype(np.int32) for name in data_set.fields}
 
 
-def _without_repetitions(windows):
-    """Yields those of the windows whose unique id has not come before."""
+def _skip_repeated(windows):
+    """Yields the windows whose unique id has not occurred before."""
     seen = set()
     for window in windows:
         unique_id = int(window["unique_ids"][0])
@@ -41,10 +41,10 @@ def _without_repetitions(windows):
 
 
 def make_batches(input_mask, batch_size, compiled):
-    """(length, indexes of `batch_size` windows) of each batch, so that all windows [N, S] are in some batch.
+    """Returns a list of (length, indexes of `batch_size` windows) that covers all windows.
 
-    The last batch is filled up with windows that it has already. A window without a token counts as one of full length.
-    `compiled` are the lengths that have a graph already.
+    `input_mask`: [N, S]. `compiled`: the lengths that have a graph. The last batch repeats windows to fill up. A window
+    without tokens counts as full length.
     """
     whole = input_mask.shape[1]
     is_token = input_mask != 0
@@ -57,13 +57,13 @@ def make_batches(input_mask, batch_size, compiled):
 
 
 def _choose_lengths(needed, batch_size, compiled):
-    """Needed length -> length to compute, at the least cost of batches and graphs together."""
+    """Returns needed length -> batch length with the lowest total cost of batches and graphs."""
     counts = sorted(collections.Counter(needed).items())
-    # (cost, where the last group begins) of the shortest lengths up to each, by dynamic programming.
+    # Dynamic programming: best[end] = (cost of the `end` shortest lengths, start of their last group).
     best = [(0, 0)]
     for end in range(1, len(counts) + 1):
         length = counts[end - 1][0]
-        graph = 0 if length in compiled else _TOKENS_OF_A_GRAPH
+        graph = 0 if length in compiled else _TOKENS_PER_GRAPH
         best.append(
             min(
                 (best[begin][0] + graph + length * batch_size * sum(count for _, count in counts[begin:end]), begin)

@@ -1,11 +1,9 @@
-"""TFRecord files and the tf.train.Example messages in them, read without TensorFlow.
+"""Reads TFRecord files and their tf.train.Example messages without TensorFlow.
 
-A file, which may be compressed with gzip as a whole, is a sequence of records: the length of the data (8 bytes,
-little-endian), its checksum (4), the data, their checksum (4). A checksum is a masked CRC-32C.
+A file is a sequence of records: length of the data (8 bytes, little-endian), checksum of the length (4), data, checksum
+of the data (4). A checksum is a masked CRC-32C. The whole file may be compressed with gzip.
 
-The messages are defined here from their published schema (tensorflow/core/example/*.proto), in a descriptor pool of
-their own. The map of features is a list of entries here, which is the same on the wire: over a map whose keys are not
-UTF-8, protobuf stumbles in several ways.
+Defines the messages from their published schema (tensorflow/core/example/*.proto).
 """
 
 import functools
@@ -14,7 +12,7 @@ import struct
 import zlib
 
 import google_crc32c
-from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory, text_format
+from google.protobuf import message
 
 from records import ofrecord
 from system.errors import UserError
@@ -25,7 +23,7 @@ _TAIL = struct.Struct("<I")
 _GZIP_MAGIC = b"\x1f\x8b\x08"
 _BUFFER = 1 << 20  # bytes
 
-# A training instance has a few kilobytes. What claims more than this is no such record, whatever its checksum.
+# A training instance has a few kilobytes. A larger length is damage, even if its checksum is correct.
 LONGEST_RECORD = 1 << 24  # bytes
 
 _SCHEMA = """
@@ -68,26 +66,20 @@ message_type {
 """
 
 
-def _make_example_class():
-    pool = descriptor_pool.DescriptorPool()
-    pool.Add(text_format.Parse(_SCHEMA, descriptor_pb2.FileDescriptorProto()))
-    return message_factory.MessageFactory(pool).GetPrototype(pool.FindMessageTypeByName("tensorflow.Example"))
-
-
-Example = _make_example_class()
+Example = ofrecord.message_class(_SCHEMA, "tensorflow.Example")
 
 
 def masked_crc(data):
-    """The checksum that a TFRecord has for `data`: its CRC-32C, rotated by 15 bits, plus a constant."""
+    """Returns the TFRecord checksum of `data`: its CRC-32C, rotated right by 15 bits, plus a constant."""
     crc = google_crc32c.value(data)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 def read(path, offset=0):
-    """Yields (offset, data) of the records of the file `path`, from the one at `offset` on.
+    """Yields (offset, data) for each record of the file `path`, starting at `offset`.
 
-    An offset is in bytes, in a gzip file those of its decompressed content. Raises UserError where a checksum is wrong,
-    the file ends within a record, is no TFRecord file or cannot be read. Never holds more than one record.
+    Offsets are in bytes of the (decompressed) content. Holds one record at a time. Raises UserError if the file cannot
+    be read, is not a TFRecord file, ends within a record or has a wrong checksum.
     """
     open_file = gzip.open if is_compressed(path) else functools.partial(open, buffering=_BUFFER)
     with reading(path):
@@ -120,28 +112,25 @@ def read(path, offset=0):
             raise UserError(f"{path}: damaged: its gzip data after {offset} decompressed bytes: {error}") from None
         except EOFError:
             raise UserError(
-                f"{path}: truncated: its gzip data end after {offset} decompressed bytes; make or copy the file anew"
+                f"{path}: truncated: its gzip data end after {offset} decompressed bytes; make or copy the file again"
             ) from None
 
 
 def is_compressed(path):
-    """Whether the file `path` is a gzip file; raises UserError if it cannot be read."""
+    """Whether the file `path` is a gzip file. Raises UserError if it cannot be read."""
     with reading(path), open(path, "rb") as file:
         head = file.read(_HEAD.size)
-    # The length of a first record may look like the beginning of a gzip file, but then it has its checksum.
+    # A record's length may look like a gzip header, but then its checksum follows.
     is_record = len(head) == _HEAD.size and masked_crc(head[:8]) == _HEAD.unpack(head)[1]
     return head.startswith(_GZIP_MAGIC) and not is_record
 
 
 def _truncated(path, offset):
-    return UserError(f"{path}: truncated: it ends within the record at byte {offset}; make or copy the file anew")
+    return UserError(f"{path}: truncated: it ends within the record at byte {offset}; make or copy the file again")
 
 
 def parse_example(data, path, offset):
-    """The features of a tf.train.Example: a mapping from name to Feature message.
-
-    `path` and `offset` (bytes) say where the record lies, for the message of the UserError it raises.
-    """
+    """Parses a tf.train.Example: returns name -> Feature message. Raises UserError with `path` and `offset` (bytes)."""
     try:
         entries = ofrecord.parse_message(Example, data).features.feature
         return {entry.key.decode(): entry.value for entry in entries}

@@ -1,1 +1,1 @@
-"""Models on disk."""
+"""Reads and writes models on disk."""

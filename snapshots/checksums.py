@@ -1,12 +1,12 @@
-"""Checksums of a snapshot's variables: what is loaded is what was saved.
+"""Checksums of a snapshot's variables, to detect damage.
 
-    <snapshot>/<variable>/sha256   SHA-256 of the variable's `out`, as sha256sum writes it; may be missing
-    <snapshot>/snapshot_done       the same of all variables that have one; empty in snapshots without checksums
+    <snapshot>/<variable>/sha256   SHA-256 of the variable's `out`, in the format of sha256sum; may be missing
+    <snapshot>/snapshot_done       the checksums of all variables; empty in snapshots without checksums
 
-`cp -R` of a variable carries its checksum along. The list in `snapshot_done` is for copies over another snapshot: they
-leave the old checksum beside a variable that had none of its own, and bring their own `snapshot_done`.
+`cp -R` of a variable copies its checksum too. Copying a snapshot without checksums over another one leaves the old
+`sha256` files, but brings an empty `snapshot_done`, which says to ignore them.
 
-The train step has none, for users edit it.
+The train step has no checksum, because users edit it.
 """
 
 import contextlib
@@ -22,28 +22,28 @@ CHECKSUM_FILE = "sha256"
 
 _WITHOUT_CHECKSUM = "System-Train-"
 _LINE = re.compile(r"([0-9a-f]{64})  (.*)")
-_LARGEST_FILE = 1024  # bytes; it holds a line
+_LARGEST_FILE = 1024  # bytes; it holds one line
 _LARGEST_LIST = 1 << 26  # characters
 _BLOCK = 1 << 20  # bytes
 
 
 def has_checksum(name):
-    """Whether the variable `name` gets a checksum when it is saved."""
+    """Whether the variable `name` gets a checksum."""
     return not name.startswith(_WITHOUT_CHECKSUM)
 
 
 def line(digest, path):
-    """A line as `sha256sum` writes it and `sha256sum --check` reads it; `digest` is in hexadecimal digits."""
+    """Returns a line in the format of `sha256sum`; `digest` is in hexadecimal."""
     return f"{digest}  {path}\n"
 
 
 def recorded(folder, names, list_file, data_file):
-    """name -> the set of digests that the snapshot `folder` records for the values of that variable, its `data_file`.
+    """Returns name -> set of the digests that the snapshot `folder` records for that variable's `data_file`.
 
-    The values must have one of them: after a copy over another snapshot, a variable's own checksum and the one in the
-    snapshot's `list_file` may differ. Only those of the variables `names` are given that have a checksum, and none if
-    `list_file` lists none: then the checksums beside the variables may be those of what they were copied over.
-    Raises UserError naming a variable whose checksum is damaged.
+    The values must match one of them: after copying over another snapshot, a variable's own checksum and the one in
+    `list_file` may differ. Omits variables without a checksum. Returns {} if `list_file` lists none, because the
+    checksums beside the variables may then belong to overwritten values. Raises UserError, naming the variable, if a
+    checksum is damaged.
     """
     folder = Path(folder)
     with _read_errors(folder / list_file), open_input(folder / list_file) as file:
@@ -52,7 +52,7 @@ def recorded(folder, names, list_file, data_file):
     if not of_path:
         return {}
     if not all(listed):
-        raise UserError(f"{folder / list_file}: its list of checksums is damaged; empty it to do without")
+        raise UserError(f"{folder / list_file}: its list of checksums is damaged; empty the file to skip them")
     digests = {}
     for name in filter(has_checksum, names):
         found = {_read_own(folder / name, data_file), of_path.get(f"{name}/{data_file}")} - {None}
@@ -62,7 +62,7 @@ def recorded(folder, names, list_file, data_file):
 
 
 def _read_own(variable, data_file):
-    """The digest in the checksum file of the folder `variable`, None if it has none."""
+    """Returns the digest in the checksum file of the folder `variable`, or None if it has none."""
     path = variable / CHECKSUM_FILE
     with _read_errors(path):
         if not os.path.lexists(path):
@@ -76,16 +76,16 @@ def _read_own(variable, data_file):
 
 
 def check(digest, digests, variable):
-    """Raises UserError unless `digest`, that of the values of the folder `variable`, is one of `digests`."""
+    """Raises UserError unless `digest`, computed from the values in the folder `variable`, is one of `digests`."""
     if digest not in digests:
         raise UserError(
             f"{variable}: the values are not those that were saved: they do not have the checksum in {CHECKSUM_FILE}; "
-            "copy the snapshot anew or go back to an older one, or give --skip_checksums to load it all the same"
+            "copy the snapshot again or use an older one, or give --skip_checksums to load it anyway"
         )
 
 
 def of_file(path):
-    """The digest of the content of the file `path`, in hexadecimal digits."""
+    """Returns the SHA-256 of the file `path` in hexadecimal."""
     digest = hashlib.sha256()
     with _read_errors(path), open_input(path, "rb") as file:
         while block := file.read(_BLOCK):
@@ -99,4 +99,4 @@ def _read_errors(path):
         try:
             yield
         except UnicodeDecodeError:
-            raise UserError(f"{path}: its list of checksums is damaged; empty it to do without") from None
+            raise UserError(f"{path}: its list of checksums is damaged; empty the file to skip them") from None

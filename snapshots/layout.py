@@ -1,13 +1,13 @@
-"""Snapshots on disk: a folder with one folder a variable, in the layout of legacy OneFlow checkpoints.
+"""Snapshots on disk: one folder per variable, in the layout of legacy OneFlow checkpoints.
 
     <snapshot>/<variable>/out    the values, little-endian, in C order
     <snapshot>/<variable>/meta   shape and data type, as text protobuf (VariableMetaInfo); may be missing
     <snapshot>/<variable>/sha256 the checksum of `out`; may be missing
-    <snapshot>/<variable>-m/of   SHA-256 of the `out` that Adam's moments -m and -v belong to; may be missing
+    <snapshot>/<variable>-m/of   SHA-256 of the variable's `out` that Adam's moments -m and -v belong to; may be missing
     <snapshot>/snapshot_done     the list of all checksums, or empty; written last
 
-A variable is named after the TensorFlow variable of the published BERT, with `/` as `-` and `kernel` as `weight`.
-`oneflow.load(<snapshot>)` reads the same folder. Nothing here needs the engine.
+Variables have the names of the published BERT's TensorFlow variables, with `/` as `-` and `kernel` as `weight`.
+`oneflow.load(<snapshot>)` reads the same folder. This module does not need the engine.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ MOMENT_SUFFIXES = ("-m", "-v")
 _LARGEST_META = 1 << 16  # characters
 _MOST_DIMENSIONS = 32
 _TENSORFLOW = "it is a TensorFlow checkpoint; convert it with convert_tf_ckpt_to_of.py"
-_NAMED_SNAPSHOTS = 10
+_MAX_LISTED = 10
 _MOST_DIGITS = 12  # of a dimension
 
 _NAME_OF_DTYPE = {
@@ -51,18 +51,18 @@ _DTYPE_OF_NAME = {name: dtype for dtype, name in _NAME_OF_DTYPE.items()}
 
 @contextlib.contextmanager
 def open_writer(folder):
-    """A function `write(name, array, files=None)`; the snapshot `folder` appears, whole, when the block ends well.
+    """Yields a function `write(name, array, files=None)`. The snapshot `folder` appears, whole, at the block's end.
 
-    `files` (name -> bytes) are added to the variable's folder. A variable is written before its moments. A snapshot
-    that stood at `folder` stays until the end and is replaced in one step.
+    `files` (name -> bytes) go into the variable's folder. Write a variable before its moments. An existing snapshot at
+    `folder` is replaced in one step at the end.
     """
     digests = {}
-    # While the disk takes the values, another thread computes their checksum.
+    # The thread computes checksums while the values are written.
     with atomic_folder(folder) as temporary, ThreadPoolExecutor(1) as thread:
 
         def write(name, array, files=None):
-            # No Paths here: pathlib interns the parts of each. The table of interned strings, which Python makes anew
-            # when it has taken in enough of them, tears holes into the memory of a run that saves often.
+            # No Paths here: pathlib interns the parts of each, and resizing Python's table of interned strings
+            # fragments the memory of a run that saves often.
             variable = os.path.join(temporary, name)
             os.mkdir(variable)
             data = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
@@ -75,7 +75,7 @@ def open_writer(folder):
             if checksums.has_checksum(name):
                 line = checksums.line(digests[name], DATA_FILE)
                 _write_file(os.path.join(variable, checksums.CHECKSUM_FILE), line.encode())
-            # What ends so may also be a variable of that name, or a moment without its variable.
+            # Other variables may have such a suffix, too.
             if name.endswith(MOMENT_SUFFIXES) and name[:-2] in digests:
                 _write_file(os.path.join(variable, OWNER_FILE), f"{digests[name[:-2]]}\n".encode())
 
@@ -91,15 +91,15 @@ def _write_file(path, data):
 
 
 def format_meta(shape, dtype):
-    """The text of a `meta` file for an array of that shape and NumPy dtype."""
+    """Returns the text of the `meta` file for an array of that shape and NumPy dtype."""
     dimensions = "".join(f"  dim: {size}\n" for size in shape)
     return f"shape {{\n{dimensions}}}\ndata_type: {_NAME_OF_DTYPE[np.dtype(dtype)]}\n"
 
 
 def read_meta(variable_folder):
-    """(shape, NumPy dtype) from a variable's `meta` file, or None where there is none.
+    """Returns (shape, NumPy dtype) from a variable's `meta` file, or None if it has none.
 
-    Raises UserError if it cannot be understood.
+    Raises UserError if the file is invalid.
     """
     path = Path(variable_folder) / META_FILE
     text = None
@@ -109,10 +109,10 @@ def read_meta(variable_folder):
         return None
     data_type = re.search(r"\bdata_type:\s*(\w+)", text)
     if data_type is None or data_type[1] not in _DTYPE_OF_NAME:
-        raise UserError(f"{path}: names no data type this suite knows; delete the file to go by the model's shape")
+        raise UserError(f"{path}: has no known data type; delete the file to use the model's shape and type")
     sizes = re.findall(r"\bdim:\s*(\d+)", text)
     if len(sizes) > _MOST_DIMENSIONS or any(len(size) > _MOST_DIGITS for size in sizes):
-        raise UserError(f"{path}: no array has such a shape; delete the file to go by the model's shape")
+        raise UserError(f"{path}: has an invalid shape; delete the file to use the model's shape and type")
     return tuple(int(size) for size in sizes), _DTYPE_OF_NAME[data_type[1]]
 
 
@@ -124,12 +124,12 @@ def check_is_snapshot(folder):
     with reading(folder, "folder"):
         names = os.listdir(folder)
     if DONE_FILE not in names or not (folder / DONE_FILE).is_file():
-        advice = _what_to_give(folder, names)
+        advice = _advice_for(folder, names)
         raise UserError(f"{folder}: not a complete snapshot: it has no file {DONE_FILE}; {advice}")
 
 
 def advice_for_other_models(folder):
-    """What to do with the model in `folder` if it is a snapshot, Hugging Face's or TensorFlow's; else None."""
+    """Returns advice if `folder` has a snapshot, a Hugging Face model or a TensorFlow checkpoint; else None."""
     names = os.listdir(folder)
     if DONE_FILE in names:
         return "it is a snapshot of this suite, which needs no conversion"
@@ -138,41 +138,40 @@ def advice_for_other_models(folder):
     return _TENSORFLOW if any(name.endswith(".index") for name in names) else None
 
 
-def _what_to_give(folder, names):
-    """Advice for who has given a folder that holds `names` in place of a snapshot."""
+def _advice_for(folder, names):
+    """Returns advice for a folder with the files `names` that was given instead of a snapshot."""
     other = advice_for_other_models(folder) if DONE_FILE not in names else None
     if other:
         return other
     snapshots = [name for name in names if (folder / name / DONE_FILE).is_file()]
     if snapshots:
         snapshots.sort(key=lambda name: (len(name), name))
-        more = ", ..." if len(snapshots) > _NAMED_SNAPSHOTS else ""
-        return f"give one of the snapshots in it: {', '.join(snapshots[:_NAMED_SNAPSHOTS])}{more}"
+        more = ", ..." if len(snapshots) > _MAX_LISTED else ""
+        return f"give one of the snapshots in it: {', '.join(snapshots[:_MAX_LISTED])}{more}"
     return "give the folder of a snapshot, which holds a folder for each variable"
 
 
 def read_checksums(folder, names):
-    """The checksums of the variables `names` in the snapshot `folder`, for `read_variable`; see checksums.recorded."""
+    """Returns the checksums of the variables `names` for `read_variable`; see checksums.recorded."""
     return checksums.recorded(folder, names, DONE_FILE, DATA_FILE)
 
 
 def stale_moments(folder, names, digests):
-    """Which of the moments among `names` belong to other values of their variable than the snapshot `folder` has.
+    """Returns the moments among `names` whose variable was overwritten after they were saved.
 
-    So it is after a variable was copied over another one. Moments that do not say what they belong to are not stale.
-    `digests` is what `read_checksums` gives, or empty; where it does not tell, the values are read.
-    Raises UserError if a file that tells cannot be read.
+    A moment without an OWNER_FILE is not stale. `digests`: from `read_checksums`, or empty; a digest that it lacks is
+    computed. Raises UserError if an OWNER_FILE cannot be read.
     """
     owners = _owners(folder, names)
     variables = {name[:-2] for name in owners}
-    of_variable = {name: _digest(folder, name, digests) if name in names else None for name in variables}
-    return [name for name, owner in owners.items() if owner != of_variable[name[:-2]]]
+    current = {name: _digest(folder, name, digests) if name in names else None for name in variables}
+    return [name for name, owner in owners.items() if owner != current[name[:-2]]]
 
 
 def check_owners(folder, names):
-    """Raises UserError if a variable's moments say that they belong to different values: one of the files is damaged.
+    """Raises UserError if a variable's two moments have different OWNER_FILEs, which means that one is damaged.
 
-    Both are saved with it, and stay together where another variable is copied over it.
+    They are saved together, and copying another variable over theirs changes neither.
     """
     owners = _owners(folder, names)
     for name, owner in owners.items():
@@ -180,12 +179,12 @@ def check_owners(folder, names):
         if owner != owners.get(first, owner):
             raise UserError(
                 f"{Path(folder) / name}: its file {OWNER_FILE} is not that of {first}, so one of them is damaged; copy "
-                "the snapshot anew or go back to an older one, or give --skip_checksums to do without such moments"
+                "the snapshot again or use an older one, or give --skip_checksums to ignore such moments"
             )
 
 
 def _owners(folder, names):
-    """name -> the digest of the values that it belongs to, of those of the moments among `names` that tell."""
+    """Returns name -> the digest of the owner's values, for the moments among `names` that have an OWNER_FILE."""
     owners = {}
     for name in names:
         path = Path(folder) / name / OWNER_FILE
@@ -202,18 +201,18 @@ def _digest(folder, variable, digests):
 
 
 def variable_names(folder):
-    """The names of the variables in the snapshot `folder`, sorted."""
+    """Returns the sorted names of the variables in the snapshot `folder`. Raises UserError if it is not one."""
     check_is_snapshot(folder)
     return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
 
 
 def read_variable(folder, name, shape=None, dtype=None, digests=None):
-    """The array of variable `name` in the snapshot `folder`.
+    """Returns the array of variable `name` in the snapshot `folder`.
 
-    With `shape` and `dtype` (the model's), the file must fit them: `meta`, where present, must name the same dtype
-    and the same shape but for leading ones (legacy snapshots hold position embeddings as [1, length, hidden]).
-    Without them `meta` must be there. Where `digests`, which `read_checksums` gives, has the variable, the values must
-    have that checksum. Raises UserError naming the variable.
+    `shape` and `dtype`: the model's, which `meta` (if present) and the file must match, except for leading ones in the
+    shape (legacy snapshots have position embeddings as [1, length, hidden]). Without them, `meta` is required.
+    `digests`: from `read_checksums`; the values must match if it has the variable. Raises UserError, naming the
+    variable.
     """
     variable = Path(folder) / name
     path = variable / DATA_FILE
@@ -231,7 +230,7 @@ def read_variable(folder, name, shape=None, dtype=None, digests=None):
     size = math.prod(shape) * dtype.itemsize
     with reading(path), open_input(path, "rb") as file:
         found = os.fstat(file.fileno()).st_size
-        # Read no more than should be there: the file may be anything.
+        # Do not read a file of the wrong size: it may be huge.
         data = file.read(size) if found == size else b""
     if found != size:
         raise UserError(
@@ -244,9 +243,9 @@ def read_variable(folder, name, shape=None, dtype=None, digests=None):
 
 
 def verify_variable(folder, name, digests):
-    """Raises UserError unless the file of variable `name` has the size that `meta` says and the checksum in `digests`.
+    """Raises UserError if the file of variable `name` does not match its `meta` or its checksum, if it has them.
 
-    As far as there are a `meta` and a checksum; `digests` is what `read_checksums` gives.
+    `digests`: from `read_checksums`.
     """
     variable = Path(folder) / name
     meta = read_meta(variable)

@@ -1,12 +1,12 @@
-"""What a snapshot says of its model beside the weights: configuration, vocabulary, case, labels.
+"""The files that describe a snapshot's model: configuration, vocabulary, case, labels.
 
-    <snapshot>/bert-embeddings-word_embeddings/bert_config.json       in the keys of google-research/bert
-    <snapshot>/bert-embeddings-word_embeddings/vocab.txt              one piece a line
-    <snapshot>/bert-embeddings-word_embeddings/tokenizer_config.json  {"do_lower_case": ...}, as Hugging Face names it
-    <snapshot>/bert-embeddings-word_embeddings/labels.txt             of a classifier, one a line in order of their ids
+    <snapshot>/bert-embeddings-word_embeddings/bert_config.json       with the keys of google-research/bert
+    <snapshot>/bert-embeddings-word_embeddings/vocab.txt              one piece per line
+    <snapshot>/bert-embeddings-word_embeddings/tokenizer_config.json  {"do_lower_case": ...}, as in Hugging Face
+    <snapshot>/bert-embeddings-word_embeddings/labels.txt             of a classifier, one per line, ordered by id
 
-Each file may be missing. They lie in the folder of a variable of the backbone: `cp -R` of a BERT over a snapshot takes
-them along, and `oneflow.load` passes over them.
+Each file may be missing. They are in the folder of a backbone variable so that `cp -R` of a BERT over a snapshot copies
+them too; `oneflow.load` ignores them.
 """
 
 import dataclasses
@@ -22,14 +22,14 @@ VOCAB_FILE = "vocab.txt"
 TOKENIZER_FILE = "tokenizer_config.json"
 LABELS_FILE = "labels.txt"
 
-# Of a BERT as this suite computes it, whatever its size.
+# The settings that are the same for every BERT of this suite.
 _FIXED = {"hidden_act": "gelu", "initializer_range": 0.02}
 _LARGEST_VOCAB = 1 << 28  # bytes
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelFiles:
-    """The paths of the files that a snapshot has, None for one that it lacks, and what the smallest of them says."""
+    """The paths of a snapshot's files (None if missing), and the value in tokenizer_config.json."""
 
     config: Path | None = None
     vocab: Path | None = None
@@ -38,7 +38,7 @@ class ModelFiles:
 
 
 def find(snapshot):
-    """The ModelFiles of the snapshot folder `snapshot`. Raises UserError if the case cannot be read."""
+    """Returns the ModelFiles of the snapshot folder `snapshot`. Raises UserError if the case cannot be read."""
     folder = Path(snapshot) / variables.WORD_EMBEDDINGS
     config, vocab, tokenizer, labels = (
         path if path.is_file() else None
@@ -48,7 +48,7 @@ def find(snapshot):
 
 
 def read_case(path):
-    """`do_lower_case` of a tokenizer_config.json, None if it has none. Raises UserError if the file is damaged."""
+    """Returns `do_lower_case` from a tokenizer_config.json, or None. Raises UserError if the file is damaged."""
     content = read_json(path)
     value = content.get("do_lower_case") if isinstance(content, dict) else None
     if value is not None and not isinstance(value, bool):
@@ -57,7 +57,7 @@ def read_case(path):
 
 
 def config_of(size, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1):
-    """The bert_config.json, as a dict, of a BERT of that variables.ModelSize."""
+    """Returns the bert_config.json, as a dict, for a variables.ModelSize."""
     dropout = {
         "hidden_dropout_prob": hidden_dropout_prob,
         "attention_probs_dropout_prob": attention_probs_dropout_prob,
@@ -66,9 +66,9 @@ def config_of(size, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1):
 
 
 def encode(config=None, vocab=None, do_lower_case=None, labels=None):
-    """name -> bytes of the files that a snapshot gets, of what is not None.
+    """Returns name -> bytes of the files for the arguments that are not None.
 
-    That is a dict, the bytes of a vocabulary, a bool, the bytes of a labels.txt.
+    `config`: a dict; `vocab`: the bytes of a vocabulary; `do_lower_case`: a bool; `labels`: the bytes of a labels.txt.
     """
     files = {}
     if config is not None:
@@ -83,7 +83,7 @@ def encode(config=None, vocab=None, do_lower_case=None, labels=None):
 
 
 def read_vocab_bytes(path):
-    """The bytes of a vocabulary file. Raises OSError, and UserError if it is larger than any vocabulary."""
+    """Returns the bytes of a vocabulary file. Raises OSError, or UserError if it is too large."""
     with open_input(path, "rb") as file:
         data = file.read(_LARGEST_VOCAB + 1)
     if len(data) > _LARGEST_VOCAB:

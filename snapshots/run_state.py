@@ -1,8 +1,8 @@
-"""What a snapshot knows of the run that saved it, beside the model: all that --resume needs to go on where it was.
+"""The state of the run that saved a snapshot, which --resume needs besides the model.
 
     <snapshot>/System-Train-TrainStep-<job>/run_state    a JSON object, and on a second line the SHA-256 of the first
 
-Readers of snapshots that do not know this file pass over it. It is for --resume alone; --model_load_dir starts a run.
+Other readers of snapshots ignore this file, as does --model_load_dir, which starts a new run.
 """
 
 import base64
@@ -22,16 +22,16 @@ _STEP_FOLDER = "System-Train-TrainStep-"
 
 
 def encode(state):
-    """The contents of the file for `state`, a dict of what JSON can carry."""
+    """Returns the bytes of the file for `state`, a JSON-serialisable dict."""
     text = json.dumps(state)
     return f"{text}\n{hashlib.sha256(text.encode()).hexdigest()}\n".encode()
 
 
 def read(folder):
-    """The state in the snapshot `folder`, or None if it has none. Raises UserError if it is damaged."""
+    """Returns the state in the snapshot `folder`, or None if it has none. Raises UserError if it is damaged."""
     try:
         steps = [Path(entry) for entry in os.scandir(folder) if entry.name.startswith(_STEP_FOLDER) and entry.is_dir()]
-        # Not os.path.exists, to which there is nothing in a folder that cannot be read.
+        # Not os.path.exists, which is False in a folder that cannot be read.
         paths = sorted(step / FILE for step in steps if FILE in os.listdir(step))
     except OSError as error:
         raise UserError(f"{folder}: cannot be read: {describe_os_error(error)}") from None
@@ -52,7 +52,7 @@ def read(folder):
 
 
 def is_complete(state):
-    """Whether this is a state that this version has saved."""
+    """Whether `state` is complete and valid for this version."""
     if not isinstance(state, dict) or set(state) != _TYPES.keys():
         return False
     if not all(type(state[name]) is kind for name, kind in _TYPES.items()):
@@ -71,7 +71,7 @@ def _are_losses(values):
 
 
 def _are_positions(positions):
-    """Whether the first rank has the position of its reader and all ranks that of their random streams, or none has."""
+    """Whether the first rank has its reader's position and every rank its random streams', or none has either."""
     if not positions or not all(isinstance(position, dict) for position in positions):
         return False
     try:
@@ -82,17 +82,17 @@ def _are_positions(positions):
 
 
 def encode_bytes(data):
-    """`data`, bytes or None, as JSON can carry it."""
+    """Encodes bytes or None for JSON."""
     return None if data is None else base64.b64encode(data).decode()
 
 
 def decode_bytes(text):
-    """The bytes, or None, that encode_bytes was given. Raises TypeError or ValueError if it cannot have made `text`."""
+    """Inverts encode_bytes. Raises TypeError or ValueError if `text` is invalid."""
     return None if text is None else base64.b64decode(text, validate=True)
 
 
 def number_and_iteration(folder):
-    """The number of the run that saved the snapshot `folder` and its iteration; (0, 0) if it does not tell."""
+    """Returns (run number, iteration) of the snapshot `folder`, or (0, 0) if it has no valid state."""
     try:
         state = read(folder)
     except UserError:

@@ -1,6 +1,6 @@
-"""BERT's variables in a snapshot: their names and shapes, and the sizes of the model that these imply.
+"""BERT's variables in a snapshot: names, shapes, and the model size that they imply.
 
-What the converters share. Weights are [inputs, outputs], as TensorFlow has them.
+The converters share this module. Weights are [inputs, outputs], as in TensorFlow.
 """
 
 import dataclasses
@@ -21,19 +21,19 @@ CLASSIFIER_WEIGHTS = "output_weights"
 
 LAYER_NORM_EPSILON = 1e-12
 
-_LARGEST_CONFIG = 1 << 20  # bytes; the published ones have a few hundred
+_LARGEST_CONFIG = 1 << 20  # bytes; published ones have a few hundred
 _MOST_LAYERS = 10000
-_NAMED = 5
+_MAX_LISTED = 5
 _MOST_PADDING = 128
 _LARGEST_SIZE = 2**31 - 1
 
-# The sizes that nearly every BERT has. They are the defaults of the flags, so only others need be given.
+# The sizes of nearly every BERT, which are the defaults of the flags.
 _USUAL_SIZES = {"vocab_size": 30522, "max_position_embeddings": 512, "type_vocab_size": 2}
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelSize:
-    """The sizes of a BERT. The number of attention heads does not show in the variables: None if unknown."""
+    """The sizes of a BERT. num_attention_heads is None if unknown, as the variables do not imply it."""
 
     vocab_size: int
     hidden_size: int
@@ -45,51 +45,51 @@ class ModelSize:
 
 
 def variable_name(parameter_name):
-    """The snapshot's name of a parameter: `bert.pooler.dense.bias` -> `bert-pooler-dense-bias`."""
+    """Returns the snapshot's name of a parameter: `bert.pooler.dense.bias` -> `bert-pooler-dense-bias`."""
     return parameter_name.replace(".", "-")
 
 
 def name_in_wrapper(names, separator, embeddings):
-    """What stands before the names of a BERT that lies within another module, `module.` say; "" for none.
+    """Returns the prefix of the names of a BERT inside another module, such as `module.`, or "".
 
-    `names` are those of a file, parts joined by `separator`; its word embeddings are called `embeddings`, with `bert`
-    before that or not. "" also where `names` has none of that name, or several.
+    `names`: all names of a file, with parts joined by `separator`. `embeddings`: the name of the word embeddings, which
+    may follow `bert`. Returns "" if `names` has none or several of them.
     """
     found = [name[: -len(embeddings)] for name in names if f"{separator}{name}".endswith(f"{separator}{embeddings}")]
     if len(found) != 1:
         return ""
     backbone = f"bert{separator}"
-    within = f"{separator}{found[0]}".endswith(f"{separator}{backbone}")
-    return found[0][: -len(backbone)] if within else found[0]
+    has_backbone = f"{separator}{found[0]}".endswith(f"{separator}{backbone}")
+    return found[0][: -len(backbone)] if has_backbone else found[0]
 
 
 def describe_names(names):
-    """`1,234 names: a, b, c, ...`, for messages about a file that holds something else than is looked for."""
+    """Returns `1,234 names: a, b, c, ...` for messages about a file with unexpected content."""
     names = sorted(names)
-    return f"{len(names):,} names: {', '.join(names[:_NAMED])}{', ...' if len(names) > _NAMED else ''}"
+    return f"{len(names):,} names: {', '.join(names[:_MAX_LISTED])}{', ...' if len(names) > _MAX_LISTED else ''}"
 
 
 def check_finite(array, place):
-    """Raises UserError, with `place` naming the variable, if the array has NaN or infinity."""
+    """Raises UserError, naming the `place`, if the array has NaN or infinity."""
     if not np.isfinite(array).all():
-        raise UserError(f"{place} holds NaN or infinity, so the model is damaged, or has diverged in training")
+        raise UserError(f"{place} holds NaN or infinity: the model is damaged or diverged in training")
 
 
 def describe_padding(stated, found, config_path):
-    """The text of an error: the model has `found` word embeddings, but the configuration states a few less."""
+    """Returns the error text for a model whose configuration does not count padded word embeddings."""
     return (
-        f"{config_path}: has vocab_size {stated}, but the weights have {found} word embeddings: it seems that the "
-        f"vocabulary was padded to a multiple of 8; write {found} in a copy of the file, the further ones do no harm"
+        f"{config_path}: has vocab_size {stated}, but the weights have {found} word embeddings: the vocabulary was "
+        f"probably padded to a multiple of 8; write {found} in a copy of the file, the extra ones do no harm"
     )
 
 
 def is_padded(stated, found):
-    """Whether `found` word embeddings are those of a vocabulary of `stated` pieces, padded as NVIDIA's scripts do."""
+    """Whether `found` word embeddings are a vocabulary of `stated` pieces, padded as in NVIDIA's scripts."""
     return stated < found < stated + _MOST_PADDING and found % 8 == 0
 
 
 def encoder_shapes(size):
-    """name -> shape of the embeddings and the encoder layers: what every BERT has."""
+    """Returns name -> shape of the embeddings and encoder layers, which every BERT has."""
     hidden = size.hidden_size
     shapes = {
         WORD_EMBEDDINGS: (size.vocab_size, hidden),
@@ -110,10 +110,7 @@ def encoder_shapes(size):
 
 
 def head_shapes(size, num_labels=2):
-    """head -> (name -> shape) of what stands on the encoder: the pooler and the heads of the tasks.
-
-    `num_labels` is that of the classifier, which label_count tells.
-    """
+    """Returns head -> (name -> shape) of the pooler and the task heads. `num_labels`: of the classifier."""
     hidden = size.hidden_size
     return {
         "pooler": _dense_shapes("bert-pooler-dense", hidden, hidden),
@@ -132,7 +129,7 @@ def head_shapes(size, num_labels=2):
 
 
 def label_count(shapes):
-    """The number of labels of the classifier among the variables in `shapes` (name -> shape), None without one."""
+    """Returns the number of labels of the classifier in `shapes` (name -> shape), or None without a classifier."""
     shape = shapes.get(CLASSIFIER_WEIGHTS)
     return shape[0] if shape else None
 
@@ -146,9 +143,9 @@ def _layer_norm_shapes(prefix, width):
 
 
 def shapes_by_meta(folder, names):
-    """name -> shape, of the variables `names` in the snapshot `folder` that have a meta file.
+    """Returns name -> shape of the variables `names` in the snapshot `folder` that have a meta file.
 
-    Legacy snapshots hold the position embeddings with a leading 1, which is left out.
+    Drops the leading 1 of the position embeddings in legacy snapshots.
     """
     metas = {name: layout.read_meta(Path(folder) / name) for name in names}
     shapes = {name: meta[0] for name, meta in metas.items() if meta is not None}
@@ -158,10 +155,9 @@ def shapes_by_meta(folder, names):
 
 
 def infer_size(shapes, source):
-    """The ModelSize (heads unknown) of the variables in `shapes` (name -> shape).
+    """Returns the ModelSize, without the number of heads, of the variables in `shapes` (name -> shape).
 
-    Raises UserError, with `source` saying where they are from, unless they hold a whole encoder that fits together
-    and every variable of a head fits it.
+    Raises UserError, naming the `source`, if the encoder is incomplete or shapes are inconsistent.
     """
     first_layer = "bert-encoder-layer_0-intermediate-dense-weight"
     for name in (WORD_EMBEDDINGS, POSITION_EMBEDDINGS, TOKEN_TYPE_EMBEDDINGS, first_layer):
@@ -184,7 +180,7 @@ def infer_size(shapes, source):
 
 
 def check_shapes(shapes, size, source):
-    """Raises UserError unless `shapes` (name -> shape) holds a whole encoder of that size and heads that fit it."""
+    """Raises UserError unless `shapes` (name -> shape) has a whole encoder of that size and heads that fit it."""
     expected = encoder_shapes(size)
     for name in expected:
         if name not in shapes:
@@ -199,7 +195,7 @@ def check_shapes(shapes, size, source):
 
 
 def check_config_fits(config_size, size, config_path):
-    """Raises UserError where the sizes in a configuration file are not those of the variables (heads aside)."""
+    """Raises UserError if the sizes in a configuration file, except the heads, are not those of the variables."""
     for field in dataclasses.fields(ModelSize):
         stated, found = getattr(config_size, field.name), getattr(size, field.name)
         if field.name == "vocab_size" and is_padded(stated, found):
@@ -212,17 +208,17 @@ def check_config_fits(config_size, size, config_path):
 
 
 def describe_size(size):
-    """One line for the user: the flags that fit the model, or what can be said of them without the number of heads."""
+    """Returns a line for the user: the flags for the model, or its sizes if the number of heads is unknown."""
     if size.num_attention_heads is None:
         return (
-            f"layers: {size.num_hidden_layers}, hidden size: {size.hidden_size} (the weights do not tell the number of "
-            "heads: num_attention_heads x hidden_size_per_head must be the hidden size; Google's models have 64 a head)"
+            f"layers: {size.num_hidden_layers}, hidden size: {size.hidden_size} (the number of heads is unknown: "
+            "num_attention_heads x hidden_size_per_head must be the hidden size; Google's models have 64 per head)"
         )
-    return f"flags that fit this model: {size_flags(size)}"
+    return f"flags for this model: {size_flags(size)}"
 
 
 def size_flags(size):
-    """The flags that build a model of that size: those of its layers, and others where they are not the usual ones."""
+    """Returns the flags that build a model of that size, without those that have the usual value."""
     flags = {
         "num_hidden_layers": size.num_hidden_layers,
         "num_attention_heads": size.num_attention_heads,
@@ -237,9 +233,9 @@ def size_flags(size):
 
 
 def read_config(path):
-    """(ModelSize, the whole dict) from a BERT's configuration file: Google's bert_config.json or a config.json.
+    """Reads Google's bert_config.json or Hugging Face's config.json. Returns (ModelSize, the whole dict).
 
-    Raises UserError if it cannot be read, is not that of a BERT, or asks for what this suite's model does not compute.
+    Raises UserError if it cannot be read, is not that of a BERT, or needs something that this suite's model lacks.
     """
     path = Path(path)
     try:
@@ -264,20 +260,21 @@ def read_config(path):
             raise UserError(f"{path}: {name} is {config[name]!r:.40}; it must be a number")
     size = ModelSize(**sizes)
     check_heads(size, path)
-    _check_is_computed_as_here(config, path)
+    _check_supported(config, path)
     return size, config
 
 
 def check_heads(size, source):
-    """Raises UserError unless the attention heads share the hidden size evenly."""
+    """Raises UserError unless the hidden size is a multiple of the number of attention heads."""
     if size.hidden_size % size.num_attention_heads:
         raise UserError(
-            f"{source}: {size.num_attention_heads} attention heads cannot share a hidden size of {size.hidden_size}"
+            f"{source}: hidden_size {size.hidden_size} is not a multiple of num_attention_heads "
+            f"{size.num_attention_heads}"
         )
 
 
-def _check_is_computed_as_here(config, path):
-    """Weights of a network that differs from this suite's would convert, load, and give wrong results."""
+def _check_supported(config, path):
+    """Raises UserError if the network differs from this suite's: its weights would load but give wrong results."""
     expected = {
         "hidden_act": "gelu",
         "position_embedding_type": "absolute",
@@ -289,5 +286,5 @@ def _check_is_computed_as_here(config, path):
         if config.get(name, value) != value:
             raise UserError(
                 f"{path}: {name} is {config[name]!r:.40}, but this suite's model has {value!r}; to convert the "
-                "weights all the same, change that in a copy of the file"
+                "weights anyway, change that in a copy of the file"
             )

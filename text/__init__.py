@@ -1,1 +1,1 @@
-"""Text to ids and back: tokenisation, SQuAD, documents."""
+"""Converts text to ids and back: tokenisation, SQuAD, documents."""

@@ -1,4 +1,4 @@
-"""Sentences with labels: read from GLUE's files or one's own, checked, and made into a model's inputs."""
+"""Labelled sentences: reads GLUE files or the user's own, checks them and makes model inputs."""
 
 import collections
 import csv
@@ -11,23 +11,23 @@ from system.errors import UserError
 from system.input_files import open_input, reading
 from text.tokenization import CLASSIFIER, SEPARATOR
 
-# So many labels are named in a message.
-_NAMED_LABELS = 10
+# The most labels or columns that a message lists.
+_MAX_LISTED = 10
 
 
 class Task(NamedTuple):
-    """A task of GLUE: what the columns of its files are called. Test files lack the column of the label."""
+    """A GLUE task: the column names of its files and its metrics. Test files have no label column."""
 
     text_a: str
     text_b: str | None
     label: str | None
     is_regression: bool = False
-    # What tells how good a classifier is, besides the loss; scores have correlations.
     metrics: tuple[str, ...] = ("accuracy",)
-    # Lines with too few or too many columns, of which the published file has some, and labels that say "none".
+    # The published file has lines with a wrong number of columns.
     skips_bad_lines: bool = False
+    # The label of sentences on which the annotators did not agree.
     no_label: str | None = None
-    # The columns of the files that have no header, as the other fields name them.
+    # Column names for the files that have no header.
     columns_without_header: tuple[str, ...] | None = None
 
 
@@ -47,13 +47,13 @@ TASKS = {
     "qnli": Task("question", "sentence", "label"),
     "rte": Task("sentence1", "sentence2", "label"),
     "wnli": Task("sentence1", "sentence2", "label"),
-    # The diagnostic set; its labels are those of MNLI.
+    # The diagnostic set, with the labels of MNLI.
     "ax": Task("sentence1", "sentence2", None),
 }
 
 
 class Example(NamedTuple):
-    """One or two sentences with their label, None in a file without labels."""
+    """One or two sentences and their label. The label is None in a file without labels."""
 
     line: int
     text_a: str
@@ -62,7 +62,7 @@ class Example(NamedTuple):
 
 
 class Columns(NamedTuple):
-    """Where one's own file has what: the names of columns or their numbers from 1, None for what it does not have."""
+    """The columns of a user's file: names, or numbers from 1. None for a column that the file does not have."""
 
     text_a: str
     text_b: str | None = None
@@ -70,9 +70,9 @@ class Columns(NamedTuple):
 
 
 def read_task(path, task_name):
-    """(list of Example, list of what to warn of) of a file of GLUE as it is downloaded.
+    """Reads a GLUE file as published: tab-separated, without quotes. Returns (list of Example, list of warnings).
 
-    Fields are separated by tabs and never quoted. Raises UserError, naming the line, unless it is a file of that task.
+    Raises UserError, naming the line, if the file does not have the format of that task.
     """
     task = TASKS[task_name]
     rows = _rows(path, "\t", is_quoted=False)
@@ -92,28 +92,28 @@ def read_task(path, task_name):
     if task.skips_bad_lines:
         whole = [row for row in rows if len(row[1]) == len(header)]
         if len(whole) < len(rows):
-            warnings.append(f"{path}: {len(rows) - len(whole)} lines left out, which have not {len(header)} columns")
+            warnings.append(f"{path}: skipped {len(rows) - len(whole)} lines without {len(header)} columns")
         rows = whole
     examples = _examples(path, rows, len(header), places)
     if task.no_label is not None:
         labelled = [example for example in examples if example.label != task.no_label]
         if len(labelled) < len(examples):
-            warnings.append(f"{path}: {len(examples) - len(labelled)} lines left out, whose label is {task.no_label!r}")
+            warnings.append(f"{path}: skipped {len(examples) - len(labelled)} lines with the label {task.no_label!r}")
         examples = labelled
     empty = [example for example in examples if "" in (example.text_a, example.text_b)]
     if empty and task.skips_bad_lines:
-        warnings.append(f"{path}: {len(empty)} lines with an empty sentence, line {empty[0].line} first")
+        warnings.append(f"{path}: {len(empty)} lines have an empty sentence, first line {empty[0].line}")
     else:
         _check_not_empty(path, empty)
     return examples, warnings
 
 
 def read_own(path, columns, has_header=None, is_quoted=None):
-    """(list of Example, list of what to warn of) of a file of one's own; `columns` are Columns, None for the first.
+    """Reads a user's own file. Returns (list of Example, list of warnings).
 
-    Commas separate the columns of a file named .csv, tabs those of others. `has_header` None: the file has one if a
-    column is named. `is_quoted` None: a .csv may have fields in quotation marks, others have none.
-    Raises UserError, naming the line, if it cannot be read so.
+    Files named .csv are comma-separated, all others tab-separated. `columns`: Columns, or None for a sentence in column
+    1 and an optional label in column 2. `has_header` None: the file has a header if a column is given by name.
+    `is_quoted` None: only a .csv has quoted fields. Raises UserError, naming the line, if the file has another format.
     """
     is_csv = str(path).lower().endswith(".csv")
     is_quoted = is_csv if is_quoted is None else is_quoted
@@ -123,8 +123,8 @@ def read_own(path, columns, has_header=None, is_quoted=None):
     if columns is None:
         if width > 2:
             raise UserError(
-                f"{path}: has {width} columns, {_describe(rows[0][1])} in its first line; say by --text_column, "
-                "--text_b_column and --label_column which to use"
+                f"{path}: has {width} columns, {_describe(rows[0][1])} in its first line; give --text_column, "
+                "--text_b_column and --label_column"
             )
         columns = Columns("1", None, "2" if width == 2 else None)
     given = [column for column in columns if column is not None]
@@ -138,14 +138,14 @@ def read_own(path, columns, has_header=None, is_quoted=None):
     in_marks = [] if is_quoted else [e for e in examples if len(e.text_a) > 1 and e.text_a[0] == e.text_a[-1] == '"']
     if in_marks:
         warnings.append(
-            f"{path}: {len(in_marks)} sentences stand in quotation marks, line {in_marks[0].line} first, which are "
-            "taken for text; give --quoted if they are not"
+            f"{path}: {len(in_marks)} sentences are in quotation marks, first line {in_marks[0].line}; the marks are "
+            "kept as text; give --quoted to remove them"
         )
     return examples, warnings
 
 
 def _rows(path, delimiter, is_quoted):
-    """(number of the line, its fields) of each line; empty lines at the end are none. Raises UserError without any."""
+    """Returns a list of (line number, fields), without empty lines at the end. Raises UserError if it is empty."""
     rows = []
     with reading(path), open_input(path, newline="" if is_quoted else "\n") as file:
         if is_quoted:
@@ -167,17 +167,17 @@ def _rows(path, delimiter, is_quoted):
 
 
 def _describe(fields):
-    named = ", ".join(repr(field[:40]) for field in fields[:_NAMED_LABELS])
-    return f"{named}, ..." if len(fields) > _NAMED_LABELS else named or "nothing"
+    listed = ", ".join(repr(field[:40]) for field in fields[:_MAX_LISTED])
+    return f"{listed}, ..." if len(fields) > _MAX_LISTED else listed or "nothing"
 
 
 def _place_of(column, names, width, path, separator):
-    """The index of a column given by its name or its number from 1; None for None."""
+    """Returns the index of a column given by name or by number from 1; None for None."""
     if column is None:
         return None
     if names is not None and column in names:
         if names.count(column) > 1:
-            raise UserError(f"{path}: has several columns {column}; give the number of the one that is meant, from 1")
+            raise UserError(f"{path}: has several columns named {column}; give the column's number, from 1")
         return names.index(column)
     if column.isdecimal() and 1 <= int(column) <= width:
         return int(column) - 1
@@ -187,13 +187,13 @@ def _place_of(column, names, width, path, separator):
 
 
 def _examples(path, rows, width, places):
-    """The Example of each row; `places` are the columns of the sentences and the label, or None."""
+    """Returns an Example for each row. `places`: column indexes of both sentences and the label; None if missing."""
     examples = []
     for line, fields in rows:
         if len(fields) != width:
             raise UserError(
-                f"{path}: line {line}: has {len(fields)} columns, the first line {width}; mend the line, or give "
-                "--quoted as the file needs it"
+                f"{path}: line {line}: has {len(fields)} columns, the first line {width}; fix the line, or set "
+                "--quoted to match the file"
             )
         text_a, text_b, label = (None if place is None else fields[place].strip() for place in places)
         examples.append(Example(line, text_a, text_b, label))
@@ -203,9 +203,9 @@ def _examples(path, rows, width, places):
 
 
 def _check_not_empty(path, empty):
-    """Raises UserError if there is one among the examples `empty`."""
+    """Raises UserError unless the list `empty`, the examples with an empty sentence, is empty."""
     if empty:
-        raise UserError(f"{path}: line {empty[0].line}: an empty sentence; take the line out")
+        raise UserError(f"{path}: line {empty[0].line}: an empty sentence; remove the line")
 
 
 def _check_first_line(path, examples):
@@ -218,13 +218,13 @@ def _check_first_line(path, examples):
     stands_out = first not in counts and len(examples) > 2 and all(count > 1 for count in counts.values())
     if stands_out or others_are_numbers:
         raise UserError(
-            f"{path}: line 1: its label, {first!r:.40}, stands in no other line: it looks like a header; name the "
+            f"{path}: line 1: no other line has its label, {first!r:.40}: it looks like a header; name the "
             "columns by --text_column and --label_column, or give --header=False if it is data"
         )
 
 
 def _number_of(label):
-    """The finite number that a label is, or None."""
+    """Returns the label as a finite float, or None if it is not a number."""
     try:
         number = float(label)
     except ValueError:
@@ -233,23 +233,26 @@ def _number_of(label):
 
 
 def scores_of(path, examples):
-    """The labels as numbers, float32 [N]. Raises UserError, naming the line, where one is none."""
+    """Returns the labels as numbers, float32 [N]. Raises UserError, naming the line, if one is not a number."""
     for example in examples:
         if _number_of(example.label) is None:
-            raise UserError(f"{path}: line {example.line}: {example.label!r:.40} is no score; give a finite number")
+            raise UserError(f"{path}: line {example.line}: {example.label!r:.40} is not a score; give a finite number")
     return np.array([_number_of(example.label) for example in examples], np.float32)
 
 
 def find_labels(path, examples):
-    """The labels in sorted order, by value if all are whole numbers. Raises UserError, naming a line, where they cannot
-    be classes: labels that are missing or NaN, of two types, with fractions, only one, as many as sentences."""
+    """Returns the distinct labels, sorted; by value if all are whole numbers.
+
+    Raises UserError, naming a line, if they cannot be classes: a missing or NaN label, numbers mixed with words,
+    fractions, a single class, or as many classes as sentences.
+    """
     first = {}
     for example in examples:
         if example.label == "" or example.label.lower() == "nan":
-            what = "has no label" if example.label == "" else f"{example.label} is no label"
-            raise UserError(f"{path}: line {example.line}: {what}; label the line, or take it out")
+            what = "has no label" if example.label == "" else f"{example.label} is not a label"
+            raise UserError(f"{path}: line {example.line}: {what}; label the line or remove it")
         if "\n" in example.label or "\r" in example.label:
-            raise UserError(f"{path}: line {example.line}: the label goes on in another line: {example.label!r:.40}")
+            raise UserError(f"{path}: line {example.line}: the label spans several lines: {example.label!r:.40}")
         first.setdefault(example.label, example.line)
     numbers = {label: _number_of(label) for label in first}
     words = [label for label in first if numbers[label] is None]
@@ -257,94 +260,95 @@ def find_labels(path, examples):
         other = next(label for label in first if numbers[label] is not None)
         raise UserError(
             f"{path}: labels of two types: {words[0]!r:.40} in line {first[words[0]]}, the number {other} in line "
-            f"{first[other]}; is it the column of the label?"
+            f"{first[other]}; check the label column"
         )
     if not words:
         _check_whole_numbers(path, first, numbers)
     if len(first) == 1:
-        raise UserError(f"{path}: all lines have the label {next(iter(first))!r:.40}; to learn takes two at least")
+        raise UserError(f"{path}: all lines have the label {next(iter(first))!r:.40}; training needs at least two")
     if len(first) == len(examples) > 2:
-        raise UserError(f"{path}: each of the {len(first)} lines has another label; is it the column of the label?")
+        raise UserError(f"{path}: all {len(first)} lines have different labels; check the label column")
     return sorted(first, key=numbers.get if not words else None)
 
 
 def _check_whole_numbers(path, first, numbers):
-    """Raises UserError where labels, all of them numbers, are fractions or write one number in two ways."""
+    """Raises UserError if a numeric label is a fraction, or if two labels are the same number (1 and 1.0)."""
     written = {}
     for label, number in numbers.items():
         if number != int(number):
             raise UserError(
-                f"{path}: line {first[label]}: the label {label} is no class; give --regression to learn scores"
+                f"{path}: line {first[label]}: the label {label} is not a class; give --regression to predict scores"
             )
         if written.setdefault(number, label) != label:
             raise UserError(
-                f"{path}: line {first[label]}: the label {label} is {written[number]} in line "
-                f"{first[written[number]]}; write it in one way"
+                f"{path}: line {first[label]}: the label {label} is written {written[number]} in line "
+                f"{first[written[number]]}; write it the same way everywhere"
             )
 
 
 def label_ids_of(path, examples, labels, labels_file):
-    """The numbers of the labels in the list `labels`, int32 [N]. Raises UserError, naming the line, for others."""
+    """Returns the index of each example's label in `labels`, int32 [N]. Raises UserError for a label not in it."""
     ids = {label: index for index, label in enumerate(labels)}
     for example in examples:
         if example.label not in ids:
             header = "; is it a header? Then name the columns" if example is examples[0] else ""
             raise UserError(
-                f"{path}: line {example.line}: the label {example.label!r:.40} is none of {labels_file}: "
+                f"{path}: line {example.line}: the label {example.label!r:.40} is not in {labels_file}: "
                 f"{describe_labels(labels)}{header}"
             )
     return np.array([ids[example.label] for example in examples], np.int32)
 
 
 def read_labels(path):
-    """The labels in a labels.txt, one a line in the order of their numbers, as a list of strings.
+    """Reads a labels.txt: one label per line, in the order of their ids. Returns a list of strings.
 
-    Raises UserError if it cannot be read, is empty, or has one twice or an empty line.
+    Raises UserError if the file cannot be read or is empty, or if it has an empty line or a repeated label.
     """
     with reading(path), open_input(path, newline="\n") as file:
         labels = [line.rstrip("\r\n") for line in file]
     if not labels:
-        raise UserError(f"{path}: has no label; give a file with one a line")
+        raise UserError(f"{path}: has no label; give a file with one label per line")
     for line, label in enumerate(labels, 1):
         if not label.strip():
-            raise UserError(f"{path}: line {line}: is empty; give a file with a label a line")
+            raise UserError(f"{path}: line {line}: is empty; give a file with one label per line")
         if labels.index(label) < line - 1:
-            raise UserError(f"{path}: line {line}: {label!r:.40} is line {labels.index(label) + 1} already")
+            raise UserError(f"{path}: line {line}: repeats the label {label!r:.40} of line {labels.index(label) + 1}")
     return labels
 
 
 def metrics_of(task_name, is_regression, num_labels, source):
-    """The names of the metrics of a data set: those of its task, if any, else accuracy, or for scores correlations.
+    """Returns the names of a data set's metrics: those of its task, else accuracy, or correlations for scores.
 
-    Raises UserError, naming the `source` of the data set, where its labels are not those of such a task.
+    Raises UserError, naming the `source` of the data set, if its labels cannot be those of the task.
     """
     if task_name is None:
         return TASKS["sts-b"].metrics if is_regression else ("accuracy",)
     task = TASKS.get(task_name)
     if task is None:
-        raise UserError(f"{source}: {task_name!r:.40} is no task; it is one of {', '.join(TASKS)}")
+        raise UserError(f"{source}: {task_name!r:.40} is not a task; give one of {', '.join(TASKS)}")
     if task.is_regression != is_regression or ("f1" in task.metrics and num_labels != 2):
         needed = "scores" if task.is_regression else "2 labels" if "f1" in task.metrics else "labels"
         found = "scores" if is_regression else f"{num_labels} labels"
-        raise UserError(f"{source}: --task_name={task_name} has {needed}, but here are {found}; leave it out")
+        raise UserError(f"{source}: --task_name={task_name} has {needed}, but the data has {found}; leave it out")
     return task.metrics
 
 
 def encode_labels(labels):
-    """The bytes of a labels.txt."""
+    """Returns the bytes of a labels.txt."""
     return "".join(f"{label}\n" for label in labels).encode()
 
 
 def describe_labels(labels):
-    """The labels, if not too many of them, for a message."""
-    named = ", ".join(labels[:_NAMED_LABELS])
-    return f"{named}, ... ({len(labels)} labels)" if len(labels) > _NAMED_LABELS else named
+    """Returns the labels for a message, shortened if there are many."""
+    listed = ", ".join(labels[:_MAX_LISTED])
+    return f"{listed}, ... ({len(labels)} labels)" if len(labels) > _MAX_LISTED else listed
 
 
 def truncate_pair(length_a, length_b, max_length):
-    """How many pieces of both sentences are kept, so that they are `max_length` together at most.
+    """Returns the lengths of both sentences, truncated to at most `max_length` pieces together.
 
-    The longer one loses its last piece, of equals the second, until they fit (google-research/bert, run_classifier.py).
+    Drops the last piece of the longer sentence (the second if equal) until they fit, as google-research/bert's
+    run_classifier.py does.
     """
     while length_a + length_b > max_length:
         if length_a > length_b:
@@ -355,26 +359,26 @@ def truncate_pair(length_a, length_b, max_length):
 
 
 def input_arrays(pieces, vocab, max_seq_length):
-    """(input_ids, input_mask and segment_ids by name, int32 [N, S] each; how many of the N were cut to fit).
+    """Makes the inputs [CLS] a [SEP], or [CLS] a [SEP] b [SEP], from N pairs of piece ids.
 
-    `pieces` are N pairs of ids of pieces, sequences of int; the second is empty where there is one sentence only:
-    [CLS] a [SEP], or [CLS] a [SEP] b [SEP].
+    `pieces`: N pairs of sequences of int; the second sequence is empty for a single sentence. Returns a dict with
+    input_ids, input_mask and segment_ids, each int32 [N, S], and the number of inputs that were truncated.
     """
     arrays = {
         name: np.zeros((len(pieces), max_seq_length), np.int32) for name in ("input_ids", "input_mask", "segment_ids")
     }
     first, separator = vocab[CLASSIFIER], vocab[SEPARATOR]
-    cut = 0
+    num_truncated = 0
     for row, (ids_a, ids_b) in enumerate(pieces):
         if len(ids_b):
             kept_a, kept_b = truncate_pair(len(ids_a), len(ids_b), max_seq_length - 3)
             end = [*ids_b[:kept_b], separator]
         else:
             kept_a, kept_b, end = min(len(ids_a), max_seq_length - 2), 0, []
-        cut += kept_a + kept_b < len(ids_a) + len(ids_b)
+        num_truncated += kept_a + kept_b < len(ids_a) + len(ids_b)
         begin = [first, *ids_a[:kept_a], separator]
         length = len(begin) + len(end)
         arrays["input_ids"][row, :length] = begin + end
         arrays["input_mask"][row, :length] = 1
         arrays["segment_ids"][row, len(begin) : length] = 1
-    return arrays, cut
+    return arrays, num_truncated

@@ -1,7 +1,7 @@
-"""What a Hugging Face folder says of the tokeniser of its model, and where this suite tokenises otherwise.
+"""Reads the tokeniser settings of a Hugging Face folder and lists how they differ from this suite's tokeniser.
 
-It may hold tokenizer_config.json, the arguments of a class of transformers, and tokenizer.json, the whole tokeniser as
-the `tokenizers` library writes it. Where both tell, transformers goes by the first.
+tokenizer_config.json has the arguments of a transformers class, tokenizer.json the tokeniser that the `tokenizers`
+library saved. Where they disagree, transformers follows tokenizer_config.json.
 """
 
 import re
@@ -14,20 +14,20 @@ from text.tokenization import UNKNOWN
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
 
-# Classes that tokenise as BERT's own, or that leave it to tokenizer.json.
+# Classes that tokenise like BertTokenizer, or by tokenizer.json.
 _CLASSES = re.compile(r"(Bert|DistilBert|Electra|MobileBert|ConvBert|LayoutLM|PreTrained)Tokenizer(Fast)?")
 
 
 class TokenizerOfModel(NamedTuple):
-    """What a folder tells of a tokeniser."""
+    """The tokeniser settings of a folder."""
 
-    do_lower_case: bool | None  # None where nothing tells
+    do_lower_case: bool | None  # None if neither file has it
     is_word_piece: bool
-    differences: list[str]  # what this suite does not do, in words
+    differences: list[str]  # one clause for each difference from this suite's tokeniser
 
 
 def read_tokenizer(folder):
-    """The TokenizerOfModel of a Hugging Face folder. Raises UserError if one of its files cannot be read."""
+    """Returns the TokenizerOfModel of a Hugging Face folder. Raises UserError if a file cannot be read."""
     config, content = (_read_object(Path(folder) / name) for name in (CONFIG_FILE, TOKENIZER_FILE))
     model, normalizer, splitter = (_object(content.get(key)) for key in ("model", "normalizer", "pre_tokenizer"))
     lowercase, strip_accents, chinese = (
@@ -41,12 +41,12 @@ def read_tokenizer(folder):
     kind = "BPE" if "merges" in model else model.get("type", "WordPiece")
     if config.get("subword_tokenizer_type", "wordpiece") != "wordpiece":
         kind = config["subword_tokenizer_type"]
-    # Without an opinion of its own, a tokeniser of transformers is an uncased one.
+    # transformers defaults to uncased, and strips accents from uncased text.
     does_strip = (True if lowercase is None else lowercase) if strip_accents is None else strip_accents
 
     differences = []
     if kind != "WordPiece":
-        differences.append(f"its pieces are those of {kind}, not of WordPiece")
+        differences.append(f"its pieces are {kind}, not WordPiece")
     if not _CLASSES.fullmatch(str(config.get("tokenizer_class") or "BertTokenizer")):
         differences.append(f"its tokeniser is a {config['tokenizer_class']}")
     elif content and normalizer.get("type") != "BertNormalizer":
@@ -54,15 +54,15 @@ def read_tokenizer(folder):
     elif content and splitter.get("type") != "BertPreTokenizer":
         differences.append(f"it splits text by {splitter.get('type', 'nothing')}, not as BERT does")
     if lowercase is not False and does_strip is False:
-        differences.append("it makes letters small but keeps their accents (strip_accents is false)")
+        differences.append("it lower-cases text but keeps accents (strip_accents is false)")
     if lowercase is False and does_strip is True:
         differences.append("it strips accents but keeps capitals (strip_accents is true)")
     if chinese is False:
-        differences.append("it does not take a Chinese character for a word (tokenize_chinese_chars is false)")
+        differences.append("it does not split Chinese text into characters (tokenize_chinese_chars is false)")
     if config.get("do_basic_tokenize") is False:
         differences.append("it does not split text into words first (do_basic_tokenize is false)")
     if model.get("continuing_subword_prefix", "##") != "##" or model.get("unk_token", UNKNOWN) != UNKNOWN:
-        differences.append(f"its pieces are not marked by ## and {UNKNOWN}")
+        differences.append(f"it does not use ## and {UNKNOWN}")
     return TokenizerOfModel(lowercase if isinstance(lowercase, bool) else None, kind == "WordPiece", differences)
 
 

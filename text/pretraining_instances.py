@@ -1,13 +1,13 @@
-"""From tokenised documents to BERT's pre-training instances: sentence pairs, masked positions, record fields.
+"""Makes BERT's pre-training instances from tokenised documents: sentence pairs, masked positions, record fields.
 
-The algorithm is the one of google-research/bert's create_pretraining_data.py (Devlin et al. 2018, appendix A.2),
-arranged for speed: the sentences of many documents lie in one array of ids, a segment is a range of that array, and all
-that follows the choice of ranges is done by NumPy for a thousand instances at once.
+The algorithm is that of google-research/bert's create_pretraining_data.py (Devlin et al. 2018, appendix A.2),
+vectorised: the sentences of many documents share one array of ids, a segment is a range of that array, and NumPy
+processes a thousand instances at once.
 
-It differs from that script in two places, where the script does not do what it says:
-- a random next segment comes from another document always (the script gives up after ten draws);
-- with whole-word masking, a word whose head the truncation of segment B cut off is a word of its own (the script
-  joins its tail to the last word of segment A).
+It differs from that script in two places, where the script does not do what it documents:
+- a random next segment always comes from another document (the script gives up after ten draws);
+- with whole-word masking, the rest of a word whose head was truncated from segment B is a word of its own (the script
+  joins it to the last word of segment A).
 """
 
 from bisect import bisect_left
@@ -17,36 +17,36 @@ import numpy as np
 
 # [CLS] A [SEP] B [SEP]
 SPECIAL_TOKENS_PER_PAIR = 3
-# A short target length is drawn from 2 tokens upwards.
+# The shortest target length is 2 tokens.
 MIN_SEQ_LENGTH = SPECIAL_TOKENS_PER_PAIR + 2
 
 
 class Documents(NamedTuple):
-    """Tokenised documents, one after the other.
+    """Tokenised documents, concatenated.
 
-    Sentence s has the tokens `ids[sentence_starts[s]:sentence_starts[s + 1]]` and document d the sentences
-    `document_starts[d]` to `document_starts[d + 1] - 1`; no sentence and no document is empty.
+    Sentence s has the tokens `ids[sentence_starts[s]:sentence_starts[s + 1]]`. Document d has the sentences
+    `document_starts[d]` to `document_starts[d + 1] - 1`. Sentences and documents are never empty.
     """
 
     ids: np.ndarray  # int32 [tokens]
     sentence_starts: list  # sentences + 1 numbers
     document_starts: list  # documents + 1 numbers
-    goes_on: np.ndarray | None = None  # bool [tokens]: whether it is a character that goes on a word of several
+    continues_word: np.ndarray | None = None  # bool [tokens]: a CJK character that continues a word
 
 
 class Pieces(NamedTuple):
-    """What making instances needs to know of a vocabulary."""
+    """The ids of a vocabulary that masking needs."""
 
     padding: int
     classifier: int
     separator: int
     mask: int
-    ids: np.ndarray  # int64 [pieces]: from which a random piece is drawn
-    is_continuation: np.ndarray  # bool [highest id + 1]: whether the piece goes on a word (##)
+    ids: np.ndarray  # int64 [pieces]: random pieces are drawn from these
+    is_continuation: np.ndarray  # bool [highest id + 1]: the piece continues a word (##)
 
 
 def pieces_of_vocab(vocab):
-    """The `Pieces` of a vocabulary (piece -> id) that has [PAD], [CLS], [SEP] and [MASK]."""
+    """Returns the `Pieces` of a vocabulary (piece -> id) with [PAD], [CLS], [SEP] and [MASK]."""
     ids = np.fromiter(vocab.values(), np.int64)
     is_continuation = np.zeros(ids.max() + 1, dtype=bool)
     is_continuation[ids] = [piece.startswith("##") for piece in vocab]
@@ -54,15 +54,15 @@ def pieces_of_vocab(vocab):
 
 
 def sentence_pairs(documents, document, max_seq_length, short_seq_prob, rng):
-    """Yields the sentence pairs of one of the `documents`, with a random.Random as source of chance.
+    """Yields the sentence pairs of one document; `rng` is a random.Random.
 
-    A pair is (start of A in `documents.ids`, length of A, start of B, length of B, whether B is a random next), its
-    lengths fit `max_seq_length`. Sentences are gathered up to the target length and split into A and B at random; half
-    of the time, and when there is only one sentence, B is taken from another document instead, and the sentences it
-    replaces begin the next pair. There have to be two documents at least.
+    A pair is (start of A in `documents.ids`, length of A, start of B, length of B, whether B is random), truncated to
+    `max_seq_length`. Sentences are collected up to the target length and split into A and B at a random place. Half of
+    the time, and if there is only one sentence, B comes from another document; the sentences it replaces begin the next
+    pair. `documents` must hold at least two documents.
     """
     starts = documents.sentence_starts
-    # A number below n, drawn many times: int(draw() * n) is three times as fast as rng.randrange(n).
+    # int(draw() * n) is three times as fast as rng.randrange(n).
     draw = rng.random
     max_tokens = max_seq_length - SPECIAL_TOKENS_PER_PAIR
     target_length = max_tokens
@@ -90,7 +90,7 @@ def sentence_pairs(documents, document, max_seq_length, short_seq_prob, rng):
         b_length = starts[b_end] - starts[b_first]
 
         a_kept, b_kept = _truncated_lengths(a_length, b_length, max_tokens)
-        # Each token goes from the front or from the back with equal chance: a random bit for each.
+        # Each dropped token comes from the front or the back with equal probability: one random bit per token.
         a_start = starts[first] + rng.getrandbits(a_length - a_kept).bit_count()
         b_start = starts[b_first] + rng.getrandbits(b_length - b_kept).bit_count()
         yield a_start, a_kept, b_start, b_kept, is_random_next
@@ -98,7 +98,7 @@ def sentence_pairs(documents, document, max_seq_length, short_seq_prob, rng):
 
 
 def _truncated_lengths(a_length, b_length, max_tokens):
-    """The lengths that remain when the longer of the two (B, of equals) loses a token until both fit `max_tokens`."""
+    """Returns both lengths after dropping tokens from the longer segment (B if equal) until they fit `max_tokens`."""
     if a_length + b_length <= max_tokens:
         return a_length, b_length
     if 2 * a_length <= max_tokens:
@@ -109,11 +109,11 @@ def _truncated_lengths(a_length, b_length, max_tokens):
 
 
 def make_features(documents, pairs, pieces, max_seq_length, max_predictions_per_seq, masked_lm_prob, whole_words, rng):
-    """The record fields of N instances: name -> array [N, length of the field].
+    """Returns the record fields of N instances: name -> array [N, field length].
 
-    `pairs` are N pairs as `sentence_pairs` yields them, `rng` is a numpy.random.Generator. Fields: input_ids,
-    input_mask, segment_ids int32 [N, max_seq_length]; masked_lm_positions, masked_lm_ids int32 and masked_lm_weights
-    float32 [N, max_predictions_per_seq]; next_sentence_labels int32 [N, 1], 1 for a random next.
+    `pairs`: N pairs from `sentence_pairs`; `rng`: a numpy.random.Generator. Fields: input_ids, input_mask, segment_ids
+    int32 [N, max_seq_length]; masked_lm_positions, masked_lm_ids int32 and masked_lm_weights float32
+    [N, max_predictions_per_seq]; next_sentence_labels int32 [N, 1], 1 if B is random.
     """
     a_start, a_length, b_start, b_length, is_random_next = np.array(pairs, dtype=np.int64).T[:, :, np.newaxis]
     rows = np.arange(len(pairs))
@@ -131,10 +131,10 @@ def make_features(documents, pairs, pieces, max_seq_length, max_predictions_per_
 
     starts_word = is_text
     if whole_words:
-        goes_on = pieces.is_continuation[input_ids]
-        if documents.goes_on is not None:
-            goes_on |= documents.goes_on.take(source, mode="clip")
-        starts_word = is_text & (~goes_on | (column == 1) | (column == b_column))
+        continues_word = pieces.is_continuation[input_ids]
+        if documents.continues_word is not None:
+            continues_word |= documents.continues_word.take(source, mode="clip")
+        starts_word = is_text & (~continues_word | (column == 1) | (column == b_column))
     predictions = np.rint(length[:, 0] * masked_lm_prob).clip(1, max_predictions_per_seq)
     is_masked = choose_words(is_text, starts_word, predictions, rng)
     masked_rows, masked_columns = np.nonzero(is_masked)
@@ -150,7 +150,7 @@ def make_features(documents, pairs, pieces, max_seq_length, max_predictions_per_
     labels[masked_rows, slots] = original
     weights[masked_rows, slots] = 1
 
-    # 80 % become [MASK], 10 % stay, 10 % become any piece of the vocabulary.
+    # 80% become [MASK], 10% stay, 10% become a random piece.
     chance = rng.random(len(original))
     random_ids = pieces.ids[rng.integers(len(pieces.ids), size=len(original))]
     shown = np.where(chance < 0.8, pieces.mask, np.where(chance < 0.9, original, random_ids))
@@ -167,10 +167,10 @@ def make_features(documents, pairs, pieces, max_seq_length, max_predictions_per_
 
 
 def choose_words(is_text, starts_word, predictions, rng):
-    """Chooses the positions to predict: bool [N, L], at most `predictions` [N] in a row.
+    """Chooses the positions to mask: returns bool [N, L] with at most `predictions` [N] set in each row.
 
-    The words of a row are visited in random order, and each is taken if all its positions still fit. `is_text` [N, L]
-    are the positions that may be chosen and `starts_word` [N, L] those of them at which a word begins.
+    The words of a row are visited in random order; a word is taken if all its positions still fit. `is_text` [N, L]
+    marks the positions that may be chosen, `starts_word` [N, L] those at which a word begins.
     """
     number, seq_length = is_text.shape
     word = np.cumsum(starts_word, axis=1)

@@ -1,43 +1,36 @@
-"""The text of pre-training data: checking, dealing out and tokenising documents.
+"""Text of pre-training data: checks it, distributes documents among parts and tokenises them.
 
-A document is a run of lines, one sentence each, between blank lines or the ends of a file. No function here holds more
-of a corpus than a block of documents.
+A document is a run of lines, one sentence each, between blank lines or the ends of a file. Memory holds at most a
+block of documents at a time.
 """
 
 import hashlib
 import heapq
-from array import array
 from typing import NamedTuple
 
 import numpy as np
-from tokenizers.models import WordPiece
 
 from system.errors import RunError, UserError
 from text.pretraining_instances import Documents
-from text.tokenization import MAX_CHARACTERS_PER_WORD, UNKNOWN, is_cjk, split_words
+from text.tokenization import BEGINS_RUN, CONTINUES_RUN
 
 READ_BYTES = 1 << 20
-# A longer line or document is taken for a file that is not in the format, before it fills the memory.
+# A file with a longer line or document is rejected before it fills the memory.
 MAX_LINE_BYTES = 16 << 20
 MAX_DOCUMENT_BYTES = 256 << 20
 EXTENT_BYTES = 64 << 10
 MAX_EXTENTS = 1 << 16
-# In a small input, extents are made so small that a part still gets so many.
+# A small input gets smaller extents, so that each part still has this many.
 EXTENTS_PER_PART = 128
 BLOCK_BYTES = 32 << 20
-# So many words, and stretches of text, have their ids remembered: about 100 bytes each.
-MAX_REMEMBERED = 1 << 18
-MAX_REMEMBERED_CHARACTERS = 32
 ID_BYTES = 4
-# Added to the id of a CJK character, where words are masked whole: it begins a run of such characters, or goes on one.
-BEGINS_RUN = 1 << 29
-GOES_ON_RUN = 1 << 30
-# In Chinese text with blanks between the words a run is a word, of hardly two characters on average; else a clause.
+# The longest mean run of CJK characters that counts as text with spaces between words. Chinese words have about two
+# characters on average; without spaces a run is a clause.
 LONGEST_MEAN_WORD = 3
 
 
 class Extent(NamedTuple):
-    """A range of an input file that begins and ends with a document."""
+    """A byte range of an input file that holds whole documents."""
 
     file: int  # index of the file in the input
     offset: int  # bytes
@@ -47,7 +40,7 @@ class Extent(NamedTuple):
 
 
 class FileScan(NamedTuple):
-    """What scanning an input file found."""
+    """The result of scanning an input file."""
 
     sha256: str
     extents: list
@@ -55,15 +48,15 @@ class FileScan(NamedTuple):
 
 
 def choose_extent_bytes(input_bytes, part_num):
-    """The size of an extent, small enough to give each part a share of all of the input."""
+    """Returns the size of an extent, small enough that each part samples the whole input."""
     return max(min(EXTENT_BYTES, input_bytes // (EXTENTS_PER_PART * part_num)), input_bytes // MAX_EXTENTS)
 
 
 def scan_file(file, path, extent_bytes, report):
-    """Checks an input file and finds its extents, each of `extent_bytes` at least but for the last.
+    """Checks an input file and splits it into extents of at least `extent_bytes` (the last may be smaller).
 
-    Returns (file, FileScan); calls `report` with the number of bytes as they are read. Raises UserError for what is
-    not UTF-8 or not in lines and documents of a reasonable size.
+    Returns (file, FileScan). Calls `report` with the number of bytes read. Raises UserError if the file is not UTF-8 or
+    has a line or document that is too long.
     """
     digest = hashlib.sha256()
 
@@ -87,9 +80,9 @@ def scan_file(file, path, extent_bytes, report):
 
 
 def find_documents(path, on_data):
-    """Yields (offset of its end in bytes, number of sentences) of every document of a file.
+    """Yields (end offset in bytes, number of sentences) for each document of a file.
 
-    Raises UserError if one is too long to be a document.
+    Raises UserError if a document is too long.
     """
     start = offset = sentences = 0
     for line, size in read_lines(path, on_data):
@@ -111,9 +104,9 @@ def find_documents(path, on_data):
 
 
 def read_lines(path, on_data):
-    """Yields every line of a file as (text, size in bytes with its line end); calls `on_data` with all bytes read.
+    """Yields (text, size in bytes with its line end) for each line of a file; calls `on_data` with the bytes read.
 
-    Raises UserError if a line is not UTF-8 or too long to be one.
+    Raises UserError if a line is not UTF-8 or too long.
     """
     with open(path, "rb") as file:
         rest = b""
@@ -133,15 +126,12 @@ def read_lines(path, on_data):
                     f"{path}: the line at byte {offset} is longer than {MAX_LINE_BYTES >> 20} MiB; "
                     "give each sentence a line of its own"
                 )
-        # The last line of a file need not have a line end.
+        # The last line may lack a line end.
         yield decode(rest, path, offset), len(rest)
 
 
 def decode(data, path, offset):
-    """The text of `data`, which stands at byte `offset` of the file; raises UserError if it is not UTF-8.
-
-    A byte order mark at the beginning of the file is no part of it.
-    """
+    """Decodes `data`, the bytes at `offset` of the file, without a byte order mark. Raises UserError if not UTF-8."""
     try:
         text = data.decode()
     except UnicodeDecodeError as error:
@@ -150,39 +140,39 @@ def decode(data, path, offset):
 
 
 def deal_extents(extents, part_num, random_seed):
-    """Deals the extents, in random order, to the parts, of which each gets about the same number of bytes.
+    """Distributes the extents among the parts in random order, about the same number of bytes to each.
 
-    Returns a list of extents for every part. Raises UserError if there are not two documents for every part.
+    Returns a list of extents for each part. Raises UserError unless each part gets two documents.
     """
     documents = sum(extent.documents for extent in extents)
     too_few = UserError(
         f"--part_num={part_num}: {documents} documents are too few, or too unequal, as every part needs two; "
         "give a smaller --part_num"
     )
-    # Before anything is made for each of so many parts.
+    # Checked before anything of size part_num is allocated.
     if documents < 2 * part_num:
         raise too_few
     dealt = [[] for _ in range(part_num)]
-    # (whether the part has two documents, bytes, part, documents): the first of the heap is the most needy.
+    # (has two documents, bytes, part, documents): the first of the heap gets the next extent.
     parts = [(False, 0, part, 0) for part in range(part_num)]
     for index in make_generator(random_seed).permutation(len(extents)):
-        _, size, part, of_part = parts[0]
+        _, size, part, documents_of_part = parts[0]
         extent = extents[index]
         dealt[part].append(extent)
-        of_part += extent.documents
-        heapq.heapreplace(parts, (of_part >= 2, size + extent.size, part, of_part))
+        documents_of_part += extent.documents
+        heapq.heapreplace(parts, (documents_of_part >= 2, size + extent.size, part, documents_of_part))
     if not parts[0][0]:
         raise too_few
     return dealt
 
 
 def make_generator(random_seed, *key):
-    """A source of chance that depends on the seed and on where it is used."""
+    """Returns a random generator for a seed and a key (part, block): each key has an independent stream."""
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(random_seed, spawn_key=key)))
 
 
 def split_blocks(extents):
-    """Splits the extents of a part into blocks of BLOCK_BYTES or a little more, with two documents at least in each."""
+    """Splits the extents of a part into blocks of about BLOCK_BYTES with at least two documents each."""
     blocks = [[]]
     size = documents = 0
     for extent in extents:
@@ -198,58 +188,8 @@ def split_blocks(extents):
     return blocks
 
 
-class StretchIds(dict):
-    """Stretch of text without a space -> the ids of its pieces, packed as int32; made when it is first asked for.
-
-    No rule of the tokenisation looks across a space. Most stretches are words that have been seen before, so that
-    tokenising is mostly looking up and joining bytes. With `marks_runs` the ids of CJK characters have BEGINS_RUN or
-    GOES_ON_RUN added.
-    """
-
-    def __init__(self, vocab, do_lower_case, marks_runs=False):
-        super().__init__()
-        self.marks_runs = marks_runs
-        self.unknown = vocab[UNKNOWN]
-        self._do_lower_case = do_lower_case
-        self._model = WordPiece(vocab=vocab, unk_token=UNKNOWN, max_input_chars_per_word=MAX_CHARACTERS_PER_WORD)
-        self._ids_of_words = {}
-
-    def __missing__(self, stretch):
-        words = split_words(stretch, self._do_lower_case)
-        ids = b"".join([self._ids_of_word(word) for word in words])
-        if self.marks_runs and any(map(is_cjk, words)):
-            ids = self._mark_runs(words)
-        # A text in Chinese has no spaces: its stretches are whole lines, which are not worth remembering.
-        if len(stretch) <= MAX_REMEMBERED_CHARACTERS:
-            if len(self) >= MAX_REMEMBERED:
-                self.clear()
-            self[stretch] = ids
-        return ids
-
-    def _ids_of_word(self, word):
-        ids = self._ids_of_words.get(word)
-        if ids is None:
-            if len(self._ids_of_words) >= MAX_REMEMBERED:
-                self._ids_of_words.clear()
-            ids = array("i", [token.id for token in self._model.tokenize(word)]).tobytes()
-            if len(word) <= MAX_REMEMBERED_CHARACTERS:
-                self._ids_of_words[word] = ids
-        return ids
-
-    def _mark_runs(self, words):
-        ids = array("i")
-        follows = False
-        for word in words:
-            first = len(ids)
-            ids.frombytes(self._ids_of_word(word))
-            if is_cjk(word):
-                ids[first] |= GOES_ON_RUN if follows else BEGINS_RUN
-            follows = is_cjk(word)
-        return ids.tobytes()
-
-
 def read_documents(extents, paths, tokenizer):
-    """Reads and tokenises the documents of `extents`; lines and documents without a piece are left out."""
+    """Reads and tokenises the documents of `extents`. Skips lines and documents that have no pieces."""
     sentences = []
     sentence_starts = [0]
     document_starts = [0]
@@ -257,7 +197,7 @@ def read_documents(extents, paths, tokenizer):
         for line in read_extent(extent, paths).split("\n"):
             line = line.strip()
             if line:
-                ids = b"".join(map(tokenizer.__getitem__, line.split(" ")))
+                ids = tokenizer.encode(line)
                 if ids:
                     sentences.append(ids)
                     sentence_starts.append(sentence_starts[-1] + len(ids) // ID_BYTES)
@@ -268,27 +208,28 @@ def read_documents(extents, paths, tokenizer):
     ids = np.frombuffer(b"".join(sentences), dtype=np.int32)
     if not tokenizer.marks_runs:
         return Documents(ids, sentence_starts, document_starts)
-    goes_on = find_words([sentence_starts[start] for start in document_starts], ids)
-    return Documents(ids & (BEGINS_RUN - 1), sentence_starts, document_starts, goes_on)
+    continues_word = find_words([sentence_starts[start] for start in document_starts], ids)
+    return Documents(ids & (BEGINS_RUN - 1), sentence_starts, document_starts, continues_word)
 
 
 def find_words(document_starts, marked_ids):
-    """Whether a token goes on a word of several CJK characters, bool [tokens], from ids as StretchIds marks them.
+    """Returns bool [tokens]: whether the token is a CJK character that continues a word.
 
-    A run of CJK characters is a word in documents with blanks between the words, which are known by their short runs;
-    in others each character is a word. `document_starts` are indices of tokens, the last one is the number of all.
+    `marked_ids`: ids from a Tokenizer with `marks_runs`. `document_starts`: token indexes, and the number of tokens.
+    In a document with short runs of CJK characters, spaces separate the words and each run is a word. In other
+    documents each character is a word.
     """
-    goes_on = marked_ids >= GOES_ON_RUN
-    if len(goes_on) == 0:
-        return goes_on
+    continues_run = marked_ids >= CONTINUES_RUN
+    if len(continues_run) == 0:
+        return continues_run
     runs = np.add.reduceat((marked_ids & BEGINS_RUN) != 0, document_starts[:-1], dtype=np.int64)
-    characters = runs + np.add.reduceat(goes_on, document_starts[:-1], dtype=np.int64)
-    has_blanks = characters <= LONGEST_MEAN_WORD * runs
-    return goes_on & np.repeat(has_blanks, np.diff(document_starts))
+    characters = runs + np.add.reduceat(continues_run, document_starts[:-1], dtype=np.int64)
+    has_spaces = characters <= LONGEST_MEAN_WORD * runs
+    return continues_run & np.repeat(has_spaces, np.diff(document_starts))
 
 
 def read_extent(extent, paths):
-    """The text of an extent; raises RunError if the file has changed since it was scanned."""
+    """Returns the text of an extent. Raises RunError if the file has changed since it was scanned."""
     path = paths[extent.file]
     with open(path, "rb") as file:
         file.seek(extent.offset)

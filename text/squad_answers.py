@@ -1,7 +1,6 @@
-"""From a model's start and end logits to answers in the words of the context.
+"""Turns a model's start and end logits into answers in the words of the context.
 
-The method, its order among equals and its figures are those of write_predictions in google-research/bert's
-run_squad.py.
+The method, the order of ties and the numbers are those of write_predictions in google-research/bert's run_squad.py.
 """
 
 import functools
@@ -12,14 +11,14 @@ import numpy as np
 
 from system.progress import print_warning
 from text.squad_windows import windows_of_maximum_context
-from text.tokenization import split_words
+from text.tokenization import MAX_CACHED, split_words
 
-# What the score of "no answer" is if no window has a lower one.
+# The score of "no answer" if no window has a lower one.
 _HIGHEST_NULL_SCORE = 1000000
 
 
 class Prediction(NamedTuple):
-    """One of the n best answers to a question; the text is empty for "no answer"."""
+    """One of the n best answers to a question. The text is empty for "no answer"."""
 
     text: str
     start_logit: float
@@ -27,7 +26,7 @@ class Prediction(NamedTuple):
 
 
 class Spans(NamedTuple):
-    """Possible answers to one question, best first: `first` and `last` piece of the document, and their logits."""
+    """Candidate answers to one question, best first: first and last piece in the document, and their logits."""
 
     first: list[int]
     last: list[int]
@@ -36,11 +35,11 @@ class Spans(NamedTuple):
 
 
 def rank_spans(windows, num_query_pieces, start_logits, end_logits, n_best_size, max_answer_length):
-    """The spans that the `n_best_size` best starts and ends of every window make, as Spans.
+    """Returns the Spans formed by the `n_best_size` best starts and ends of each window.
 
-    `start_logits` and `end_logits` are float32 [len(windows), seq_length]. A span lies in the window's part of the
-    document, is no longer than `max_answer_length` pieces and starts where its window shows most of the context.
-    Spans of equal score stay in the order of their windows, then starts, then ends.
+    `start_logits` and `end_logits` are float32 [len(windows), seq_length]. A span lies within the window's part of the
+    document, has at most `max_answer_length` pieces and starts where its window has the maximum context. Ties keep the
+    order of windows, then starts, then ends.
     """
     if not windows:
         return Spans([], [], [], [])
@@ -55,10 +54,10 @@ def rank_spans(windows, num_query_pieces, start_logits, end_logits, n_best_size,
     is_valid = (starts >= offset) & (first <= last) & (ends < offset + window_length)
     is_valid &= last - first < max_answer_length
     window_of_piece = windows_of_maximum_context(windows)
-    # The index is clipped only where `first` is no piece of the window, and so not valid already.
+    # Only invalid spans have an index that is clipped.
     is_valid &= window_of_piece[np.clip(first, 0, len(window_of_piece) - 1)] == window_index
 
-    # float64, as Python's sums are.
+    # float64, like the Python floats that run_squad.py adds up.
     start_logit = start_logits[window_index, starts].astype(np.float64)
     end_logit = end_logits[window_index, ends].astype(np.float64)
     candidates = np.flatnonzero(is_valid)
@@ -68,14 +67,14 @@ def rank_spans(windows, num_query_pieces, start_logits, end_logits, n_best_size,
 
 
 def _best_indexes(logits, count):
-    """The indexes of the `count` greatest of each row, greatest first; of equals the first comes first."""
+    """Returns the indexes of the `count` largest logits of each row, largest first; ties keep their order."""
     return np.argsort(-logits, axis=1, kind="stable")[:, :count]
 
 
 def null_prediction(start_logits, end_logits):
-    """The prediction that there is no answer, for SQuAD v2.0: (Prediction, score); logits as for `rank_spans`.
+    """Returns the "no answer" Prediction of SQuAD v2.0 and its score; logits as for `rank_spans`.
 
-    The window that has the least sum of logits at [CLS] counts, that is, the one surest of an answer.
+    The score is the smallest sum of both logits at [CLS], that of the window most certain of an answer.
     """
     scores = start_logits[:, 0].astype(np.float64) + end_logits[:, 0]
     if not (scores < _HIGHEST_NULL_SCORE).any():
@@ -85,10 +84,10 @@ def null_prediction(start_logits, end_logits):
 
 
 def n_best_predictions(spans, null, document, find_text, n_best_size):
-    """The `n_best_size` best predictions of different text, best first: list of Prediction, never empty.
+    """Returns the `n_best_size` best predictions with distinct texts, best first: a non-empty list of Prediction.
 
-    `null` is the Prediction of "no answer", or None for SQuAD v1.1. It is always among them, if need be as one more.
-    `find_text` is a TextFinder.
+    `null`: the "no answer" Prediction, or None for SQuAD v1.1. It is always included, if necessary as an extra entry.
+    `find_text`: a TextFinder.
     """
     predictions = []
     seen = set()
@@ -110,20 +109,19 @@ def n_best_predictions(spans, null, document, find_text, n_best_size):
 
 
 class TextFinder:
-    """Finds the text of a context that word pieces were made of. It remembers the normal form of every word."""
+    """Finds the original text of word pieces. Caches the normal form of words."""
 
     def __init__(self, do_lower_case, verbose=False):
-        """`verbose` reports on stderr where pieces and words could not be aligned."""
+        """`verbose`: warn on stderr if pieces and words cannot be aligned."""
         self._verbose = verbose
-        self._normalise = functools.cache(lambda word: " ".join(split_words(word, do_lower_case)))
+        self._normalise = functools.lru_cache(MAX_CACHED)(lambda word: " ".join(split_words(word, do_lower_case)))
 
     def __call__(self, pieces, words):
-        """The part of `words`, consecutive words of a context, that `pieces` stand for.
+        """Returns the part of `words`, consecutive words of a context, that `pieces` represent.
 
-        Pieces can begin or end within a word (of Smith's only Smith), and have lost case and accents. The words'
-        normal form is searched for them, and what is found is projected back character by character, blanks aside.
-        Where that fails, because pieces are unknown or normalising has changed the number of characters, the words
-        are taken as they are.
+        Pieces may cover part of a word (Smith of Smith's) and have lost case and accents. Finds them in the normal form
+        of the words and maps the match back to the original text, character by character without spaces. Returns the
+        words unchanged if that fails: pieces are [UNK], or normalisation changed the number of characters.
         """
         original = " ".join(words)
         wanted = " ".join(" ".join(pieces).replace(" ##", "").replace("##", "").split())
@@ -134,7 +132,7 @@ class TextFinder:
             return original
         positions = [position for position, character in enumerate(original) if character != " "]
         if len(positions) != len(normalised) - normalised.count(" ") or not wanted:
-            self._report(f"'{original}' and '{normalised}' differ in length, blanks aside")
+            self._report(f"'{original}' and '{normalised}' differ in length without spaces")
             return original
         first = start - normalised.count(" ", 0, start)
         last = first + len(wanted) - wanted.count(" ") - 1
@@ -142,14 +140,14 @@ class TextFinder:
 
     def _report(self, text):
         if self._verbose:
-            print_warning(f"answer not aligned with its context, words taken whole: {text}")
+            print_warning(f"answer not aligned with its context, using whole words: {text}")
 
 
 def softmax(scores):
-    """The probabilities of `scores`, a list of floats."""
+    """Returns the softmax of a list of floats."""
     highest = max(scores)
     exponentials = [math.exp(score - highest) for score in scores]
-    # Not sum(): newer Pythons' compensates rounding errors, and the last digit would depend on the version.
+    # Not sum(): from Python 3.12 on it compensates rounding errors, which changes the last digit.
     total = 0.0
     for exponential in exponentials:
         total += exponential

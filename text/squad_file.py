@@ -1,4 +1,4 @@
-"""SQuAD v1.1 and v2.0 JSON files, read with the place of whatever is wrong in them."""
+"""Reads SQuAD v1.1 and v2.0 JSON files and predictions. Errors name the place in the file."""
 
 import collections
 from typing import Any, NamedTuple
@@ -8,7 +8,7 @@ from system.input_files import read_json
 
 
 class Question(NamedTuple):
-    """One entry of `qas`. `place` says where in the file it stands; `entry` is the JSON object itself."""
+    """One entry of `qas`. `place` is its position in the file, for messages; `entry` is the JSON object itself."""
 
     id: str
     text: str
@@ -17,7 +17,7 @@ class Question(NamedTuple):
 
 
 class Paragraph(NamedTuple):
-    """A context and the questions about it. `title` is that of its article, where the file has one."""
+    """A context and its questions. `title` is the article's title, or empty."""
 
     context: str
     questions: list[Question]
@@ -25,9 +25,9 @@ class Paragraph(NamedTuple):
 
 
 def read_paragraphs(path):
-    """Reads a SQuAD file into (its version: str or None, list of Paragraph).
+    """Reads a SQuAD file. Returns (version as str or None, list of Paragraph).
 
-    Raises UserError, naming the place, where it has not the form of SQuAD. Answers are left for their user to check.
+    Raises UserError, naming the place, if it does not have SQuAD's format. Does not check answers.
     """
     content = read_json(path)
     if not isinstance(content, dict) or "data" not in content:
@@ -49,9 +49,9 @@ def read_paragraphs(path):
 
 
 def read_predictions(path):
-    """The predictions in a file such as npy2json.py's predictions.json: id -> text.
+    """Reads a predictions file such as npy2json.py's predictions.json. Returns a dict: id -> text.
 
-    Raises UserError if the file is no such object, or has an id twice.
+    Raises UserError if the file has another format or repeats an id.
     """
 
     def refuse_repeated_keys(pairs):
@@ -70,13 +70,13 @@ def read_predictions(path):
 
 
 def field(parent, key, kind, place):
-    """`parent[key]`, where `parent` must be an object and its value of the type `kind`; else UserError with `place`."""
+    """Returns `parent[key]`. Raises UserError with `place` unless `parent` is an object and the value a `kind`."""
     if not isinstance(parent, dict):
         raise UserError(f"{place}: should be an object, not {_TYPE_NAMES[type(parent)]}")
     if key not in parent:
         raise UserError(f"{place}: {key} is missing")
     value = parent[key]
-    # Not isinstance: True is no number here.
+    # Not isinstance: True must not pass as an int.
     if type(value) is not kind:
         raise UserError(f"{place}: {key} should be {_TYPE_NAMES[kind]}, not {_TYPE_NAMES[type(value)]}")
     return value
@@ -94,7 +94,7 @@ _TYPE_NAMES = {
 
 
 def check_unique_ids(paragraphs, path):
-    """Raises UserError if two questions have the same id: their predictions could not be told apart."""
+    """Raises UserError if two questions have the same id: predictions are keyed by id."""
     places = {}
     for paragraph in paragraphs:
         for question in paragraph.questions:

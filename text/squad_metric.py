@@ -1,4 +1,4 @@
-"""The metric of SQuAD: exact match and F1 of a predicted text and its references, as the official scripts have them."""
+"""SQuAD's metrics: exact match and F1 of a predicted text against its references, as in the official scripts."""
 
 import collections
 import re
@@ -9,7 +9,7 @@ _ARTICLE = re.compile(r"\b(a|an|the)\b")
 
 
 def evaluate(references, predictions):
-    """{"exact_match": per cent, "f1": per cent}: means over all questions of the best score over their references.
+    """Returns {"exact_match": ..., "f1": ...} in percent: the mean over questions of the best score over references.
 
     `references`: id -> list of texts; `predictions`: id -> text. A question without a prediction scores 0.
     """
@@ -23,7 +23,7 @@ def evaluate(references, predictions):
 
 
 def score(prediction, references):
-    """(whether the text is one of the references, its best F1 over them); normalised, at least one reference."""
+    """Returns (exact match as bool, best F1) of a text against at least one reference, all normalised."""
     prediction = normalise(prediction)
     references = [normalise(text) for text in references]
     is_exact = prediction in references
@@ -31,9 +31,9 @@ def score(prediction, references):
 
 
 def score_v2(prediction, references):
-    """As `score`, by the metric of SQuAD v2.0: with no references the right prediction is the empty text.
+    """Like `score`, for SQuAD v2.0: without references the correct prediction is the empty text.
 
-    References of which normalising leaves nothing do not count.
+    Ignores references that are empty after normalisation.
     """
     references = [text for text in references if normalise(text)]
     if references:
@@ -43,12 +43,12 @@ def score_v2(prediction, references):
 
 
 def normalise(text):
-    """Lower case, no ASCII punctuation, no articles, single blanks; in this order."""
+    """Lower-cases, then removes ASCII punctuation, articles and repeated white space, in this order."""
     return " ".join(_ARTICLE.sub(" ", text.lower().translate(_WITHOUT_PUNCTUATION)).split())
 
 
 def f1_score(prediction, reference):
-    """The harmonic mean of precision and recall of the words that two lists share, as often as both have them."""
+    """Returns the F1 of two lists of words, compared as multisets."""
     num_shared = sum((collections.Counter(prediction) & collections.Counter(reference)).values())
     if num_shared == 0:
         return 0

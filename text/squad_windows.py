@@ -1,6 +1,6 @@
-"""Questions and contexts as a model's inputs: pieces, windows, answer positions.
+"""Makes model inputs from questions and contexts: pieces, windows, answer positions.
 
-They are those of google-research/bert's run_squad.py, in its order.
+The inputs and their order are those of google-research/bert's run_squad.py.
 """
 
 import re
@@ -9,24 +9,27 @@ from typing import NamedTuple
 
 import numpy as np
 
+from system.command_line import add_bool, positive_int
 from system.errors import UserError
 from text.squad_file import field
 from text.tokenization import CLASSIFIER, SEPARATOR
 
-# The unique_id of a file's first window; those of the others follow one by one.
+# The unique_id of a file's first window; the others count up from it.
 FIRST_UNIQUE_ID = 1000000000
-# [CLS] and [SEP] stand before a window's part of the context, another [SEP] behind it.
+# google-research/bert's run_squad.py has the same defaults.
+WINDOW_DEFAULTS = {"max_seq_length": 384, "doc_stride": 128, "max_query_length": 64, "do_lower_case": True}
+# [CLS] question [SEP] context [SEP]
 SPECIAL_PIECES = 3
 
-# A word of a context is what these five characters separate; the no-break space, say, is part of a word.
+# These five characters separate words. Other white space, such as the no-break space, is part of a word.
 _WORD = re.compile("[^ \t\r\n\u202f]+")
 
 
 class Document(NamedTuple):
     """A context as words and as word pieces.
 
-    `word_starts[w]` is the offset of word w in the context, in characters; `first_piece[w]` the index of its first
-    piece (of the next word's, if it has none); `word_of_piece[p]` the word that piece p belongs to.
+    `word_starts[w]`: offset of word w in the context, in characters. `first_piece[w]`: index of its first piece, or of
+    the next word's if it has none. `word_of_piece[p]`: the word of piece p.
     """
 
     words: list[str]
@@ -37,18 +40,35 @@ class Document(NamedTuple):
 
 
 class Window(NamedTuple):
-    """The pieces of a document that one input holds: [start, start + length)."""
+    """The pieces [start, start + length) of a document, which go into one input."""
 
     start: int
     length: int
 
 
 class AnswerNotFound(Exception):
-    """The text of an answer does not stand in the context where `answer_start` says."""
+    """The text of an answer is not in the context at `answer_start`."""
+
+
+def add_window_flags(group, infer=False):
+    """Adds the flags of WINDOW_DEFAULTS to a group of arguments. With `infer` their values are None if not given."""
+    for name, text in (
+        ("max_seq_length", "length of a record, in pieces"),
+        ("doc_stride", "pieces from one window to the next"),
+        ("max_query_length", "maximum length of a question, in pieces"),
+    ):
+        default = WINDOW_DEFAULTS[name]
+        if infer:
+            text, default = f"{text} (default: that of the records, else {default})", None
+        group.add_argument(f"--{name}", type=positive_int, default=default, metavar="N", help=text)
+    text = "lower-case the text and strip accents, for uncased models"
+    if infer:
+        text = f"{text} (default: as in the records, else {WINDOW_DEFAULTS['do_lower_case']})"
+    add_bool(group, "--do_lower_case", None if infer else WINDOW_DEFAULTS["do_lower_case"], text)
 
 
 def check_lengths(max_seq_length, max_query_length):
-    """Raises UserError unless a window has room for the context beside the longest question."""
+    """Raises UserError if the longest question leaves no room for the context."""
     if max_seq_length <= max_query_length + SPECIAL_PIECES:
         raise UserError(
             f"--max_seq_length={max_seq_length} is too small for --max_query_length={max_query_length}; give at least "
@@ -57,7 +77,7 @@ def check_lengths(max_seq_length, max_query_length):
 
 
 def tokenize_document(context, tokenizer):
-    """Makes a Document of a context."""
+    """Returns the Document of a context."""
     matches = list(_WORD.finditer(context))
     document = Document([match.group() for match in matches], [match.start() for match in matches], [], [], [])
     for index, word in enumerate(document.words):
@@ -69,15 +89,12 @@ def tokenize_document(context, tokenizer):
 
 
 def tokenize_question(text, tokenizer, max_query_length):
-    """The first `max_query_length` pieces of a question."""
+    """Returns the first `max_query_length` pieces of a question."""
     return tokenizer.tokenize(text)[:max_query_length]
 
 
 def make_windows(num_pieces, max_length, doc_stride):
-    """Covers `num_pieces` pieces by windows of at most `max_length`, each `doc_stride` after the one before.
-
-    No pieces, no windows.
-    """
+    """Covers `num_pieces` pieces with windows of at most `max_length` pieces, `doc_stride` apart: a list of Window."""
     windows = []
     start = 0
     while start < num_pieces:
@@ -90,10 +107,10 @@ def make_windows(num_pieces, max_length, doc_stride):
 
 
 def windows_of_maximum_context(windows):
-    """For every piece of a document the index of the window that shows most of its surroundings, int array [pieces].
+    """Returns, for each piece of a document, the index of its maximum context window, int array [pieces].
 
-    As google-research/bert defines it: the lesser of the numbers of pieces to its left and to its right counts, plus
-    0.01 times the window's length; of equals the first window wins.
+    As in google-research/bert, the score is min(pieces to the left, pieces to the right) + 0.01 * window length; the
+    first window wins a tie.
     """
     num_pieces = windows[-1].start + windows[-1].length if windows else 0
     best_score = np.full(num_pieces, -1.0)
@@ -108,20 +125,20 @@ def windows_of_maximum_context(windows):
 
 
 def find_answer(question, document, context, tokenizer, version_2_with_negative):
-    """The pieces of `document` that answer a training question: (first, last), or None if it is marked as impossible.
+    """Returns the (first, last) piece of the answer to a training question, or None if it is marked is_impossible.
 
-    One that is marked so but has an answer all the same is impossible only for `version_2_with_negative`. Of several
-    answers the first counts; an empty answer has its last piece before its first. Raises UserError if the question has
-    neither and AnswerNotFound if the answer's text does not stand where `answer_start` says.
+    A marked question that has an answer counts as impossible only with `version_2_with_negative`. Uses the first of
+    several answers. For an empty answer, last < first. Raises UserError if the question has neither an answer nor the
+    mark, and AnswerNotFound if the answer's text is not at `answer_start`.
     """
     entry, place = question.entry, question.place
-    # The key is absent from v1.1 files.
+    # v1.1 files do not have this key.
     is_impossible = "is_impossible" in entry and field(entry, "is_impossible", bool, place)
     if is_impossible and (version_2_with_negative or not entry.get("answers")):
         return None
     answers = field(entry, "answers", list, place)
     if not answers:
-        raise UserError(f"{place}: has no answer, and is not marked is_impossible; for training it needs one of both")
+        raise UserError(f"{place}: has no answer and is not marked is_impossible; training needs one or the other")
     text = field(answers[0], "text", str, f"{place}.answers[0]")
     offset = field(answers[0], "answer_start", int, f"{place}.answers[0]")
     first_word, last_word = _words_of_answer(text, offset, document, context)
@@ -134,11 +151,11 @@ def find_answer(question, document, context, tokenizer, version_2_with_negative)
 
 
 def _words_of_answer(text, offset, document, context):
-    """The first and the last word of the context that the characters of the answer `text` at `offset` belong to."""
+    """Returns the indexes of the first and last word of the answer `text`, which begins at character `offset`."""
     if not document.words or not 0 <= offset < len(context) or offset + len(text) > len(context):
         raise AnswerNotFound
-    # A blank belongs to the word before it. What comes before the first word has the index -1, which Python takes for
-    # the last one; so does the end of an empty answer at offset 0. Odd, but just what run_squad.py does.
+    # White space belongs to the word before it. Before the first word the index is -1, the last word in Python; the end
+    # of an empty answer at offset 0 wraps around in the same way. run_squad.py does the same.
     first_word = bisect_right(document.word_starts, offset) - 1
     end = (offset + len(text) - 1) % len(context)
     last_word = bisect_right(document.word_starts, end) - 1
@@ -148,9 +165,9 @@ def _words_of_answer(text, offset, document, context):
 
 
 def _narrow_to_answer(pieces, first, last, answer):
-    """The first span within [first, last] whose pieces are those of `answer`; if there is none, (first, last).
+    """Returns the first span within [first, last] with the pieces of `answer`, or (first, last) if there is none.
 
-    An answer that is part of a word, say 1895 of (1895-1943), is found so.
+    This narrows an answer that is part of a word, such as 1895 in (1895-1943).
     """
     if answer:
         for start in range(first, last - len(answer) + 2):
@@ -160,9 +177,9 @@ def _narrow_to_answer(pieces, first, last, answer):
 
 
 def answer_positions(answer, window, num_query_pieces):
-    """Where the answer, (first, last) in pieces of the document or None, lies in the input that shows `window`.
+    """Returns the (start, end) position of an answer in the input of `window`, or (0, 0), [CLS], if it is outside.
 
-    (0, 0), that is [CLS], if it does not lie within the window.
+    `answer`: (first, last) piece of the document, or None.
     """
     if answer is None:
         return 0, 0
@@ -174,10 +191,10 @@ def answer_positions(answer, window, num_query_pieces):
 
 
 def input_arrays(inputs, vocab, max_seq_length):
-    """`[CLS] question [SEP] window [SEP]` and padding, for each of `inputs`: (query ids, document ids, Window).
+    """Makes the padded inputs `[CLS] question [SEP] window [SEP]`.
 
-    The ids are those of all pieces of the question and of the document. Returns a dict of input_ids, input_mask and
-    segment_ids, int32 [len(inputs), max_seq_length].
+    `inputs`: a list of (ids of the question, ids of the whole document, Window). Returns a dict of input_ids,
+    input_mask and segment_ids, int32 [len(inputs), max_seq_length].
     """
     input_ids = np.zeros((len(inputs), max_seq_length), np.int32)
     starts = np.zeros((len(inputs), 1), np.int32)

@@ -1,14 +1,15 @@
-"""WordPiece tokenisation with google-research/bert's semantics, to the code point: text -> words -> pieces.
+"""WordPiece tokenisation, identical to google-research/bert's: text -> words -> pieces.
 
-The words are made here, with this Python's own Unicode tables, as google's script makes them; the normalisers of the
-`tokenizers` library differ from it in places (the final sigma, unassigned and control characters, the version of
-Unicode). The pieces of a word are found by `tokenizers`.
+Text is split into words here, with Python's Unicode tables, as in Google's script: the normalisers of the `tokenizers`
+library treat the final sigma, unassigned characters and control characters differently and have another version of
+Unicode. `tokenizers` splits words into pieces.
 """
 
 import codecs
 import collections
 import hashlib
 import unicodedata
+from array import array
 
 from tokenizers.models import WordPiece
 
@@ -19,17 +20,22 @@ from system.progress import print_warning
 UNKNOWN = "[UNK]"
 CLASSIFIER = "[CLS]"
 SEPARATOR = "[SEP]"
-# A longer word becomes [UNK] whole.
+# A longer word becomes a single [UNK].
 MAX_CHARACTERS_PER_WORD = 200
-# Of the pieces of an uncased vocabulary, with capitals or accents: those for other scripts may hold some.
+# An uncased vocabulary may hold this share of pieces with capitals or accents, from other scripts.
 _LARGEST_SHARE_OF_OTHERS = 0.05
-# From so many [UNK] among the pieces of a text on, its vocabulary is another text's.
+# A larger share of [UNK] means that the vocabulary does not belong to the text.
 LARGEST_SHARE_OF_UNKNOWN = 0.05
-# So many of the characters that are lost are named.
-_NAMED_CHARACTERS = 10
+# The most characters that a message lists.
+_MAX_LISTED = 10
+# Each tokeniser caches this many words and stretches of text, about 100 bytes each.
+MAX_CACHED = 1 << 18
+MAX_CACHED_CHARACTERS = 32
+# Flags that a Tokenizer with `marks_runs` adds to the ids of CJK characters.
+BEGINS_RUN = 1 << 29
+CONTINUES_RUN = 1 << 30
 
-# The blocks whose characters are words of their own. Hangul, Hiragana and Katakana are written with spaces or treated
-# as if they were.
+# Each character of these blocks is a word. Hangul, Hiragana and Katakana are split at spaces like other scripts.
 _CJK_BLOCKS = (
     (0x3400, 0x4DBF),
     (0x4E00, 0x9FFF),
@@ -40,15 +46,15 @@ _CJK_BLOCKS = (
     (0x2B820, 0x2CEAF),
     (0x2F800, 0x2FA1F),
 )
-# What ASCII has besides letters, digits and blanks counts as punctuation, also where Unicode calls it a symbol ($, ^).
+# BERT treats ASCII symbols ($, ^) as punctuation, unlike Unicode.
 _ASCII_PUNCTUATION = frozenset("!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~")
 
 
 def read_pieces(path, name=None):
-    """Reads a vocabulary file, one piece a line, into a list: the piece at index i has the id i.
+    """Reads a vocabulary file, one piece per line. Returns a list: the index of a piece is its id.
 
-    A line without one is "": it keeps its number, unless it is at the end of the file. Raises UserError if the file
-    cannot be read or is not UTF-8; it is called `name` there, or by its path.
+    An empty line is the piece "" and takes an id, except at the end of the file. Raises UserError, naming `name` or the
+    path, if the file cannot be read or is not UTF-8.
     """
     with reading(name or path), open_input(path, newline="\n") as file:
         pieces = [line.strip() for line in file]
@@ -58,10 +64,10 @@ def read_pieces(path, name=None):
 
 
 def read_vocab(path, required=(UNKNOWN, CLASSIFIER, SEPARATOR)):
-    """The pieces of a vocabulary file as a dict: piece -> id, the number of its line from 0.
+    """Reads a vocabulary file into a dict: piece -> id, its line number from 0.
 
-    Of a piece that occurs twice the last line counts; an empty line is none. Raises UserError as `read_pieces` does,
-    and if one of the `required` pieces is missing.
+    The last line of a repeated piece counts; empty lines are skipped. Raises UserError like `read_pieces`, and if a
+    `required` piece is missing.
     """
     vocab = {piece: index for index, piece in enumerate(read_pieces(path, f"--vocab_file={path}")) if piece}
     missing = [piece for piece in required if piece not in vocab]
@@ -71,9 +77,9 @@ def read_vocab(path, required=(UNKNOWN, CLASSIFIER, SEPARATOR)):
 
 
 def vocab_checksum(data):
-    """A checksum, in hex digits, of the pieces and their ids in a vocabulary file with the bytes `data`.
+    """Returns the SHA-256, in hex digits, of the pieces in the bytes of a vocabulary file.
 
-    Line ends, blanks around a piece and empty lines at the end make no difference.
+    Ignores the kind of line end, white space around pieces and empty lines at the end.
     """
     lines = [line.strip() for line in data.removeprefix(codecs.BOM_UTF8).split(b"\n")]
     while lines and not lines[-1]:
@@ -82,27 +88,27 @@ def vocab_checksum(data):
 
 
 def check_case(path, vocab, do_lower_case):
-    """Warns if the pieces of `vocab`, read from `path`, do not look as if they were made with this `do_lower_case`."""
-    # [UNK] and its like are written in capitals in every vocabulary.
+    """Warns if the pieces of `vocab`, read from `path`, do not fit `do_lower_case`."""
+    # [UNK] and other special pieces have capitals in every vocabulary.
     words = [piece for piece in vocab if not piece.startswith("[")]
     capitals = sum(piece != piece.lower() for piece in words) / max(1, len(words))
-    # Korean syllables, say, which NFD takes apart, or the dots of ö. With these, no text gives such a piece.
+    # Pieces that NFD decomposes, such as Korean syllables and ö. Uncased text never has them.
     composed = [piece for piece in words if _without_accents(piece) != piece]
     has_case = any(piece.upper() != piece.lower() for piece in words)
     keeps_accents = len(composed) > _LARGEST_SHARE_OF_OTHERS * len(words)
     if do_lower_case and capitals > _LARGEST_SHARE_OF_OTHERS:
-        problem = f"{capitals:.0%} of the pieces have capital letters, which no text has with --do_lower_case=True"
+        problem = f"{capitals:.0%} of the pieces have capital letters, which --do_lower_case=True removes from text"
         remedy = "for a cased model give --do_lower_case=False"
     elif do_lower_case and keeps_accents:
         problem = (
-            f"{len(composed) / len(words):.0%} of the pieces, {composed[0]} say, have letters that "
-            "--do_lower_case=True takes apart or strips of accents, so no text has them"
+            f"{len(composed) / len(words):.0%} of the pieces, such as {composed[0]}, have letters that "
+            "--do_lower_case=True decomposes or strips of accents"
         )
         remedy = "give --do_lower_case=False"
         if has_case and not capitals:
-            remedy += " and text in lower case, which is how their model was made"
+            remedy += " and lower-case text"
     elif not do_lower_case and has_case and not capitals and not keeps_accents:
-        problem = "no piece has a capital letter, so with --do_lower_case=False words that have one become [UNK]"
+        problem = "no piece has a capital letter, so with --do_lower_case=False capitalised words become [UNK]"
         remedy = "for an uncased model give --do_lower_case=True"
     else:
         return
@@ -110,36 +116,36 @@ def check_case(path, vocab, do_lower_case):
 
 
 def report_unknown(path, unknown, total, lost):
-    """Says which share of the pieces of a text is [UNK]: `unknown` of `total`, with the vocabulary read from `path`.
+    """Prints the share of [UNK] in a text, `unknown` of `total` pieces. Warns if it is large, naming the vocabulary.
 
-    Warns where that is much. `lost()` then gives a Counter of the characters that are the reason.
+    `lost()` returns a Counter of the characters that caused [UNK]; it is called only for the warning.
     """
     share = unknown / max(1, total)
     print(f"[UNK]: {share:.2%} of {total:,} pieces", flush=True)
     if share >= LARGEST_SHARE_OF_UNKNOWN:
-        named = " ".join(character for character, _ in lost().most_common(_NAMED_CHARACTERS))
+        listed = " ".join(character for character, _ in lost().most_common(_MAX_LISTED))
         print_warning(
-            f"{path}: {share:.0%} of the pieces of the text are [UNK], for these characters most often: {named}; the "
-            "vocabulary or --do_lower_case is not that of this text"
+            f"{path}: {share:.0%} of the pieces of the text are [UNK], most often because of {listed}; the "
+            "vocabulary or --do_lower_case does not fit this text"
         )
 
 
 def count_lost_characters(lines, vocab, do_lower_case):
-    """How often each character makes a word of `lines` of text [UNK], as a Counter."""
+    """Returns a Counter of the characters that turn words of `lines` into [UNK]."""
     tokenizer = Tokenizer(vocab, do_lower_case)
     lost = collections.Counter()
     for line in lines:
         for word in split_words(line, do_lower_case):
-            if tokenizer._split_word(word) == [UNKNOWN]:
+            if tokenizer.tokenize_word(word) == tokenizer.unknown:
                 lost.update(c for i, c in enumerate(word) if (c if i == 0 else f"##{c}") not in vocab)
     return lost
 
 
 def split_words(text, do_lower_case):
-    """Splits `text` into a list of words, as google-research/bert's BasicTokenizer does.
+    """Splits `text` into a list of words, like google-research/bert's BasicTokenizer.
 
-    Control characters and U+FFFD go, every blank separates, a CJK or punctuation character is a word of its own;
-    with `do_lower_case` letters become small and lose their accents (NFD without non-spacing marks).
+    Removes control characters and U+FFFD; splits at white space; each CJK or punctuation character is a word. With
+    `do_lower_case`, lower-cases and strips accents (NFD without non-spacing marks).
     """
     text = text.translate(_CLEANED)
     if do_lower_case:
@@ -148,7 +154,7 @@ def split_words(text, do_lower_case):
 
 
 def is_cjk(word):
-    """Whether a word is one of the characters that are words of their own, whatever stands beside them."""
+    """Whether a word is a single CJK character."""
     return len(word) == 1 and any(first <= ord(word) <= last for first, last in _CJK_BLOCKS)
 
 
@@ -156,38 +162,76 @@ def _without_accents(text):
     return unicodedata.normalize("NFD", text).translate(_WITHOUT_ACCENTS)
 
 
-class Tokenizer:
-    """Makes word pieces of text. It remembers the pieces of every blank-separated stretch of text it has met."""
+class Tokenizer(dict):
+    """Splits text into word pieces. The dict caches: stretch of text without a space -> its ids, int32 bytes.
 
-    def __init__(self, vocab, do_lower_case):
-        """`vocab`: piece -> id, as `read_vocab` gives it."""
+    No tokenisation rule looks across a space. Most stretches are words that have been seen before, so tokenising is
+    mostly dict lookups and joining bytes. With `marks_runs`, the ids of CJK characters carry BEGINS_RUN or
+    CONTINUES_RUN.
+    """
+
+    def __init__(self, vocab, do_lower_case, marks_runs=False):
+        """`vocab`: piece -> id, from `read_vocab`."""
+        super().__init__()
         self.vocab = vocab
-        self.do_lower_case = do_lower_case
-        self._word_piece = WordPiece(vocab=vocab, unk_token=UNKNOWN, max_input_chars_per_word=MAX_CHARACTERS_PER_WORD)
-        self._pieces = {}
+        self.marks_runs = marks_runs
+        self.unknown = array("i", [vocab[UNKNOWN]]).tobytes()
+        self._do_lower_case = do_lower_case
+        self._pieces = {index: piece for piece, index in vocab.items()}
+        self._model = WordPiece(vocab=vocab, unk_token=UNKNOWN, max_input_chars_per_word=MAX_CHARACTERS_PER_WORD)
+        self._ids_of_words = {}
+
+    def encode(self, text):
+        """Returns the ids of the pieces of `text` as int32 bytes."""
+        return b"".join(map(self.__getitem__, text.split(" ")))
 
     def tokenize(self, text):
-        """The pieces of `text`: a list of strings."""
-        # No rule looks across a blank, so that the stretches between them can be tokenised, and remembered, singly.
-        return [piece for stretch in text.split(" ") for piece in self._pieces_of(stretch)]
+        """Returns the pieces of `text`, a list of strings. Only without `marks_runs`."""
+        return [self._pieces[index] for index in array("i", self.encode(text))]
 
-    def _pieces_of(self, stretch):
-        pieces = self._pieces.get(stretch)
-        if pieces is None:
-            words = split_words(stretch, self.do_lower_case)
-            pieces = self._pieces[stretch] = tuple(piece for word in words for piece in self._split_word(word))
-        return pieces
+    def tokenize_word(self, word):
+        """Returns the ids of the pieces of a word from `split_words`, as int32 bytes."""
+        ids = self._ids_of_words.get(word)
+        if ids is None:
+            try:
+                ids = array("i", [token.id for token in self._model.tokenize(word)]).tobytes()
+            except UnicodeEncodeError:
+                # JSON can hold half a surrogate pair; a vocabulary cannot.
+                ids = self.unknown
+            _cache(self._ids_of_words, word, ids)
+        return ids
 
-    def _split_word(self, word):
-        try:
-            return [token.value for token in self._word_piece.tokenize(word)]
-        except UnicodeEncodeError:
-            # JSON can express half a surrogate pair, which no vocabulary can hold.
-            return [UNKNOWN]
+    def __missing__(self, stretch):
+        words = split_words(stretch, self._do_lower_case)
+        if self.marks_runs and any(map(is_cjk, words)):
+            ids = self._mark_runs(words)
+        else:
+            ids = b"".join(map(self.tokenize_word, words))
+        _cache(self, stretch, ids)
+        return ids
+
+    def _mark_runs(self, words):
+        ids = array("i")
+        continues = False
+        for word in words:
+            first = len(ids)
+            ids.frombytes(self.tokenize_word(word))
+            if is_cjk(word):
+                ids[first] |= CONTINUES_RUN if continues else BEGINS_RUN
+            continues = is_cjk(word)
+        return ids.tobytes()
+
+
+def _cache(entries, key, value):
+    # Chinese text has no spaces: its stretches are whole lines, which rarely recur.
+    if len(key) <= MAX_CACHED_CHARACTERS:
+        if len(entries) >= MAX_CACHED:
+            entries.clear()
+        entries[key] = value
 
 
 class _CharacterTable(dict):
-    """A table for str.translate that asks `replacement(character)` for each character when it is first met."""
+    """A table for str.translate that caches `replacement(character)`."""
 
     def __init__(self, replacement):
         super().__init__()

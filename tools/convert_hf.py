@@ -4,8 +4,8 @@
     python tools/convert_hf.py export --snapshot_dir ./output/last_snapshot --hf_dump_path ./my-bert \
         --bert_config_file ./uncased_L-12_H-768_A-12/bert_config.json --vocab_file ./dataset/vocab.txt
 
-A Hugging Face folder is config.json and model.safetensors (or several files of that kind with their index). Its dense
-weights are [outputs, inputs]; a snapshot's are [inputs, outputs].
+A Hugging Face folder has config.json and model.safetensors (or several such files with an index). Its dense weights are
+[outputs, inputs]; a snapshot's are [inputs, outputs].
 """
 
 import suite  # noqa: F401
@@ -23,7 +23,7 @@ import re
 import shutil
 from pathlib import Path
 
-# Teaches NumPy bfloat16, which safetensors needs to read such tensors.
+# Registers bfloat16 with NumPy, so that safetensors can read such tensors.
 import ml_dtypes  # noqa: F401
 import numpy as np
 import tokenizers
@@ -51,7 +51,7 @@ TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 
 _LARGEST_INDEX = 1 << 26  # bytes
 
-# Class of transformers -> the heads it has on the encoder. The first whose heads a snapshot holds is exported.
+# transformers class -> its heads on the encoder. Export uses the first one whose heads the snapshot has.
 ARCHITECTURES = {
     "BertForSequenceClassification": ["pooler", "classifier"],
     "BertForQuestionAnswering": ["squad"],
@@ -73,7 +73,7 @@ _HEAD_NAMES = {
 
 WORD_EMBEDDINGS = "bert.embeddings.word_embeddings.weight"
 
-# Tensors that are another one under a second name.
+# Second name of a tensor -> first name.
 _TIED = {
     "cls.predictions.decoder.weight": WORD_EMBEDDINGS,
     "cls.predictions.decoder.bias": "cls.predictions.bias",
@@ -95,7 +95,7 @@ def parse_arguments():
     )
     importing.add_argument("--of_dump_path", required=True, metavar="DIR", help="folder of the snapshot to write")
     importing.add_argument(
-        "--vocab_dump_path", metavar="FILE", help=f"also write the model's vocabulary there, as a {VOCAB_FILE}"
+        "--vocab_dump_path", metavar="FILE", help=f"also write the model's vocabulary to this file, as a {VOCAB_FILE}"
     )
     add_bool(importing, "--overwrite", help="replace a snapshot that exists at --of_dump_path")
 
@@ -110,21 +110,21 @@ def parse_arguments():
         "--num_attention_heads",
         type=positive_int,
         metavar="N",
-        help="the heads, for a snapshot without a configuration",
+        help="number of attention heads, for a snapshot without a configuration",
     )
     exporting.add_argument(
         "--architecture",
         choices=ARCHITECTURES,
         metavar="CLASS",
-        help=f"class of transformers to write the model for: {', '.join(ARCHITECTURES)} (default: the first of them "
-        "whose heads the snapshot has)",
+        help=f"transformers class to export to: {', '.join(ARCHITECTURES)} (default: the first one whose heads the "
+        "snapshot has)",
     )
     exporting.add_argument("--vocab_file", metavar="FILE", help="vocabulary of the model, for a snapshot without one")
     add_bool(
         exporting,
         "--do_lower_case",
         default=None,
-        help="whether the model is uncased, for a snapshot that does not tell",
+        help="the model is uncased, for a snapshot that does not record it",
     )
     add_bool(exporting, "--skip_checksums", help="export the snapshot without comparing checksums")
     add_bool(exporting, "--overwrite", help="replace a Hugging Face folder that exists at --hf_dump_path")
@@ -132,7 +132,7 @@ def parse_arguments():
 
 
 def hugging_face_name(name):
-    """The name that the snapshot's variable `name` has in transformers, in a class with heads (`bert.` in front)."""
+    """Returns the name of the snapshot's variable `name` in a transformers class with heads, prefixed `bert.`."""
     if name in _HEAD_NAMES:
         return _HEAD_NAMES[name]
     name = re.sub(r"-layer_(\d+)-", r"-layer-\1-", name)
@@ -143,7 +143,7 @@ def hugging_face_name(name):
 
 
 def canonical_name(key):
-    """The name in today's classes with heads of a tensor that may be from BertModel or from early transformers."""
+    """Returns the current name, in a class with heads, of a tensor from BertModel or an early version."""
     if key.startswith(("embeddings.", "encoder.", "pooler.")):
         key = f"bert.{key}"
     key = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", key)
@@ -151,12 +151,12 @@ def canonical_name(key):
 
 
 def is_transposed(name):
-    """Whether the snapshot's variable `name` is a dense layer's weight, which Hugging Face has the other way round."""
+    """Whether the snapshot's variable `name` is a dense layer's weight, which is transposed in Hugging Face."""
     return name.endswith("-weight")
 
 
 def all_shapes(size):
-    """name -> shape of every variable that a snapshot of that size may hold."""
+    """Returns name -> shape of every variable that a snapshot of that size may have."""
     shapes = variables.encoder_shapes(size)
     for head in variables.head_shapes(size).values():
         shapes |= head
@@ -164,7 +164,7 @@ def all_shapes(size):
 
 
 def import_model(arguments):
-    """Hugging Face folder -> snapshot. Raises UserError if the folder holds no BERT that a snapshot has a place for."""
+    """Converts a Hugging Face folder to a snapshot. Raises UserError if it has no BERT that this suite supports."""
     check_replaceable(arguments.of_dump_path, arguments.overwrite, layout.DONE_FILE)
     if arguments.vocab_dump_path:
         check_vocab_dump_path(arguments)
@@ -208,29 +208,29 @@ def import_model(arguments):
     for key, reason in skipped.items():
         print(one_line(f"skipped {key}: {reason}"))
     if vocabulary is None:
-        print("the snapshot has no vocabulary: scripts that read text for it need --vocab_file")
+        print("the snapshot has no vocabulary: scripts that read text need --vocab_file")
     print(variables.describe_size(size))
     report_tokenizer(tokenizer, folder)
 
 
 def is_sequence_classifier(tensors, config):
-    """Whether the layer `classifier` is that of BertForSequenceClassification: by `config`, or else by the pooler."""
+    """Whether the layer `classifier` is BertForSequenceClassification's: by `config`, else by the pooler's presence."""
     if config.get("architectures"):
         return "BertForSequenceClassification" in config["architectures"]
     return "bert.pooler.dense.weight" in tensors
 
 
 def labels_to_import(config, tensors, folder):
-    """The bytes of a labels.txt with the names in the configuration's id2label, None where it names none.
+    """Returns the bytes of a labels.txt with the names in the configuration's id2label, or None without names.
 
-    Raises UserError if these are not one for each label of the classifier, or if several labels may hold at once, which
-    this suite's model does not know.
+    Raises UserError if the names do not match the classifier's labels, or for multi-label classification, which this
+    suite does not support.
     """
     classifier = tensors.get(hugging_face_name(variables.CLASSIFIER_WEIGHTS))
     if classifier is None or not is_sequence_classifier(tensors, config):
         return None
     if config.get("problem_type") == "multi_label_classification":
-        raise UserError(f"{folder / CONFIG_FILE}: of several labels at once (problem_type), which this suite has not")
+        raise UserError(f"{folder / CONFIG_FILE}: problem_type is multi_label_classification, which is not supported")
     names = config.get("id2label")
     if names is None or len(classifier.shape) != 2 or classifier.shape[0] == 1:
         return None
@@ -240,35 +240,35 @@ def labels_to_import(config, tensors, folder):
         raise UserError(f"{folder / CONFIG_FILE}: id2label does not name the {count} labels that the weights have")
     labels = [names[index] for index in ids]
     if any(not isinstance(label, str) or not label.strip() or len(label.splitlines()) != 1 for label in labels):
-        raise UserError(f"{folder / CONFIG_FILE}: id2label has a name that is no line of text; give the labels others")
+        raise UserError(f"{folder / CONFIG_FILE}: id2label has a name that is not one line of text; rename the label")
     return None if labels == unnamed_labels(count) else encode_labels(labels)
 
 
 def unnamed_labels(count):
-    """What transformers calls labels without names."""
+    """Returns transformers' default names of labels."""
     return [f"LABEL_{index}" for index in range(count)]
 
 
 def report_tokenizer(tokenizer, folder):
-    """Says what people who tokenise text for the model have to know."""
+    """Prints how text must be tokenised for the model, and warns if this suite tokenises differently."""
     if tokenizer.do_lower_case is False:
-        print("a cased model: give --do_lower_case=False where text is read for it")
+        print("a cased model: give --do_lower_case=False to scripts that read text")
     if tokenizer.differences:
-        print_warning(f"{folder}: this suite does not tokenise as this model does: {'; '.join(tokenizer.differences)}")
+        print_warning(f"{folder}: this suite tokenises differently from this model: {'; '.join(tokenizer.differences)}")
 
 
 def check_vocab_dump_path(arguments):
-    """Raises UserError if the vocabulary cannot be written, or must not, before there is a snapshot without it."""
+    """Raises UserError if --vocab_dump_path cannot be written, before the snapshot is made."""
     path = arguments.vocab_dump_path
     if os.path.lexists(path) and not arguments.overwrite:
         raise UserError(f"{path}: exists already; give another file, or --overwrite to replace it")
-    # It may lie in the snapshot itself, whose folder is yet to be made.
+    # The path may be in the snapshot's folder, which does not exist yet.
     if os.path.realpath(os.path.dirname(path) or ".") != os.path.realpath(arguments.of_dump_path):
         check_can_write("--vocab_dump_path", path)
 
 
 class Tensor:
-    """A tensor in an open safetensors file: key, shape and dtype are known, the values are read on demand."""
+    """A tensor in an open safetensors file. Key, shape and dtype are read at once, values on demand."""
 
     def __init__(self, path, file, key):
         view = file.get_slice(key)
@@ -276,7 +276,7 @@ class Tensor:
         self.shape, self.dtype = tuple(view.get_shape()), view.get_dtype()
 
     def read(self):
-        """Its values, as a NumPy array of `shape`; raises UserError if the file does not give them."""
+        """Returns the values, a NumPy array of `shape`. Raises UserError if they cannot be read."""
         try:
             return self.file.get_tensor(self.key)
         except (SafetensorError, OSError, ValueError, TypeError) as error:
@@ -284,10 +284,10 @@ class Tensor:
 
 
 def open_tensors(folder, stack):
-    """canonical name -> Tensor of all in the safetensors files of `folder`, which stay open until `stack` closes.
+    """Returns canonical name -> Tensor for the safetensors files of `folder`, which stay open until `stack` closes.
 
-    What a module around the model has put before the names is taken off. Raises UserError if a file is damaged, two
-    tensors are the same variable of BERT, or there is no BERT.
+    Strips the prefix of a wrapper module from the names. Raises UserError if a file is damaged, if two tensors are the
+    same variable of BERT, or if there is no BERT.
     """
     found = []
     for path in weight_files(folder):
@@ -306,19 +306,19 @@ def open_tensors(folder, stack):
         names = variables.describe_names(tensor.key for tensor in found)
         raise UserError(f"{folder}: not a BERT: it has no tensor {WORD_EMBEDDINGS}, or several, but {names}")
     if prefix:
-        print(one_line(f"took {prefix} off the names of the tensors"))
+        print(one_line(f"stripped {prefix} from the names of the tensors"))
     return tensors
 
 
 def weight_files(folder):
-    """The paths of the safetensors files that hold the model in `folder`; raises UserError if there are none."""
+    """Returns the paths of the safetensors files of the model in `folder`. Raises UserError if there are none."""
     if (folder / WEIGHTS_FILE).is_file():
         return [folder / WEIGHTS_FILE]
     index = folder / INDEX_FILE
     if not index.is_file():
         if (folder / "pytorch_model.bin").is_file():
             raise UserError(
-                f"{folder}: has its weights in pytorch_model.bin, which is code to run rather than data to read; load "
+                f"{folder}: has its weights in pytorch_model.bin, a pickle, which can run code when it is loaded; load "
                 "it in transformers and save it with save_pretrained(), which writes safetensors"
             )
         raise UserError(f"{folder}: has no file {WEIGHTS_FILE}; give a folder with {CONFIG_FILE} and {WEIGHTS_FILE}")
@@ -336,7 +336,7 @@ def weight_files(folder):
 
 
 def check_tied(tensors):
-    """Drops each second name of a tensor from `tensors`. Raises UserError where the two differ."""
+    """Removes the second names of tied tensors from `tensors`. Raises UserError if tied tensors differ."""
     for second, first in _TIED.items():
         if second not in tensors:
             continue
@@ -344,15 +344,15 @@ def check_tied(tensors):
         original = tensors.setdefault(first, tensor)
         if original is not tensor and not np.array_equal(original.read(), tensor.read(), equal_nan=True):
             raise UserError(
-                f"{tensor.path}: {tensor.key} differs from {original.key}, but in this suite's model they are one"
+                f"{tensor.path}: {tensor.key} differs from {original.key}, but this suite's model ties them"
             )
 
 
 def choose_tensors(tensors, size, folder, config):
-    """(name in the snapshot -> Tensor, key -> why it is skipped); raises UserError unless they are a BERT of `size`.
+    """Returns (name in the snapshot -> Tensor, key -> why it is skipped).
 
-    `config` is the model's. Other classes than BertForSequenceClassification have a layer `classifier` as well, over
-    tokens or over answers to choose from, which is not this suite's.
+    `config`: the model's configuration. Skips the layer `classifier` of token classification and multiple choice.
+    Raises UserError unless the tensors are a BERT of that size.
     """
     name_of = {hugging_face_name(name): name for name in all_shapes(size)}
     if not is_sequence_classifier(tensors, config):
@@ -366,7 +366,7 @@ def choose_tensors(tensors, size, folder, config):
         elif canonical in _CONSTANTS:
             skipped[tensor.key] = "a constant, not a weight"
         elif canonical.startswith("bert."):
-            raise UserError(f"{tensor.path}: {tensor.key} has no place in a BERT of {size.num_hidden_layers} layers")
+            raise UserError(f"{tensor.path}: {tensor.key} is not part of a BERT of {size.num_hidden_layers} layers")
         else:
             skipped[tensor.key] = "of a head that this suite does not have"
     rows = tensors[WORD_EMBEDDINGS].shape[:1]
@@ -378,9 +378,9 @@ def choose_tensors(tensors, size, folder, config):
 
 
 def find_vocabulary(folder, size, tokenizer, is_needed):
-    """The tokens of the model, as read_vocabulary gives them, or None where it has none that this suite can use.
+    """Returns the tokens of the model from read_vocabulary, or None if it has no usable vocabulary.
 
-    Raises UserError instead if it `is_needed`. A vocabulary that is there but cannot be right is told.
+    Warns if there is a vocabulary but it is invalid. With `is_needed`, raises UserError instead.
     """
     if is_needed:
         return read_vocabulary(folder, size, tokenizer)
@@ -394,19 +394,19 @@ def find_vocabulary(folder, size, tokenizer, is_needed):
 
 
 def encode_pieces(tokens):
-    """The bytes of a vocabulary file."""
+    """Returns the bytes of a vocabulary file."""
     return "".join(f"{token}\n" for token in tokens).encode()
 
 
 def read_vocabulary(folder, size, tokenizer):
-    """The tokens of the model in `folder` in the order of their ids, from its vocab.txt or else its tokenizer.json.
+    """Returns the tokens of the model in `folder` in the order of their ids, from vocab.txt or else tokenizer.json.
 
-    `tokenizer` is its TokenizerOfModel. Raises UserError if there is neither file, its pieces are not those of
-    WordPiece, or not one for each id.
+    `tokenizer`: its TokenizerOfModel. Raises UserError if there is neither file, if the tokeniser is not WordPiece, or
+    if ids are missing.
     """
     if not tokenizer.is_word_piece:
         raise UserError(
-            f"{folder}: {tokenizer.differences[0]}, so they make no {VOCAB_FILE}; leave out --vocab_dump_path"
+            f"{folder}: {tokenizer.differences[0]}, so they do not fit into a {VOCAB_FILE}; leave out --vocab_dump_path"
         )
     if (folder / VOCAB_FILE).is_file():
         return read_vocab_file(folder / VOCAB_FILE, size, folder / VOCAB_FILE)
@@ -419,16 +419,16 @@ def read_vocabulary(folder, size, tokenizer):
         raise UserError(f"{path}: not a tokenizer: {error}") from None
     if sorted(ids.values()) != list(range(len(ids))) or any("\n" in token for token in ids):
         raise UserError(
-            f"{path}: its pieces are not one for each id from 0 to {len(ids) - 1}, a line each; "
+            f"{path}: its pieces do not have the ids 0 to {len(ids) - 1}, or have line breaks; "
             "leave out --vocab_dump_path"
         )
     return sorted(ids, key=ids.get)
 
 
 def read_vocab_file(path, size, name):
-    """The pieces of the vocabulary `path`, called `name` in messages, as `read_pieces` gives them.
+    """Returns the pieces of the vocabulary `path`, called `name` in messages, from `read_pieces`.
 
-    Raises UserError if the model has no embeddings for that many.
+    Raises UserError if it has more pieces than the model has embeddings.
     """
     tokens = read_pieces(path, name)
     if len(tokens) > size.vocab_size:
@@ -439,9 +439,9 @@ def read_vocab_file(path, size, name):
 
 
 def export_model(arguments):
-    """Snapshot -> Hugging Face folder.
+    """Converts a snapshot to a Hugging Face folder.
 
-    Raises UserError if the snapshot lacks what the class of transformers needs, RunError if the disk does not take it.
+    Raises UserError if the snapshot lacks a variable of the transformers class, RunError if writing fails.
     """
     check_replaceable(arguments.hf_dump_path, arguments.overwrite, CONFIG_FILE)
     folder = Path(arguments.snapshot_dir)
@@ -474,7 +474,7 @@ def export_model(arguments):
         tensors[key] = np.ascontiguousarray(array.T) if is_transposed(name) else array
     with atomic_folder(os.path.realpath(arguments.hf_dump_path)) as temporary:
         try:
-            # transformers refuses a file that does not say for which library it was written.
+            # transformers rejects a file without the name of a library in its metadata.
             save_file(tensors, temporary / WEIGHTS_FILE, metadata={"format": "pt"})
         except SafetensorError as error:
             raise RunError(f"{arguments.hf_dump_path}: {WEIGHTS_FILE} cannot be written: {error}") from None
@@ -486,7 +486,7 @@ def export_model(arguments):
                 "".join(f"{token}\n" for token in name_unused(tokens)), encoding="utf-8"
             )
             write_json(temporary / TOKENIZER_CONFIG_FILE, tokenizer_config(do_lower_case, size))
-        # The library leaves its file to the owner alone; the others have the permissions that the umask gives.
+        # The library creates its file with mode 600; the other files have the permissions of the umask.
         shutil.copymode(temporary / CONFIG_FILE, temporary / WEIGHTS_FILE)
     print_summary(shapes.values(), f"{arguments.hf_dump_path}, for {architecture}")
     report_left_out(sorted(set(names) - set(shapes)), architecture)
@@ -495,18 +495,18 @@ def export_model(arguments):
 
 
 def name_unused(tokens):
-    """The tokens, those that are "" with a name: transformers would take an empty line for a token of its own."""
+    """Returns the tokens with "" replaced by [unused0], ...: transformers would read an empty line as a token."""
     taken = set(tokens)
     names = (name for number in itertools.count() if (name := f"[unused{number}]") not in taken)
     return [token or next(names) for token in tokens]
 
 
 def vocabulary_to_export(arguments, own, size):
-    """The pieces of --vocab_file, or of the snapshot whose ModelFiles are `own`, or None.
+    """Returns the pieces of --vocab_file, or of the snapshot with the ModelFiles `own`, or None.
 
-    Raises UserError if both are there and differ.
+    Raises UserError if both exist and differ.
     """
-    # Each is read once only: --vocab_file may be a pipe.
+    # Read each once: --vocab_file may be a pipe.
     given = kept = None
     if arguments.vocab_file:
         given = read_vocab_file(arguments.vocab_file, size, f"--vocab_file={arguments.vocab_file}")
@@ -518,9 +518,9 @@ def vocabulary_to_export(arguments, own, size):
 
 
 def labels_to_export(own, num_labels):
-    """The names of the labels of a classifier: those in the snapshot whose ModelFiles are `own`, else LABEL_0, ...
+    """Returns the names of a classifier's labels: those of the snapshot with the ModelFiles `own`, else LABEL_0, ...
 
-    `num_labels` is that of the weights, None where their meta is missing. Raises UserError if names are not as many.
+    `num_labels`: the number of labels of the weights, or None if unknown. Raises UserError if the numbers differ.
     """
     labels = read_labels(own.labels) if own.labels else None
     if labels is None:
@@ -531,7 +531,7 @@ def labels_to_export(own, num_labels):
 
 
 def label_config(labels):
-    """What a config.json says of the labels of a classifier, nothing for None."""
+    """Returns the entries of a config.json for a classifier's labels; {} for None."""
     if labels is None:
         return {}
     problem = "regression" if len(labels) == 1 else "single_label_classification"
@@ -543,7 +543,7 @@ def label_config(labels):
 
 
 def case_to_export(arguments, own):
-    """Whether the model is uncased, by --do_lower_case or the snapshot's ModelFiles `own`, else True.
+    """Returns do_lower_case from the flag or the snapshot's ModelFiles `own`, by default True.
 
     Raises UserError if the two differ.
     """
@@ -554,9 +554,9 @@ def case_to_export(arguments, own):
 
 
 def model_size(arguments, names):
-    """(ModelSize, the configuration it is from or {}) of the snapshot to export, whose variables are `names`.
+    """Returns (ModelSize, its configuration or {}) of the snapshot to export, which has the variables `names`.
 
-    Raises UserError if that configuration is of another model, or if without it the size cannot be told.
+    Raises UserError if the configuration is that of another model, or if the size is unknown without one.
     """
     folder = Path(arguments.snapshot_dir)
     path = arguments.bert_config_file or model_files.find(folder).config
@@ -567,10 +567,10 @@ def model_size(arguments, names):
             raise UserError(
                 f"--num_attention_heads={heads}, but the model has {size.num_attention_heads} ({path}); leave it out"
             )
-        beyond = [name for name in names if re.match(r"bert-.*(?<!-[mv])$", name) and name not in all_shapes(size)]
-        if beyond:
+        extra = [name for name in names if re.match(r"bert-.*(?<!-[mv])$", name) and name not in all_shapes(size)]
+        if extra:
             raise UserError(
-                f"{folder}: has the variable {beyond[0]}, which a model of that configuration does not have; give "
+                f"{folder}: has the variable {extra[0]}, which a model of that configuration does not have; give "
                 "its own configuration"
             )
         return size, config
@@ -583,7 +583,7 @@ def model_size(arguments, names):
 
 
 def default_architecture(names, size):
-    """The first of ARCHITECTURES whose heads are all among the variables `names`, else BertModel."""
+    """Returns the first of ARCHITECTURES whose heads are all among the variables `names`, else BertModel."""
     heads = variables.head_shapes(size)
     for architecture, needed in ARCHITECTURES.items():
         if all(name in names for head in needed for name in heads[head]):
@@ -592,10 +592,9 @@ def default_architecture(names, size):
 
 
 def exported_shapes(architecture, size, names, num_labels=2):
-    """name -> shape of the variables that the class `architecture` of transformers has, in the order of the model.
+    """Returns name -> shape of the variables of the transformers class `architecture`, in the model's order.
 
-    `num_labels` is that of a classifier. The pooler of a BertModel is optional: where it is not among `names` it is
-    left out.
+    `num_labels`: of a classifier. The pooler of a BertModel is omitted if it is not among `names`.
     """
     shapes = variables.encoder_shapes(size)
     for head in ARCHITECTURES[architecture]:
@@ -606,7 +605,7 @@ def exported_shapes(architecture, size, names, num_labels=2):
 
 
 def hugging_face_config(architecture, size, given_config):
-    """The config.json of the model; what the weights do not tell is taken from `given_config`, else as BERT has it."""
+    """Returns the config.json of the model. Other settings than sizes: `given_config`'s, else BERT's defaults."""
     usual = {
         "attention_probs_dropout_prob": 0.1,
         "hidden_dropout_prob": 0.1,
@@ -624,7 +623,7 @@ def hugging_face_config(architecture, size, given_config):
 
 
 def tokenizer_config(do_lower_case, size):
-    """The tokenizer_config.json that goes with vocab.txt: without it every vocabulary is taken for an uncased one."""
+    """Returns the tokenizer_config.json for vocab.txt. Without it transformers assumes an uncased vocabulary."""
     return {
         "do_lower_case": do_lower_case,
         "model_max_length": size.max_position_embeddings,
@@ -638,19 +637,19 @@ def write_json(path, content):
 
 
 def print_summary(shapes, destination):
-    """Says how many float32 variables of the `shapes` have been written."""
+    """Prints how many float32 variables, of the given shapes, were written."""
     parameters = sum(math.prod(shape) for shape in shapes)
     print(f"converted {len(shapes)} variables: {parameters:,} parameters, {4 * parameters:,} bytes, in {destination}")
 
 
 def report_left_out(names, architecture):
-    """Says which of the snapshot's variables an export did not take along, and why."""
+    """Prints which of the snapshot's variables were not exported, and why."""
     state = [name for name in names if re.search(r"-[mv]$", name) or name.startswith("System-Train-")]
     if state:
-        print(f"left out {len(state)} variables: state of the training (Adam's moments, the step)")
+        print(f"left out {len(state)} variables: training state (Adam's moments, the step)")
     others = [name for name in names if name not in state]
     if others:
-        print(one_line(f"left out {', '.join(others)}: {architecture} has no place for them"))
+        print(one_line(f"left out {', '.join(others)}: not part of {architecture}"))
 
 
 def main():

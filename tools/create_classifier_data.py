@@ -1,47 +1,40 @@
-"""Makes OFRecord parts for run_classifier.py of sentences with labels: a file of GLUE, or any TSV or CSV.
+"""Makes OFRecord parts for run_classifier.py from labelled sentences: a GLUE file, or any TSV or CSV file.
 
-The records are, line for line and in the same order, those of google-research/bert's run_classifier.py.
+The records and their order are those of google-research/bert's run_classifier.py.
 """
 
 import suite  # noqa: F401
 
 # isort: split
 
-import os
 import random
 from pathlib import Path
 
 import numpy as np
 
-from records import description, ofrecord
+from records import description, part_files
+from records.part_files import add_output_flags, check_output_dir, check_part_num
 from snapshots.model_files import read_vocab_bytes
 from system.command_line import ArgumentParser, add_bool, positive_int
 from system.errors import UserError
-from system.output_files import atomic_folder, check_replaceable
+from system.output_files import atomic_folder
 from system.progress import print_warning, progress_bar
 from text import classification
 from text.tokenization import UNKNOWN, Tokenizer, check_case, count_lost_characters, read_vocab, report_unknown
 from util import run_script
 
-# Records are made and written so many at a time.
-BATCH_SIZE = 256
-# [CLS], two times [SEP], and a piece of each sentence.
+# [CLS], two [SEP], and one piece of each sentence.
 SHORTEST_RECORD = 5
 
 
 def main():
     arguments = parse_arguments()
-    if not (os.path.isdir(arguments.output_dir) and not os.listdir(arguments.output_dir)):
-        check_replaceable(arguments.output_dir, arguments.overwrite, description.FILE)
+    check_output_dir(arguments)
     vocab = read_vocab(arguments.vocab_file)
     tokenizer = Tokenizer(vocab, arguments.do_lower_case)
     examples, warnings = read_examples(arguments)
     values, labels = label_values(examples, arguments)
-    if len(examples) < arguments.part_num:
-        raise UserError(
-            f"--part_num={arguments.part_num}: {arguments.input_file} makes only {len(examples)} records, and every "
-            "part needs one; give a smaller --part_num"
-        )
+    check_part_num(len(examples), arguments)
     check_case(arguments.vocab_file, vocab, arguments.do_lower_case)
     for warning in warnings:
         print_warning(warning)
@@ -51,9 +44,9 @@ def main():
         random.Random(arguments.random_seed).shuffle(order)
         pieces, values = [pieces[index] for index in order], values[order]
     described = describe(examples, vocab, arguments)
-    cut = write_parts(pieces, values, labels, vocab, described, arguments)
-    tell(examples, values, labels, cut, arguments)
-    all_ids = np.concatenate([np.array(ids, np.int32) for pair in pieces for ids in pair])
+    num_truncated = write_parts(pieces, values, labels, vocab, described, arguments)
+    report(examples, values, labels, num_truncated, arguments)
+    all_ids = np.concatenate([ids for pair in pieces for ids in pair])
     report_unknown(
         arguments.vocab_file,
         np.count_nonzero(all_ids == vocab[UNKNOWN]),
@@ -65,13 +58,8 @@ def main():
 def parse_arguments():
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     files = parser.add_argument_group("files")
-    files.add_argument("--input_file", required=True, metavar="FILE", help="sentences, a line each: TSV, or CSV")
-    files.add_argument(
-        "--output_dir", required=True, metavar="DIR", help="folder for part-0, part-1, ..., new or empty"
-    )
-    add_bool(files, "--overwrite", help="replace records that this tool has made in output_dir")
-    files.add_argument("--vocab_file", required=True, metavar="TXT", help="vocabulary of the model, one piece a line")
-    files.add_argument("--part_num", type=positive_int, default=1, metavar="N", help="number of parts")
+    files.add_argument("--input_file", required=True, metavar="FILE", help="TSV or CSV, one example per line")
+    add_output_flags(files)
 
     form = parser.add_argument_group("form of the file")
     form.add_argument(
@@ -79,34 +67,34 @@ def parse_arguments():
         type=str.lower,
         choices=classification.TASKS,
         metavar="TASK",
-        help=f"task whose metrics run_classifier.py is to tell, and without --text_column whose file of GLUE this is: "
-        f"{', '.join(classification.TASKS)}",
+        help="task whose metrics run_classifier.py reports; without --text_column, input_file is this task's GLUE "
+        f"file: {', '.join(classification.TASKS)}",
     )
     form.add_argument(
-        "--text_column", metavar="COLUMN", help="sentence of a file of one's own: name, or number from 1 (default: 1)"
+        "--text_column", metavar="COLUMN", help="sentence in your own file: name, or number from 1 (default: 1)"
     )
     form.add_argument("--text_b_column", metavar="COLUMN", help="second sentence, for pairs")
     form.add_argument(
         "--label_column",
         metavar="COLUMN",
-        help="label (default without --text_column: 2, if there are two; with it: none)",
+        help="label (default: none with --text_column, else column 2 if there are two)",
     )
-    add_bool(form, "--header", None, "whether the first line names the columns (default: if a column is given by name)")
-    add_bool(form, "--quoted", None, 'whether fields may stand in "..." (default: in files named .csv)')
+    add_bool(form, "--header", None, "the first line names the columns (default: True if a column is given by name)")
+    add_bool(form, "--quoted", None, 'fields may be quoted as "..." (default: True for files named .csv)')
 
     records = parser.add_argument_group("records")
-    add_bool(records, "--regression", help="the labels are scores to be learnt as numbers, as those of sts-b")
+    add_bool(records, "--regression", help="labels are scores to predict as numbers, as in sts-b")
     records.add_argument(
         "--labels_file",
         metavar="TXT",
         help="labels.txt of the training records or of a model, for records to evaluate or predict (default: the "
-        "labels of the file, sorted)",
+        "sorted labels of input_file)",
     )
     records.add_argument(
         "--max_seq_length", type=positive_int, default=128, metavar="N", help="length of a record, in pieces"
     )
-    add_bool(records, "--do_lower_case", True, "lower case and no accents, for uncased models")
-    add_bool(records, "--shuffle", False, "shuffle the lines, for training on a file that is in some order")
+    add_bool(records, "--do_lower_case", True, "lower-case the text and strip accents, for uncased models")
+    add_bool(records, "--shuffle", False, "shuffle the lines, for training on a sorted file")
     records.add_argument("--random_seed", type=int, default=12345, metavar="N", help="seed of --shuffle")
     arguments = parser.parse_args()
     if arguments.text_column is None:
@@ -114,7 +102,7 @@ def parse_arguments():
             if getattr(arguments, name) is not None:
                 parser.error(f"--{name} needs --text_column")
         if arguments.task_name and (arguments.header, arguments.quoted) != (None, None):
-            parser.error("--header and --quoted are for files of one's own: give --text_column")
+            parser.error("--header and --quoted are for your own files: give --text_column")
     if arguments.task_name and classification.TASKS[arguments.task_name].is_regression:
         arguments.regression = True
     if arguments.regression and arguments.labels_file:
@@ -125,7 +113,7 @@ def parse_arguments():
 
 
 def read_examples(arguments):
-    """(list of Example, list of what to warn of) of --input_file. Raises UserError where it is not as the flags say."""
+    """Reads --input_file: returns (list of Example, list of warnings). Raises UserError if it contradicts the flags."""
     if arguments.task_name and arguments.text_column is None:
         return classification.read_task(arguments.input_file, arguments.task_name)
     columns = None
@@ -135,9 +123,9 @@ def read_examples(arguments):
 
 
 def label_values(examples, arguments):
-    """(what label_ids is to hold, float32 or int32 [N, 1]; the list of labels, None where there is none).
+    """Returns the values of label_ids, float32 or int32 [N, 1], and the list of labels or None.
 
-    Zeros where the file has no labels, as google-research/bert has them. Raises UserError where labels do not fit.
+    Without labels in the file the values are 0, as in google-research/bert. Raises UserError for invalid labels.
     """
     path = arguments.input_file
     given = classification.read_labels(arguments.labels_file) if arguments.labels_file else None
@@ -151,28 +139,30 @@ def label_values(examples, arguments):
 
 
 def tokenize(examples, tokenizer, arguments):
-    """The ids of the pieces of both sentences of each example, as two lists. Raises UserError for one without any."""
+    """Returns the piece ids of both sentences of each example: a list of pairs of int32 arrays.
+
+    Raises UserError for a sentence without pieces.
+    """
     pieces = []
     for example in progress_bar(examples, desc="tokenising", unit="line"):
-        pair = [tokenizer.tokenize(text) if text else [] for text in (example.text_a, example.text_b)]
-        for text, found in zip((example.text_a, example.text_b), pair, strict=True):
-            if text and not found:
-                raise UserError(
-                    f"{arguments.input_file}: line {example.line}: the sentence has no character that can be seen; "
-                    "take the line out"
-                )
-        pieces.append(tuple([tokenizer.vocab[piece] for piece in found] for found in pair))
+        texts = (example.text_a, example.text_b)
+        pair = tuple(np.frombuffer(tokenizer.encode(text or ""), np.int32) for text in texts)
+        if any(text and not len(ids) for text, ids in zip(texts, pair, strict=True)):
+            raise UserError(
+                f"{arguments.input_file}: line {example.line}: the sentence has no visible character; remove the line"
+            )
+        pieces.append(pair)
     return pieces
 
 
 def texts_of(examples):
-    """Yields the sentences."""
+    """Yields the sentences of all examples."""
     for example in examples:
         yield from filter(None, (example.text_a, example.text_b))
 
 
 def describe(examples, vocab, arguments):
-    """(the description of the records, the bytes of the vocabulary)."""
+    """Returns (description of the records, bytes of the vocabulary)."""
     vocab_data = read_vocab_bytes(arguments.vocab_file)
     named = {"task_name": arguments.task_name} if arguments.task_name else {}
     described = description.describe(
@@ -189,33 +179,25 @@ def describe(examples, vocab, arguments):
 
 
 def write_parts(pieces, values, labels, vocab, described, arguments):
-    """Writes the records to part-0 ..., contiguous blocks of near equal size; returns how many had to be cut.
+    """Writes the parts and the description from describe(). Returns the number of examples that were truncated."""
+    num_truncated = 0
 
-    `described` is what describe() gives; it goes into the folder as well.
-    """
-    cut = 0
-    with (
-        atomic_folder(Path(arguments.output_dir).resolve()) as folder,
-        progress_bar(total=len(pieces), desc="writing", unit="record") as progress,
-    ):
+    def make_features(first, end):
+        nonlocal num_truncated
+        features, truncated = classification.input_arrays(pieces[first:end], vocab, arguments.max_seq_length)
+        num_truncated += truncated
+        features["label_ids"] = values[first:end]
+        features["is_real_example"] = np.ones((end - first, 1), np.int32)
+        return features
+
+    with atomic_folder(Path(arguments.output_dir).resolve()) as folder:
         description.write(folder, *described, labels)
-        for part in range(arguments.part_num):
-            begin, end = (number * len(pieces) // arguments.part_num for number in (part, part + 1))
-            with ofrecord.open_writer(folder / f"part-{part}") as write:
-                for first in range(begin, end, BATCH_SIZE):
-                    batch = slice(first, min(first + BATCH_SIZE, end))
-                    features, cut_here = classification.input_arrays(pieces[batch], vocab, arguments.max_seq_length)
-                    features["label_ids"] = values[batch]
-                    features["is_real_example"] = np.ones((len(pieces[batch]), 1), np.int32)
-                    for record in ofrecord.serialize_batch(features):
-                        write(record)
-                    cut += cut_here
-                    progress.update(len(pieces[batch]))
-    return cut
+        part_files.write_parts(folder, arguments.part_num, len(pieces), make_features)
+    return num_truncated
 
 
-def tell(examples, values, labels, cut, arguments):
-    """Says what has been made, and what may not be as it was meant."""
+def report(examples, values, labels, num_truncated, arguments):
+    """Prints a summary of the records, and notices."""
     print(
         f"{len(examples)} records of length {arguments.max_seq_length} in {arguments.output_dir}, "
         f"--data_part_num={arguments.part_num}"
@@ -231,8 +213,11 @@ def tell(examples, values, labels, cut, arguments):
         similar = {label.casefold() for label in labels}
         if len(similar) < len(labels):
             print("Notice: some labels differ only in upper and lower case.")
-    if cut:
-        print(f"Notice: {cut} of {len(examples)} are cut to --max_seq_length={arguments.max_seq_length}.")
+    if num_truncated:
+        print(
+            f"Notice: {num_truncated} of {len(examples)} examples are truncated to "
+            f"--max_seq_length={arguments.max_seq_length}."
+        )
 
 
 if __name__ == "__main__":

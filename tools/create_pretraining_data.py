@@ -1,20 +1,20 @@
-"""Makes OFRecord parts for pre-training from plain text: one sentence a line, documents separated by blank lines.
+"""Makes OFRecord parts for pre-training from plain text: one sentence per line, documents separated by blank lines.
 
-The instances are those of google-research/bert's create_pretraining_data.py (see pretraining_instances.py). What
-differs is how it gets through a corpus that does not fit into memory:
+The instances are those of google-research/bert's create_pretraining_data.py (see text/pretraining_instances.py). Unlike
+that script, this one handles a corpus that does not fit into memory:
 
-1. Scan. Every file is read once: it has to be UTF-8, and its documents are grouped into extents, ranges of some
-   hundred kilobytes that begin and end with a document.
-2. Deal. The extents, in random order, are dealt to the parts, so that each part is a sample of the whole input. A
-   document is in one part only, and a file never goes on in the next one.
-3. Make. A part is made by one process, block after block of its extents (32 MiB of text). A block is tokenised once and
-   used dupe_factor times; a random next sentence comes from another document of the same block.
-4. Shuffle. The instances of a part are thrown into buckets, temporary files, at random; each bucket is then shuffled in
-   memory and appended to the part. All orders of the instances of a part are equally likely.
+1. Scan. Reads every file once, checks that it is UTF-8, and groups its documents into extents: byte ranges of some
+   hundred kilobytes that hold whole documents.
+2. Distribute. Assigns the extents to the parts in random order, so that each part samples the whole input. A document
+   never spans two files and is in one part only.
+3. Make. One process makes a part, in blocks of extents (32 MiB of text). It tokenises a block once and uses it
+   dupe_factor times; a random next sentence comes from another document of the same block.
+4. Shuffle. Instances of a part go to random buckets, which are temporary files; each bucket is then shuffled in memory
+   and appended to the part. All orders of the instances of a part are equally likely.
 
-A process needs the memory of a block and a bucket, however large the input; the temporary files of a part are as large
-as the part. All chance comes from --random_seed, the number of the part and that of the block: the parts are the same
-whatever the number of processes, and whichever of them were there before.
+A process needs memory for one block and one bucket, regardless of the size of the input; the temporary files of a part
+are as large as the part. Random numbers depend only on --random_seed, the part and the block, so the parts do not
+depend on the number of processes or on which parts existed before.
 """
 
 import suite  # noqa: F401
@@ -47,7 +47,6 @@ from system.progress import print_line, print_warning, progress_bar
 from system.workers import run_tasks
 from text.pretraining_instances import MIN_SEQ_LENGTH, make_features, pieces_of_vocab, sentence_pairs
 from text.pretraining_text import (
-    StretchIds,
     choose_extent_bytes,
     deal_extents,
     make_generator,
@@ -56,12 +55,12 @@ from text.pretraining_text import (
     scan_file,
     split_blocks,
 )
-from text.tokenization import UNKNOWN, check_case, count_lost_characters, read_vocab, report_unknown
+from text.tokenization import UNKNOWN, Tokenizer, check_case, count_lost_characters, read_vocab, report_unknown
 from util import run_script
 
-# Raise it with any change that makes other instances of the same text and flags.
+# Increase it with any change that makes different instances from the same text and flags.
 ALGORITHM = 2
-# The flags on which the parts depend, beside those in every description of records.
+# The flags that determine the parts, besides those in every description of records.
 FLAGS_IN_SETTINGS = (
     "do_whole_word_mask",
     "masked_lm_prob",
@@ -72,27 +71,26 @@ FLAGS_IN_SETTINGS = (
 )
 
 BUCKET_BYTES = 64 << 20
-# Each is an open file.
+# Each bucket is an open file.
 MAX_BUCKETS = 256
 INSTANCES_PER_BATCH = 1024
 
-
-# With fewer pieces that go on a word than this share, masking whole words is as masking pieces.
-LITTLE_EFFECT = 0.01
-# In so many bytes of the text characters that the vocabulary lacks are counted.
+# With a smaller share of continuation pieces, whole-word masking is the same as masking pieces.
+MIN_CONTINUATION_SHARE = 0.01
+# The size of the sample in which characters missing from the vocabulary are counted.
 SAMPLE_BYTES = 1 << 20
 
 
 class TextCounts(NamedTuple):
-    """What tokenising found in a text."""
+    """Counts of the pieces in a tokenised text."""
 
     pieces: int
-    unknown: int  # [UNK] among them
-    going_on: int  # those that go on a word; counted only where words are masked whole
+    unknown: int  # [UNK]
+    continuations: int  # pieces that continue a word; counted only for whole-word masking
 
 
 class PartCounts(NamedTuple):
-    """What a finished part holds."""
+    """Counts of a finished part."""
 
     part: int
     documents: int
@@ -131,15 +129,15 @@ def parse_arguments():
         "--input_file",
         required=True,
         metavar="FILES",
-        help="text files, one sentence a line, blank lines between documents: names or patterns, separated by commas",
+        help="text files, one sentence per line, blank lines between documents: names or patterns, separated by commas",
     )
-    group.add_argument("--vocab_file", required=True, metavar="FILE", help="WordPiece vocabulary, one piece a line")
+    group.add_argument("--vocab_file", required=True, metavar="FILE", help="WordPiece vocabulary, one piece per line")
     group.add_argument(
         "--output_dir",
         required=True,
         type=Path,
         metavar="FOLDER",
-        help=f"gets part-0, part-1, ... and {description.FILE}; the same command goes on where an interrupted one was",
+        help=f"folder for part-0, part-1, ... and {description.FILE}; the same command resumes an interrupted run",
     )
     group.add_argument("--part_num", type=positive_int, default=1, metavar="N", help="number of parts")
     group.add_argument(
@@ -153,18 +151,18 @@ def parse_arguments():
         type=positive_int,
         default=usable_processors(),
         metavar="N",
-        help="processes, each of which makes one part at a time (default: one for each processor)",
+        help="number of processes, each making one part at a time (default: the number of processors)",
     )
     group = parser.add_argument_group("instances")
-    add_bool(group, "--do_lower_case", default=True, help="lower-case the text and strip accents (an uncased model)")
+    add_bool(group, "--do_lower_case", default=True, help="lower-case the text and strip accents, for uncased models")
     add_bool(
         group,
         "--do_whole_word_mask",
-        help="mask all pieces of a word or none; in Chinese text blanks must separate the words",
+        help="mask all pieces of a word or none; Chinese text needs spaces between words",
     )
     group.add_argument("--max_seq_length", type=positive_int, default=128, metavar="N", help="tokens in an instance")
     group.add_argument(
-        "--max_predictions_per_seq", type=positive_int, default=20, metavar="N", help="masked tokens at most"
+        "--max_predictions_per_seq", type=positive_int, default=20, metavar="N", help="maximum number of masked tokens"
     )
     group.add_argument("--masked_lm_prob", type=fraction, default=0.15, metavar="P", help="share of masked tokens")
     group.add_argument(
@@ -175,9 +173,9 @@ def parse_arguments():
         help="share of documents cut into sequences shorter than max_seq_length",
     )
     group.add_argument(
-        "--dupe_factor", type=positive_int, default=10, metavar="N", help="times the text is used, with other masks"
+        "--dupe_factor", type=positive_int, default=10, metavar="N", help="passes over the text, with different masks"
     )
-    group.add_argument("--random_seed", type=non_negative_int, default=12345, metavar="N", help="seed of all chance")
+    group.add_argument("--random_seed", type=non_negative_int, default=12345, metavar="N", help="random seed")
     arguments = parser.parse_args()
     if arguments.max_seq_length < MIN_SEQ_LENGTH:
         parser.error(f"--max_seq_length={arguments.max_seq_length} leaves no room for two sentences; give at least 5")
@@ -189,7 +187,7 @@ def parse_arguments():
 
 
 def part_range(text):
-    """argparse's type for a range of part numbers: `3` or `0-15`."""
+    """Parses a range of part numbers, `3` or `0-15`, for argparse."""
     first, dash, last = text.partition("-")
     parts = range(non_negative_int(first), non_negative_int(last if dash else first) + 1)
     if not parts:
@@ -199,9 +197,9 @@ def part_range(text):
 
 @contextlib.contextmanager
 def open_output_folder(folder):
-    """Makes the output folder if it is not there, and keeps other runs out of it; without a part it is removed again.
+    """Creates the output folder if needed and locks it; removes a folder it created if no part was made.
 
-    Raises UserError if it cannot be written to.
+    Raises UserError if the folder cannot be written to.
     """
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     with writing(f"--output_dir={folder}", "folder"):
@@ -223,9 +221,9 @@ def open_output_folder(folder):
 
 
 def remove_temporary_files(output_dir, parts):
-    """Removes the beginnings of the `parts` that killed processes have left.
+    """Removes the unfinished files of `parts` that killed processes left.
 
-    Those of others may be another machine's, which a lock does not keep out of a folder that lies in the network.
+    Keeps those of other parts: on a network folder, where the lock does not work, another machine may be making them.
     """
     for path in output_dir.glob(".part-*.tmp"):
         number = path.name.split(".")[1].removeprefix("part-")
@@ -234,7 +232,7 @@ def remove_temporary_files(output_dir, parts):
 
 
 def scan_input(paths, arguments):
-    """The FileScan of every path. Raises UserError if there is no text, or only one document."""
+    """Returns the FileScan of each path. Raises UserError if there is no text or only one document."""
     total = sum(os.path.getsize(path) for path in paths)
     extent_bytes = choose_extent_bytes(total, arguments.part_num)
     scans = [None] * len(paths)
@@ -246,7 +244,7 @@ def scan_input(paths, arguments):
     documents = sum(extent.documents for scan in scans for extent in scan.extents)
     sentences = sum(extent.sentences for scan in scans for extent in scan.extents)
     if documents == 0:
-        raise UserError(f"--input_file={arguments.input_file}: there is no text in it")
+        raise UserError(f"--input_file={arguments.input_file}: contains no text")
     if documents == 1:
         raise UserError(
             f"--input_file={arguments.input_file}: it is one document, but a random next sentence comes from another; "
@@ -257,41 +255,41 @@ def scan_input(paths, arguments):
 
 
 def check_instances(scans, arguments):
-    """Warns of documents without a next sentence, and of too few predictions for the length."""
+    """Warns of documents with a single sentence, and of too few predictions for the sequence length."""
     documents = sum(extent.documents for scan in scans for extent in scan.extents)
     lone_sentences = sum(scan.lone_sentences for scan in scans)
     if 2 * lone_sentences > documents:
         print_warning(
-            f"{lone_sentences:,} of {documents:,} documents are one sentence, so what follows it in the instances is "
-            "always a random next sentence; a blank line should stand between documents, not sentences"
+            f"{lone_sentences:,} of {documents:,} documents are one sentence, which is always paired with a random "
+            "next sentence; put blank lines between documents, not between sentences"
         )
     wanted = int(arguments.masked_lm_prob * arguments.max_seq_length)
     if arguments.max_predictions_per_seq < wanted:
         share = arguments.max_predictions_per_seq / arguments.max_seq_length
         print_warning(
             f"--max_predictions_per_seq={arguments.max_predictions_per_seq} masks {share:.1%} of a sequence of "
-            f"{arguments.max_seq_length} tokens, not --masked_lm_prob={arguments.masked_lm_prob:g}; for that give "
-            f"--max_predictions_per_seq={wanted}, also for training"
+            f"{arguments.max_seq_length} tokens, not --masked_lm_prob={arguments.masked_lm_prob:g}; give "
+            f"--max_predictions_per_seq={wanted} here and for training"
         )
 
 
 def report_text(counts, vocab, extents, paths, arguments):
-    """Tells, from the TextCounts of the text, what of it is [UNK], and whether it has words to mask whole."""
+    """Prints the share of [UNK]; warns if whole-word masking has almost no effect. `counts`: TextCounts."""
     report_unknown(
         arguments.vocab_file,
         counts.unknown,
         counts.pieces,
         lambda: count_lost_characters(read_sample(extents, paths), vocab, arguments.do_lower_case),
     )
-    if arguments.do_whole_word_mask and counts.going_on < LITTLE_EFFECT * counts.pieces:
+    if arguments.do_whole_word_mask and counts.continuations < MIN_CONTINUATION_SHARE * counts.pieces:
         print_warning(
-            f"--do_whole_word_mask has next to no effect: {counts.going_on:,} of {counts.pieces:,} pieces go on a "
-            "word; a Chinese character is a word of its own unless the text has blanks between words"
+            f"--do_whole_word_mask has almost no effect: {counts.continuations:,} of {counts.pieces:,} pieces "
+            "continue a word; put spaces between words in Chinese text"
         )
 
 
 def read_sample(extents, paths):
-    """Yields the lines of the first SAMPLE_BYTES of the extents, which are in random order."""
+    """Yields the lines of the first SAMPLE_BYTES of the extents, a random sample as their order is random."""
     size = 0
     for extent in extents:
         if size >= SAMPLE_BYTES:
@@ -300,11 +298,11 @@ def read_sample(extents, paths):
         yield from read_extent(extent, paths).split("\n")
 
 
-# Settings: a folder holds parts of one data set only
+# Settings: all parts in a folder belong to one data set
 
 
 def make_settings(arguments, vocab, vocab_data, scans):
-    """All on which the parts depend, to be kept beside them: a description of records, and more."""
+    """Returns everything that determines the parts: the description of records, further flags and the input."""
     return description.describe(
         description.PRETRAINING,
         vocab,
@@ -320,7 +318,7 @@ def make_settings(arguments, vocab, vocab_data, scans):
 
 
 def accept_settings(output_dir, settings, vocab_data):
-    """Writes the settings and the vocabulary; raises UserError if the folder's parts were made with other settings."""
+    """Writes the settings and the vocabulary. Raises UserError if the folder has parts made with other settings."""
     path = output_dir / description.FILE
     parts = sorted(output_dir.glob("part-*"))
     if not parts:
@@ -347,7 +345,7 @@ def accept_settings(output_dir, settings, vocab_data):
 
 
 def make_parts(missing, dealt, paths, arguments):
-    """Makes the missing parts, several at a time, and says so of each; returns the TextCounts of them all."""
+    """Makes the missing parts in several processes and prints a line for each. Returns their total TextCounts."""
     sentences = sum(extent.sentences for part in missing for extent in dealt[part])
     tasks = [(part, dealt[part], paths, arguments) for part in missing]
     instances = 0
@@ -369,7 +367,7 @@ def make_parts(missing, dealt, paths, arguments):
 
 
 def make_part(part, extents, paths, arguments, report):
-    """Makes the file of one part and returns its PartCounts; calls `report` with the number of sentences as it goes."""
+    """Makes the file of one part and returns its PartCounts. Calls `report` with the number of sentences processed."""
     with contextlib.ExitStack() as stack:
         buckets = [
             stack.enter_context(tempfile.TemporaryFile(dir=arguments.output_dir))
@@ -387,9 +385,9 @@ def make_part(part, extents, paths, arguments, report):
 
 
 def fill_buckets(buckets, part, extents, paths, arguments, rng, report):
-    """Writes the instances of a part, serialized, each to a bucket at random; returns the PartCounts.
+    """Writes the serialized instances of a part to random buckets and returns the PartCounts.
 
-    Raises UserError if it has too little text to make any.
+    Raises UserError if the part has too little text.
     """
     tokenizer, pieces = load_tokenizer(arguments.vocab_file, arguments.do_lower_case, arguments.do_whole_word_mask)
     documents_used = instances = 0
@@ -400,7 +398,7 @@ def fill_buckets(buckets, part, extents, paths, arguments, rng, report):
         if number == 1:
             raise UserError(f"part-{part}: all but one of its documents have no text; give a smaller --part_num")
         documents_used += number
-        texts.append(count_text(documents, pieces, tokenizer.unknown))
+        texts.append(count_text(documents, pieces, tokenizer.vocab[UNKNOWN]))
         for features in make_instances(documents, pieces, arguments, (part, block_index), report):
             records = ofrecord.serialize_batch(features)
             for record, bucket in zip(records, rng.integers(len(buckets), size=len(records)).tolist(), strict=True):
@@ -412,17 +410,17 @@ def fill_buckets(buckets, part, extents, paths, arguments, rng, report):
 
 
 def count_text(documents, pieces, unknown):
-    """The TextCounts of a block; `unknown` is the id of [UNK]."""
-    going_on = 0
-    if documents.goes_on is not None:
-        going_on = np.count_nonzero(documents.goes_on | pieces.is_continuation[documents.ids])
-    return TextCounts(len(documents.ids), np.count_nonzero(documents.ids == unknown), going_on)
+    """Returns the TextCounts of a block; `unknown` is the id of [UNK]."""
+    continuations = 0
+    if documents.continues_word is not None:
+        continuations = np.count_nonzero(documents.continues_word | pieces.is_continuation[documents.ids])
+    return TextCounts(len(documents.ids), np.count_nonzero(documents.ids == unknown), continuations)
 
 
 def make_instances(documents, pieces, arguments, key, report):
-    """Yields the instances of a block in batches, as features of `make_features`.
+    """Yields batches of the instances of a block, as features from `make_features`.
 
-    `key` (part, block) makes the block's chance its own.
+    `key` (part, block) gives each block its own random stream.
     """
     pair_rng = random.Random(f"{arguments.random_seed} {key}")
     mask_rng = make_generator(arguments.random_seed, *key)
@@ -451,7 +449,7 @@ def make_instances(documents, pieces, arguments, key, report):
 
 
 def count_buckets(extents, arguments):
-    """The number of buckets for a part, such that a bucket is about BUCKET_BYTES in size."""
+    """Returns the number of buckets for a part, so that a bucket has about BUCKET_BYTES."""
     # A document makes two instances or, if it is long, about one for every two bytes of max_seq_length.
     instances = sum(2 * extent.documents + extent.size // (2 * arguments.max_seq_length) for extent in extents)
     instance_bytes = 5 * arguments.max_seq_length + 9 * arguments.max_predictions_per_seq + 150
@@ -460,9 +458,9 @@ def count_buckets(extents, arguments):
 
 @functools.lru_cache(maxsize=1)
 def load_tokenizer(vocab_file, do_lower_case, do_whole_word_mask):
-    """The StretchIds and the Pieces of a vocabulary; a process keeps them from part to part."""
+    """Returns the Tokenizer and the Pieces of a vocabulary. Cached: a process makes several parts."""
     vocab = read_vocab(vocab_file)
-    return StretchIds(vocab, do_lower_case, do_whole_word_mask), pieces_of_vocab(vocab)
+    return Tokenizer(vocab, do_lower_case, do_whole_word_mask), pieces_of_vocab(vocab)
 
 
 if __name__ == "__main__":

@@ -1,37 +1,35 @@
-"""Makes OFRecord parts for fine-tuning or prediction of a SQuAD v1.1 or v2.0 JSON file.
+"""Makes OFRecord parts for fine-tuning or prediction from a SQuAD v1.1 or v2.0 JSON file.
 
-The records are, window for window and in the same order, those of google-research/bert's run_squad.py.
+The records and their order are those of google-research/bert's run_squad.py.
 """
 
 import suite  # noqa: F401
 
 # isort: split
 
-import os
 import random
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from records import description, ofrecord
+from records import description, part_files
+from records.part_files import add_output_flags, check_output_dir, check_part_num
 from snapshots.model_files import read_vocab_bytes
-from system.command_line import ArgumentParser, add_bool, parse_bool, positive_int
+from system.command_line import ArgumentParser, add_bool, parse_bool
 from system.errors import UserError
-from system.output_files import atomic_folder, check_replaceable
+from system.output_files import atomic_folder
 from system.progress import print_warning, progress_bar
 from text import squad_file, squad_windows
 from text.tokenization import UNKNOWN, Tokenizer, check_case, count_lost_characters, read_vocab, report_unknown
 from util import run_script
 
-# So many of the questions left out are named.
-NAMED_QUESTIONS = 5
-# Records are made and written so many at a time.
-BATCH_SIZE = 256
+# The most questions that a message lists.
+MAX_LISTED = 5
 
 
 class Example(NamedTuple):
-    """A question ready to be cut into windows; `answer` is as squad_data.find_answer gives it, None for prediction."""
+    """A tokenised question with its document. `answer`: from squad_windows.find_answer, or None for prediction."""
 
     query_ids: np.ndarray
     document_ids: np.ndarray
@@ -41,8 +39,7 @@ class Example(NamedTuple):
 def main():
     arguments = parse_arguments()
     squad_windows.check_lengths(arguments.max_seq_length, arguments.max_query_length)
-    if not is_empty_folder(arguments.output_dir):
-        check_replaceable(arguments.output_dir, arguments.overwrite, description.FILE)
+    check_output_dir(arguments)
     vocab = read_vocab(arguments.vocab_file)
     tokenizer = Tokenizer(vocab, arguments.do_lower_case)
     _, paragraphs = squad_file.read_paragraphs(arguments.input_file)
@@ -55,12 +52,8 @@ def main():
 
     windows = [(example, window) for example in examples for window in windows_of(example, arguments)]
     if not windows:
-        raise UserError(f"{arguments.input_file}: makes no record: it has no question about a context with text")
-    if len(windows) < arguments.part_num:
-        raise UserError(
-            f"--part_num={arguments.part_num}: {arguments.input_file} makes only {len(windows)} records, and every "
-            "part needs one; give a smaller --part_num"
-        )
+        raise UserError(f"{arguments.input_file}: makes no record: no question has a context with text")
+    check_part_num(len(windows), arguments)
     check_case(arguments.vocab_file, vocab, arguments.do_lower_case)
     for warning in warnings:
         print_warning(warning)
@@ -80,12 +73,7 @@ def parse_arguments():
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     files = parser.add_argument_group("files")
     files.add_argument("--input_file", required=True, metavar="JSON", help="SQuAD questions, v1.1 or v2.0")
-    files.add_argument(
-        "--output_dir", required=True, metavar="DIR", help="folder for part-0, part-1, ..., new or empty"
-    )
-    add_bool(files, "--overwrite", help="replace records that this tool has made in output_dir")
-    files.add_argument("--vocab_file", required=True, metavar="TXT", help="vocabulary of the model, one piece a line")
-    files.add_argument("--part_num", type=positive_int, default=1, metavar="N", help="number of parts")
+    add_output_flags(files)
 
     records = parser.add_argument_group("records")
     records.add_argument(
@@ -95,21 +83,12 @@ def parse_arguments():
         metavar="BOOL",
         help="True: records with answer positions, for run_squad.py; False: with unique_ids, for run_squad_predict.py",
     )
-    records.add_argument(
-        "--max_seq_length", type=positive_int, default=384, metavar="N", help="length of a record, in pieces"
-    )
-    records.add_argument(
-        "--doc_stride", type=positive_int, default=128, metavar="N", help="pieces from one window to the next"
-    )
-    records.add_argument(
-        "--max_query_length", type=positive_int, default=64, metavar="N", help="longer questions are cut"
-    )
-    add_bool(records, "--do_lower_case", True, "lower case and no accents, for uncased models")
+    squad_windows.add_window_flags(records)
     add_bool(
         records,
         "--version_2_with_negative",
         False,
-        "a question marked is_impossible is answered by [CLS] even if it has an answer, as by run_squad.py",
+        "a question marked is_impossible has the answer [CLS], even if the file has an answer, as in run_squad.py",
     )
     add_bool(records, "--shuffle", False, "shuffle the questions as run_squad.py does (only with --is_training=True)")
     records.add_argument("--random_seed", type=int, default=12345, metavar="N", help="seed of --shuffle")
@@ -119,20 +98,15 @@ def parse_arguments():
     return arguments
 
 
-def is_empty_folder(path):
-    """Whether there is a folder at `path` with nothing in it."""
-    return os.path.isdir(path) and not os.listdir(path)
-
-
 def make_examples(paragraphs, tokenizer, arguments):
-    """Tokenises everything.
+    """Tokenises questions and contexts and finds the answers.
 
-    Returns (list of Example, (how many pieces are [UNK], of how many), what to warn of: questions that are not used as
-    they stand). Raises UserError if no question can be used.
+    Returns (list of Example, (number of [UNK], number of pieces), list of warnings about questions that are skipped or
+    altered). Raises UserError if no question can be used.
     """
     vocab = tokenizer.vocab
     examples = []
-    left_out, empty = [], []
+    skipped, empty = [], []
     num_with_several_answers = num_unknown = num_pieces = 0
     for paragraph in progress_bar(paragraphs, desc="tokenising", unit="context"):
         document = squad_windows.tokenize_document(paragraph.context, tokenizer)
@@ -147,7 +121,7 @@ def make_examples(paragraphs, tokenizer, arguments):
                         question, document, paragraph.context, tokenizer, arguments.version_2_with_negative
                     )
                 except squad_windows.AnswerNotFound:
-                    left_out.append(question.id)
+                    skipped.append(question.id)
                     continue
                 if answer is not None:
                     num_with_several_answers += len(question.entry["answers"]) > 1
@@ -158,10 +132,10 @@ def make_examples(paragraphs, tokenizer, arguments):
             num_unknown += np.count_nonzero(query_ids == vocab[UNKNOWN])
             num_pieces += len(query_ids)
             examples.append(Example(query_ids, document_ids, answer))
-    if left_out and not examples:
+    if skipped and not examples:
         raise UserError(
-            f"{arguments.input_file}: makes no record: of none of its {len(left_out)} questions the answer is where "
-            f"answer_start says: {some_of(left_out)}"
+            f"{arguments.input_file}: makes no record: none of its {len(skipped)} questions has its answer at "
+            f"answer_start: {some_of(skipped)}"
         )
     warnings = []
     if num_with_several_answers:
@@ -170,38 +144,38 @@ def make_examples(paragraphs, tokenizer, arguments):
         )
     if empty:
         warnings.append(
-            f"{len(empty)} of {len(examples)} questions have an answer without text, and are trained on some word, or "
-            f"the whole context, as by run_squad.py: {some_of(empty)}; where there is no answer, leave the question "
-            "out, or say is_impossible and give --version_2_with_negative"
+            f"{len(empty)} of {len(examples)} questions have an answer without text and train on some word or the "
+            f"whole context, as in run_squad.py: {some_of(empty)}; remove questions without an answer, or mark them "
+            "is_impossible and give --version_2_with_negative"
         )
-    if left_out:
+    if skipped:
         warnings.append(
-            f"{len(left_out)} of {len(examples) + len(left_out)} questions left out, whose answer is not where "
-            f"answer_start says: {some_of(left_out)}"
+            f"skipped {len(skipped)} of {len(examples) + len(skipped)} questions whose answer is not at answer_start: "
+            f"{some_of(skipped)}"
         )
     return examples, (num_unknown, num_pieces), warnings
 
 
 def some_of(ids):
-    """The first NAMED_QUESTIONS of the ids, for a message."""
-    return ", ".join(ids[:NAMED_QUESTIONS]) + (", ..." if len(ids) > NAMED_QUESTIONS else "")
+    """Returns the first MAX_LISTED ids, for a message."""
+    return ", ".join(ids[:MAX_LISTED]) + (", ..." if len(ids) > MAX_LISTED else "")
 
 
 def texts_of(paragraphs):
-    """Yields the contexts and questions."""
+    """Yields all contexts and questions."""
     for paragraph in paragraphs:
         yield paragraph.context
         yield from (question.text for question in paragraph.questions)
 
 
 def windows_of(example, arguments):
-    """The windows over an example's document that fit beside its question."""
+    """Returns the windows over an example's document that fit beside its question."""
     max_length = arguments.max_seq_length - len(example.query_ids) - squad_windows.SPECIAL_PIECES
     return squad_windows.make_windows(len(example.document_ids), max_length, arguments.doc_stride)
 
 
 def describe(paragraphs, vocab, arguments):
-    """(the description of the records, the bytes of the vocabulary)."""
+    """Returns (description of the records, bytes of the vocabulary)."""
     vocab_data = read_vocab_bytes(arguments.vocab_file)
     described = description.describe(
         description.SQUAD_TRAINING if arguments.is_training else description.SQUAD_PREDICTION,
@@ -217,27 +191,19 @@ def describe(paragraphs, vocab, arguments):
 
 
 def write_parts(windows, vocab, described, arguments):
-    """Writes the records of `windows`, (Example, Window) each, to part-0 ...: contiguous blocks of near equal size.
-
-    `described` is what describe() gives; it goes into the folder as well.
-    """
-    with (
-        atomic_folder(Path(arguments.output_dir).resolve()) as folder,
-        progress_bar(total=len(windows), desc="writing", unit="record") as progress,
-    ):
+    """Writes the records of `windows`, a list of (Example, Window), and the description from describe()."""
+    with atomic_folder(Path(arguments.output_dir).resolve()) as folder:
         description.write(folder, *described)
-        for part in range(arguments.part_num):
-            begin, end = (number * len(windows) // arguments.part_num for number in (part, part + 1))
-            with ofrecord.open_writer(folder / f"part-{part}") as write:
-                for first in range(begin, end, BATCH_SIZE):
-                    batch = windows[first : min(first + BATCH_SIZE, end)]
-                    for record in ofrecord.serialize_batch(make_features(batch, first, vocab, arguments)):
-                        write(record)
-                    progress.update(len(batch))
+        part_files.write_parts(
+            folder,
+            arguments.part_num,
+            len(windows),
+            lambda first, end: make_features(windows[first:end], first, vocab, arguments),
+        )
 
 
 def make_features(windows, first, vocab, arguments):
-    """The features of consecutive windows, the first of which is number `first` of all: name -> int32 [N, length]."""
+    """Returns the features of consecutive windows, name -> int32 [N, length]. `first`: index of windows[0] in all."""
     inputs = [(example.query_ids, example.document_ids, window) for example, window in windows]
     features = squad_windows.input_arrays(inputs, vocab, arguments.max_seq_length)
     if arguments.is_training:

@@ -1,8 +1,8 @@
-"""OneFlow's own launcher, `python -m oneflow.distributed.launch`, on a machine where `import oneflow` alone fails.
+"""Runs OneFlow's launcher, `python -m oneflow.distributed.launch`, where a plain `import oneflow` fails.
 
     python tools/oneflow_launch.py --nproc_per_node=2 run_pretraining.py --gpu_num_per_node=2 --data_dir=...
 
-The scripts start their ranks themselves; this is for those whose cluster calls OneFlow's launcher.
+The scripts start their ranks themselves; use this if your cluster calls OneFlow's launcher.
 """
 
 import suite  # noqa: F401
@@ -21,7 +21,7 @@ def main():
     try:
         runpy.run_module("oneflow.distributed.launch", run_name="__main__", alter_sys=True)
     except subprocess.CalledProcessError as error:
-        # A rank has failed, and told why.
+        # A rank failed and printed its own error.
         return error.returncode if error.returncode > 0 else 128 - error.returncode
     return 0
 

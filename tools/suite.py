@@ -1,4 +1,4 @@
-"""Lets a tool that is run as a script import the suite's modules, which lie one folder up; it imports this first."""
+"""Adds the folder above to the import path. Each tool imports this first."""
 
 import os
 import sys

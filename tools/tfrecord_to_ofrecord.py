@@ -2,16 +2,16 @@
 
     python tools/tfrecord_to_ofrecord.py --input_file './tf_examples.tfrecord*' --output_dir ./dataset --part_num 8
 
-For the files that google-research/bert writes: the instances of its create_pretraining_data.py and the features of its
-run_squad.py. Names are kept; lists of int64 become int32, lists of float stay float. All records must have the fields
-of the first one, with as many values.
+For files written by google-research/bert: the instances of create_pretraining_data.py and the features of run_squad.py.
+Keeps the names; int64 lists become int32, float lists stay float. All records must have the fields of the first one,
+with the same number of values.
 
-1. Scan. Every file is read and checked, and its records are counted.
-2. Convert. The parts get the records in their order, the first part the first ones, so that the sizes of two parts
-   differ by one record at most. Pieces of a part are converted in several processes, and then joined in order.
-3. Publish. The parts appear together when the last one is done.
+1. Scan. Reads and checks every file and counts its records.
+2. Convert. Distributes the records among the parts in order; sizes differ by at most one record. Several processes
+   convert pieces of a part, which are then joined in order.
+3. Publish. Moves all parts to the output folder when the last one is done.
 
-A gzip file can only be read from its beginning: each part that it reaches into is one piece of work.
+A gzip file can only be read from its beginning, so its records for one part are a single piece.
 """
 
 import suite  # noqa: F401
@@ -37,9 +37,9 @@ from system.progress import progress_bar
 from system.workers import run_tasks
 from util import run_script
 
-# So many records of a file are a piece of work at most.
+# The maximum number of records in a piece.
 PIECE_RECORDS = 8192
-# So many are converted at once.
+# Records are converted in chunks of at most this many records and about this many bytes.
 CHUNK_RECORDS = 512
 CHUNK_BYTES = 1 << 20
 
@@ -47,27 +47,27 @@ _DTYPES = {"int64_list": np.dtype(np.int32), "float_list": np.dtype(np.float32)}
 
 
 class Field(NamedTuple):
-    """What the values of a field are in every record: the kind of list, and its length."""
+    """The kind and length of a field's list, the same in every record."""
 
     kind: str
     length: int
 
 
 class FileScan(NamedTuple):
-    """What scanning an input file found."""
+    """The result of scanning an input file."""
 
     records: int
-    # Offsets, in bytes, of the records 0, PIECE_RECORDS, 2 * PIECE_RECORDS, ...; of a gzip file, of the first one only.
+    # Byte offsets of the records 0, PIECE_RECORDS, 2 * PIECE_RECORDS, ...; in a gzip file, only of record 0.
     marks: list
 
 
 class Piece(NamedTuple):
-    """A run of records of one file that belong into one part."""
+    """A run of records of one file that goes into one part."""
 
     part: int
     path: str
-    offset: int  # bytes; of a record at or before the first
-    skip: int  # records from there to the first
+    offset: int  # bytes; where to start reading
+    skip: int  # number of records from there to the first of the run
     records: int
 
 
@@ -78,29 +78,29 @@ def parse_arguments():
         required=True,
         nargs="+",
         metavar="FILES",
-        help="TFRecord files, plain or gzip: names or patterns, separated by spaces or commas; the files of a pattern "
-        "in the order of their names",
+        help="TFRecord files, plain or gzip: names or patterns, separated by spaces or commas; a pattern's files are "
+        "sorted by name",
     )
-    parser.add_argument("--output_dir", required=True, type=Path, metavar="DIR", help="gets part-0, part-1, ...")
+    parser.add_argument("--output_dir", required=True, type=Path, metavar="DIR", help="folder for part-0, part-1, ...")
     parser.add_argument("--part_num", type=positive_int, default=1, metavar="N", help="number of parts")
     parser.add_argument(
         "--workers",
         type=positive_int,
         default=usable_processors(),
         metavar="N",
-        help="processes that convert; the parts are the same whatever their number (default: one for each processor)",
+        help="number of processes, which does not change the parts (default: the number of processors)",
     )
     add_bool(parser, "--overwrite", help="replace the parts that are in --output_dir")
     return parser.parse_args()
 
 
 def find_parts(folder):
-    """The part files in the output folder."""
+    """Returns the part files in the output folder."""
     return sorted(path for path in folder.glob("part-*") if path.name.removeprefix("part-").isdecimal())
 
 
 def scan_file(index, path, report):
-    """Checks the input file `path`; returns (index, FileScan). Raises UserError if it is damaged."""
+    """Checks the input file `path`. Returns (index, FileScan). Raises UserError if it is damaged."""
     is_compressed = tfrecord.is_compressed(path)
     records, marks = 0, [0]
     for offset, _ in tfrecord.read(path):
@@ -113,17 +113,17 @@ def scan_file(index, path, report):
 
 
 def scan_input(paths, workers):
-    """The FileScan of every path."""
+    """Returns the FileScan of each path."""
     total = sum(os.path.getsize(path) for path in paths)
     with progress_bar(total=total, desc="scanning", unit="B", unit_scale=True, leave=False) as bar:
         return [scan for _, scan in sorted(run_tasks(scan_file, list(enumerate(paths)), workers, bar))]
 
 
 def plan_pieces(paths, scans, part_sizes):
-    """The Pieces that make up the parts, in the order of the records."""
+    """Returns the Pieces of the parts, in the order of the records."""
     pieces = []
     files = zip(paths, scans, strict=True)
-    left = 0  # records of the current file that are not in a piece yet
+    left = 0  # records of the current file that are not yet in a piece
     for part, size in enumerate(part_sizes):
         while size:
             while not left:
@@ -140,9 +140,9 @@ def plan_pieces(paths, scans, part_sizes):
 
 
 def read_layout(path):
-    """name -> Field of the first record of the file `path`.
+    """Returns name -> Field of the first record of the file `path`.
 
-    Raises UserError if it has no fields, or one without numbers.
+    Raises UserError if it has no fields, or a field without numbers.
     """
     offset, data = next(tfrecord.read(path))
     layout = {}
@@ -158,12 +158,12 @@ def read_layout(path):
 
 
 def describe_layout(layout):
-    """`input_ids int32 [128], ...`: the fields as they are written."""
+    """Returns the fields as text: `input_ids int32 [128], ...`."""
     return ", ".join(f"{name} {_DTYPES[field.kind]} [{field.length}]" for name, field in layout.items())
 
 
 def convert_piece(index, piece, layout, folder, report):
-    """Writes the records of a Piece to the OFRecord file `piece-<index>` in `folder`; returns the index.
+    """Writes the records of a Piece to the OFRecord file `piece-<index>` in `folder` and returns the index.
 
     Raises RunError if the file has changed since it was scanned.
     """
@@ -181,7 +181,7 @@ def convert_piece(index, piece, layout, folder, report):
 
 
 def read_chunk(records):
-    """The next of the `records`, (offset, data) each, that are to be converted at once; an empty list at the end."""
+    """Returns the next chunk of `records`, a list of (offset, data), or an empty list at the end."""
     chunk, size = [], 0
     for record in records:
         chunk.append(record)
@@ -192,9 +192,9 @@ def read_chunk(records):
 
 
 def convert_chunk(path, records, layout):
-    """The serialized OFRecords of `records`, (offset, data) each, from the file `path`.
+    """Converts `records`, a list of (offset, data) from the file `path`, to serialized OFRecords.
 
-    Raises UserError for a number that is no int32.
+    Raises UserError if fields differ from the layout or a number is not an int32.
     """
     names = list(layout)
     columns = {name: [] for name in names}
@@ -224,7 +224,7 @@ def convert_chunk(path, records, layout):
 
 
 def as_int32(values, name, path, records):
-    """The int64 `values` [records, length] of field `name` as int32; raises UserError if one does not fit."""
+    """Returns the int64 `values` [records, length] of field `name` as int32. Raises UserError if one does not fit."""
     narrow = values.astype(np.int32)
     if not np.array_equal(narrow, values):
         row, column = np.argwhere(narrow != values)[0]
@@ -236,7 +236,7 @@ def as_int32(values, name, path, records):
 
 
 def join_pieces(finished, pieces, folder):
-    """Appends the files `piece-<index>` in `folder` to their parts, in order, as their indices come from `finished`."""
+    """Appends the files `piece-<index>` in `folder` to their parts in order; `finished` yields completed indexes."""
     ready = set()
     joined = 0
     for index in finished:
@@ -250,11 +250,11 @@ def join_pieces(finished, pieces, folder):
 
 
 def publish_parts(staging, part_num, output_dir):
-    """Moves the finished parts to the output folder, in place of all that were there."""
+    """Moves the finished parts to the output folder and removes all earlier parts."""
     finished = [staging / f"part-{part}" for part in range(part_num)]
     for path in finished:
         sync(path)
-    # The old ones go first: an interruption then leaves too few parts, never old and new ones together.
+    # Remove old parts first: an interruption then leaves too few parts, never a mixture.
     for path in find_parts(output_dir):
         path.unlink()
     for path in finished:
@@ -269,7 +269,7 @@ def main():
     output_dir.mkdir(parents=True, exist_ok=True)
     if find_parts(output_dir) and not arguments.overwrite:
         raise UserError(
-            f"--output_dir={output_dir}: has parts already; give another folder, or --overwrite to replace them"
+            f"--output_dir={output_dir}: already has parts; give another folder, or --overwrite to replace them"
         )
     for part in find_parts(output_dir):
         check_is_no_input(part, paths)
@@ -290,12 +290,12 @@ def main():
     with temporary_folder(output_dir / "parts") as staging:
         tasks = [(index, piece, layout, staging) for index, piece in enumerate(pieces)]
         with progress_bar(total=total, desc="converting", unit=" records", unit_scale=True) as bar:
-            # Closed, so that an interruption ends the workers before the folder they write to is removed.
+            # Closing ends the workers before their folder is removed, also on an interruption.
             with contextlib.closing(run_tasks(convert_piece, tasks, arguments.workers, bar)) as finished:
                 join_pieces(finished, pieces, staging)
         publish_parts(staging, part_num, output_dir)
-    at_most = f"{min(sizes):,} to {max(sizes):,}" if min(sizes) < max(sizes) else f"{sizes[0]:,}"
-    print(f"output: {part_num} parts of {at_most} records in {output_dir}")
+    size_range = f"{min(sizes):,} to {max(sizes):,}" if min(sizes) < max(sizes) else f"{sizes[0]:,}"
+    print(f"output: {part_num} parts of {size_range} records in {output_dir}")
 
 
 if __name__ == "__main__":

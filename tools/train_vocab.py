@@ -1,8 +1,8 @@
-"""Trains a WordPiece vocabulary on text, with the `tokenizers` library.
+"""Trains a WordPiece vocabulary on text with the `tokenizers` library.
 
-The same text and flags give the same bytes, in every process: the library numbers the single characters within words
-(##a, ##b, ...) in an order that changes from run to run, and so breaks ties between pairs differently; here they are
-given to it in sorted order.
+The same text and flags always give the same vocabulary. The library alone would number the continuation characters
+(##a, ##b, ...) in an order that changes from run to run, and break ties between pairs accordingly; so they are passed
+to it in sorted order.
 """
 
 import suite  # noqa: F401
@@ -33,7 +33,7 @@ from text.pretraining_text import read_lines
 from text.tokenization import LARGEST_SHARE_OF_UNKNOWN, split_words
 from util import run_script
 
-# So many characters beside ASCII become pieces; more only where there is room.
+# This many non-ASCII characters become pieces; more only if there is room.
 SURE_ALPHABET = 1000
 SPECIAL_PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 SPECIAL_LINES = "".join(f"{piece}\n" for piece in SPECIAL_PIECES).encode()
@@ -47,17 +47,18 @@ def main():
     check_vocab_file(arguments)
     heads, tails = count_characters(read_words(paths, arguments.do_lower_case))
     if not heads:
-        raise UserError(f"--input_file={arguments.input_file}: there is no text in it")
+        raise UserError(f"--input_file={arguments.input_file}: contains no text")
     size = arguments.alphabet_size or SURE_ALPHABET
     *alphabet, left_out = choose_alphabet(heads, tails, size, arguments.do_lower_case)
     single = len(SPECIAL_PIECES) + sum(map(len, alphabet))
     if single > arguments.vocab_size:
         raise UserError(
-            f"--vocab_size={arguments.vocab_size} is too small: the special pieces and the single characters are "
-            f"{single}; give at least that, or a smaller --alphabet_size"
+            f"--vocab_size={arguments.vocab_size} is too small: there are {single} special pieces and single "
+            "characters; give at least that, or a smaller --alphabet_size"
         )
     lines = read_words(paths, arguments.do_lower_case)
-    # Each further piece joins two within a word. The library takes memory for as many as it is told of, or aborts.
+    # Each further piece merges two within a word, which bounds their number. The library allocates memory for
+    # vocab_size pieces at once and aborts if it fails.
     vocab_size = min(arguments.vocab_size, single + tails.total())
     pieces = train(lines, *alphabet, vocab_size, arguments.min_frequency)
     if arguments.alphabet_size is None:
@@ -74,25 +75,25 @@ def parse_arguments():
     parser.add_argument(
         "--input_file", required=True, metavar="FILES", help="text files: names or patterns, separated by commas"
     )
-    parser.add_argument("--vocab_file", required=True, type=Path, metavar="FILE", help="the vocabulary to write")
+    parser.add_argument("--vocab_file", required=True, type=Path, metavar="FILE", help="vocabulary to write")
     add_bool(parser, "--overwrite", help="replace a vocabulary that this tool has made")
-    parser.add_argument("--vocab_size", type=positive_int, default=30522, metavar="N", help="pieces at most")
-    add_bool(parser, "--do_lower_case", default=True, help="lower-case the text and strip accents (an uncased model)")
+    parser.add_argument("--vocab_size", type=positive_int, default=30522, metavar="N", help="maximum number of pieces")
+    add_bool(parser, "--do_lower_case", default=True, help="lower-case the text and strip accents, for uncased models")
     parser.add_argument(
-        "--min_frequency", type=positive_int, default=2, metavar="N", help="how often a piece occurs at least"
+        "--min_frequency", type=positive_int, default=2, metavar="N", help="minimum number of occurrences of a piece"
     )
     parser.add_argument(
         "--alphabet_size",
         type=positive_int,
         metavar="N",
-        help="how many characters beside ASCII, the most frequent ones, become pieces; words with others are [UNK] "
-        f"(default: {SURE_ALPHABET}, and more where --vocab_size leaves room)",
+        help="number of non-ASCII characters, the most frequent ones, that become pieces; words with others are [UNK] "
+        f"(default: {SURE_ALPHABET}, and more if --vocab_size has room)",
     )
     return parser.parse_args()
 
 
 def check_vocab_file(arguments):
-    """Raises UserError if --vocab_file exists, unless it is a vocabulary and --overwrite is given."""
+    """Raises UserError if --vocab_file exists, unless this tool made it and --overwrite is given."""
     path = arguments.vocab_file
     if not path.is_file():
         return
@@ -105,7 +106,7 @@ def check_vocab_file(arguments):
 
 
 def read_words(paths, do_lower_case):
-    """Yields the words of every line, a list."""
+    """Yields a list of the words of each line."""
     for path in paths:
         with progress_bar(
             total=os.path.getsize(path), desc=one_line(path), unit="B", unit_scale=True, leave=False
@@ -115,7 +116,7 @@ def read_words(paths, do_lower_case):
 
 
 def count_characters(lines):
-    """How often each character occurs: Counters of those at the head of a word, and of those further on."""
+    """Counts characters. Returns two Counters: first characters of words, and all other characters."""
     heads = Counter()
     tails = Counter()
     for words in lines:
@@ -125,10 +126,11 @@ def count_characters(lines):
 
 
 def choose_alphabet(heads, tails, size, do_lower_case):
-    """The characters that become pieces, sorted; the pieces (##a) of those that go on a word; the others, left out.
+    """Chooses the single characters of the vocabulary.
 
-    The first are those of ASCII, so that no punctuation mark is unknown only because the text lacks it, and the `size`
-    most frequent others. The last are in the order of their frequency.
+    Returns (sorted characters that become pieces, their continuation pieces (##a), the other characters by frequency).
+    The pieces are all of ASCII, so that punctuation missing from the text is not unknown, and the `size` most frequent
+    other characters.
     """
     letters = string.ascii_lowercase if do_lower_case else string.ascii_letters
     ascii_alphabet = set(letters + string.digits + string.punctuation)
@@ -140,9 +142,9 @@ def choose_alphabet(heads, tails, size, do_lower_case):
 
 
 def fill(pieces, characters, tails, vocab_size):
-    """Adds to the list `pieces` those of the `characters` that `vocab_size` leaves room for; returns the others.
+    """Appends `characters` to the list `pieces` up to `vocab_size`; returns those that do not fit.
 
-    `tails` has the characters that go on a word, and so need a second piece (##a).
+    A character in `tails` continues a word and needs a second piece (##a).
     """
     for index, character in enumerate(characters):
         new = [character, f"##{character}"] if character in tails else [character]
@@ -153,7 +155,7 @@ def fill(pieces, characters, tails, vocab_size):
 
 
 def report_left_out(lines, left_out):
-    """Says which share of the words, of which `lines` are lists, become [UNK] for the characters that are left out."""
+    """Prints the share of the words in `lines`, lists of words, that become [UNK] without the characters `left_out`."""
     is_known = frozenset(left_out).isdisjoint
     known = words = 0
     for line in lines:
@@ -161,8 +163,8 @@ def report_left_out(lines, left_out):
         known += sum(map(is_known, line))
     share = 1 - known / words
     text = (
-        f"{len(left_out):,} characters are left out, for which {share:.2%} of the words of the text become [UNK]; a "
-        "larger --vocab_size, or --alphabet_size, takes in more"
+        f"{len(left_out):,} characters are left out, so {share:.2%} of the words of the text become [UNK]; a "
+        "larger --vocab_size or --alphabet_size includes more"
     )
     if share < LARGEST_SHARE_OF_UNKNOWN:
         print(text)
@@ -171,8 +173,8 @@ def report_left_out(lines, left_out):
 
 
 def train(lines, characters, continuations, vocab_size, min_frequency):
-    """The pieces of a vocabulary trained on `lines` of words, in the order of their ids."""
-    # What the library's trainer for WordPiece does. This one tells how far it is.
+    """Trains a vocabulary on `lines`, lists of words. Returns the pieces in the order of their ids."""
+    # The same algorithm as the library's WordPieceTrainer, which does not report progress.
     tokenizer = Tokenizer(BPE())
     tokenizer.pre_tokenizer = WhitespaceSplit()
     trainer = BpeTrainer(
@@ -184,7 +186,7 @@ def train(lines, characters, continuations, vocab_size, min_frequency):
         continuing_subword_prefix="##",
         progress_format="json" if bars_are_shown() else "silent",
     )
-    # Merging, the library does not return for minutes.
+    # The library does not return for minutes while it merges.
     with show_merges() if bars_are_shown() else contextlib.nullcontext(), signals.end_from_thread(end_in_place_of_bars):
         tokenizer.train_from_iterator((" ".join(words) for words in lines), trainer)
     vocab = tokenizer.get_vocab()
@@ -193,7 +195,7 @@ def train(lines, characters, continuations, vocab_size, min_frequency):
 
 @contextlib.contextmanager
 def show_merges():
-    """Within the block a bar shows how far the library has come with merging pieces, which it tells on stderr."""
+    """Shows a progress bar for the library's merging, which it reports on stderr, within the block."""
     sys.stderr.flush()
     terminal = os.dup(2)
     read_end, write_end = os.pipe()
@@ -209,28 +211,28 @@ def show_merges():
             try:
                 yield
             finally:
-                # Nobody has the pipe open any more, which ends the thread.
+                # Closes the pipe's last write end, which ends the thread.
                 os.dup2(terminal, 2)
                 thread.join()
 
 
 def draw_merges(lines):
-    """Draws a bar from the library's lines, JSON objects that tell the stage, and how much of it is done and to do."""
+    """Draws a bar from the library's progress lines, JSON objects with the keys stage, current and total."""
     with contextlib.ExitStack() as stack:
         bar = None
         for line in lines:
             try:
-                told = json.loads(line)
+                progress = json.loads(line)
             except ValueError:
                 sys.stderr.write(line)
                 continue
-            if told["stage"] != "Compute merges":
+            if progress["stage"] != "Compute merges":
                 continue
             if bar is None:
                 bar = stack.enter_context(
-                    progress_bar(total=told["total"], desc="merging", unit=" pieces", unit_scale=True, leave=False)
+                    progress_bar(total=progress["total"], desc="merging", unit=" pieces", unit_scale=True, leave=False)
                 )
-            bar.update(told["current"] - bar.n)
+            bar.update(progress["current"] - bar.n)
 
 
 if __name__ == "__main__":

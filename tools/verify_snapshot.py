@@ -1,4 +1,4 @@
-"""Compares the variables of a snapshot with their checksums, and says which are damaged.
+"""Verifies the checksums of a snapshot's variables and lists those that are damaged.
 
     python tools/verify_snapshot.py ./output/last_snapshot
 
@@ -15,8 +15,8 @@ from system.errors import UserError, one_line
 from system.progress import print_line, progress_bar
 from util import run_script
 
-# So many damaged variables are named in the last line; each has one of its own before.
-NAMED = 5
+# The most variables that the last line lists; each damaged one also has its own line.
+MAX_LISTED = 5
 
 
 def main():
@@ -34,10 +34,10 @@ def main():
             damaged.append(name)
             print_line(one_line(error))
     if damaged:
-        named = ", ".join(damaged[:NAMED]) + (", ..." if len(damaged) > NAMED else "")
-        raise UserError(f"{folder}: damaged: {len(damaged)} of {len(names)} variables: {named}")
+        listed = ", ".join(damaged[:MAX_LISTED]) + (", ..." if len(damaged) > MAX_LISTED else "")
+        raise UserError(f"{folder}: damaged: {len(damaged)} of {len(names)} variables: {listed}")
     layout.check_owners(folder, names)
-    print(f"{folder}: {len(names)} variables, of which {len(digests)} have a checksum, and nothing wrong")
+    print(f"{folder}: {len(names)} variables, of which {len(digests)} have a checksum: no damage found")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""What a job's loader reads."""
+"""A graph that returns the batches of a job's loader."""
 
 from engine.oneflow_loader import flow
 from records.loader import OFRecordLoader
 
 
 class Read(flow.nn.Graph):
-    """Gives what the loader gives, 8 records a batch."""
+    """Returns the loader's batches of 8 records."""
 
     def __init__(self, data_set, shuffle=True, seed=3):
         super().__init__()

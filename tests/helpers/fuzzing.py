@@ -1,4 +1,4 @@
-"""Damaging files as disks, networks, other programs and enemies do, and watching what a script makes of them."""
+"""Fuzzing: damages input files and checks that a script handles them."""
 
 import contextlib
 import os
@@ -20,17 +20,17 @@ import hard_text
 from in_process import run_in_process
 from system import input_files
 
-# A script that takes damaged input of some kilobytes may use so much, on top of what the process has, and no longer.
-MOST_MEMORY = 1 << 30  # bytes, of address space
+# Limits for a script with a few kilobytes of damaged input.
+MOST_MEMORY = 1 << 30  # bytes of address space, in addition to what the process has
 LONGEST_CASE = 10  # seconds of computing
-LONGEST_WAIT = 120  # seconds; the machine may have other things to do
+LONGEST_WAIT = 120  # seconds; the machine may be busy
 
 CASES = int(os.environ.get("FUZZ_CASES", 40))
 fuzz = settings(max_examples=CASES, deadline=None, suppress_health_check=list(HealthCheck))
-# For cases that take a quarter of a second or more: fewer, and no time for finding the smallest that fails.
+# For cases of a quarter of a second or more: fewer cases, no shrinking.
 fuzz_slowly = settings(fuzz, max_examples=max(5, CASES // 10), phases=[Phase.generate])
 
-# What stands in files where a length, a count, an offset or an id is expected.
+# Values to put where a file has a length, a count, an offset or an id.
 _ABSURD = [0, 1, 127, 128, 255, 2**15, 2**31 - 1, 2**31, 2**32 - 1, 2**53, 2**62, 2**63 - 1, 2**63, 2**64 - 1]
 _ABSURD_TEXTS = [
     *(str(number).encode() for number in (-1, 0, 0.5, 2**31, 2**63, 2**64, 10**30)),
@@ -52,7 +52,7 @@ _ABSURD_TEXTS = [
 
 
 class Change(NamedTuple):
-    """What is done to which of the files; `place` says where in it, as a fraction of its size."""
+    """A change to one of the files. `place` is the position, as a fraction of its size."""
 
     file: int
     kind: str
@@ -86,7 +86,7 @@ _KINDS = {
 
 
 def changes():
-    """A strategy for one to three Changes."""
+    """Returns a strategy for one to three Changes."""
     change = st.builds(
         Change,
         file=st.integers(0, 1000),
@@ -100,7 +100,7 @@ def changes():
 
 
 def damage(files, change):
-    """Makes the change to one of the paths `files`; returns that path."""
+    """Applies the change to one of the paths `files` and returns that path."""
     path = files[change.file % len(files)]
     if not path.is_file() or path.is_symlink():
         return path
@@ -121,7 +121,7 @@ def damage(files, change):
         "empty": b"",
         "replace": change.data,
     }
-    # A file of the copy is the template's own, under a second name: it is replaced, never written to.
+    # The copy is a hard link to the template's file: replace it, never write to it.
     path.unlink()
     if change.kind in contents:
         path.write_bytes(contents[change.kind])
@@ -143,7 +143,7 @@ def damage(files, change):
     return path
 
 
-# Of SQuAD files, predictions, tokenizers and the lines of runs.
+# Keys of SQuAD files, predictions, tokenizers and log lines.
 _KEYS = ["data", "paragraphs", "qas", "id", "question", "context", "answers", "text", "answer_start", "probability"]
 _KEYS += ["model", "vocab", "type", "added_tokens", "train_step", "total_loss", "x_loss", "metrics"]
 
@@ -156,7 +156,7 @@ json_values = st.recursive(
 
 @st.composite
 def changed_json(draw, content):
-    """`content` with one of its values, at any depth, replaced by any other."""
+    """Returns `content` with one value, at any depth, replaced."""
     if draw(st.integers(0, 4)) == 0 or not isinstance(content, (dict, list)) or not content:
         return draw(json_values)
     key = draw(st.sampled_from(sorted(content) if isinstance(content, dict) else range(len(content))))
@@ -169,14 +169,14 @@ def changed_json(draw, content):
 
 
 def replace(path, content):
-    """Gives a file of a case, which is the template's own under a second name, another content: text or bytes."""
+    """Replaces a file of a case, a hard link to the template's file, with new text or bytes."""
     content = content if isinstance(content, bytes) else content.encode("utf-8", "surrogatepass")
     path.unlink()
     path.write_bytes(content)
 
 
 def _with_another_word(content, at, data):
-    """The content with the word at `at`, a number or a name, replaced."""
+    """Returns the content with the word at `at`, a number or a name, replaced."""
     word = b"-+._abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
     begin = end = at
     while begin > 0 and content[begin - 1] in word:
@@ -187,10 +187,10 @@ def _with_another_word(content, at, data):
 
 
 class Victim:
-    """A script, and good input for it in a folder, of which every case gets a copy."""
+    """A script with a folder of good input. Each case gets a copy of the folder."""
 
     def __init__(self, main, script, template, arguments, files=None):
-        """`arguments(folder)` are those for input in `folder`; what is written must lie in `folder`/output.
+        """`arguments(folder)`: the arguments for input in `folder`; the script may write to `folder`/output only.
 
         `files`: names of the input files to damage (default: all in the template folder).
         """
@@ -212,18 +212,18 @@ class Victim:
         return run_in_process(self.main, self.script, *self.arguments(folder))
 
     def suffers(self, changes):
-        """Damages the input and runs the script; fails unless it ends well or says in one line what is wrong where."""
+        """Damages the input and runs the script. Asserts that it succeeds or fails with one line."""
         with self.copy() as folder:
             files = [folder / name for name in self.files]
             damaged = {damage(files, change) for change in changes}
             self.check(folder, damaged)
 
     def check(self, folder, damaged):
-        """Runs the script on `folder`, in which the paths `damaged` are; fails unless it behaves."""
+        """Runs the script on `folder` with the `damaged` paths and asserts that it behaves."""
         before = _listing(folder.parent)
         with tempfile.TemporaryFile() as stderr:
             with _limits(), _watching_writes(folder), _stderr_of_libraries(stderr), warnings.catch_warnings():
-                # Others than these are for developers.
+                # Other warnings are for developers.
                 for kind in (RuntimeWarning, UserWarning):
                     warnings.simplefilter("error", kind)
                 result = self.run(folder)
@@ -244,7 +244,7 @@ class Victim:
 
 
 def _listing(folder):
-    """name -> kind, size and time of change of everything in `folder` but for the output."""
+    """Returns name -> (kind, size, modification time) of everything in `folder` except the output."""
     found = {}
     for parent, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if name != "output"]
@@ -257,7 +257,7 @@ def _listing(folder):
 
 @contextlib.contextmanager
 def _stderr_of_libraries(file):
-    """Sends to `file` what is written to file descriptor 2 past Python."""
+    """Redirects file descriptor 2 to `file`, for libraries that bypass Python's stderr."""
     terminal = os.dup(2)
     os.dup2(file.fileno(), 2)
     try:
@@ -268,12 +268,12 @@ def _stderr_of_libraries(file):
 
 
 class TooSlow(BaseException):
-    """The script has not ended in time. No Exception, lest the script handle it."""
+    """The script exceeded its time. Not an Exception, so that the script does not catch it."""
 
 
 @contextlib.contextmanager
 def _limits():
-    """Ends the block with TooSlow after a while, and lets it allocate no more than MOST_MEMORY."""
+    """Limits the block's time, with TooSlow, and its memory to MOST_MEMORY."""
 
     def stop(number, frame):
         raise TooSlow
@@ -301,7 +301,7 @@ _watched: list[str] = []
 
 
 def _audit(event, arguments):
-    """Fails whatever Python is asked to write outside of the output folder of the case."""
+    """Raises an error for any write outside the case's output folder."""
     if not _watched or event not in _WRITES:
         return
     for path in _WRITES[event](arguments):

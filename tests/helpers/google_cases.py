@@ -1,6 +1,6 @@
-"""Cases for SQuAD data and answers, and how google-research/bert and the suite are asked what they make of one.
+"""Test cases for SQuAD data and answers, and their outputs from google-research/bert and from the suite.
 
-Their outputs are dicts: arrays by the name of a feature, or the bytes of the files by their names.
+An output is a dict: feature name -> array, or file name -> bytes.
 """
 
 import json
@@ -22,7 +22,7 @@ from text.tokenization import Tokenizer, read_vocab
 
 LIMITS = {"max_seq_length": 40, "doc_stride": 11, "max_query_length": 9}
 INPUT_FEATURES = ("input_ids", "input_mask", "segment_ids")
-# The feature in the suite's records -> what google-research/bert calls it.
+# Feature name in the suite's records -> name in google-research/bert.
 EVAL_FEATURES = {name: name for name in INPUT_FEATURES} | {"unique_ids": "unique_id"}
 TRAIN_FEATURES = {name: name for name in INPUT_FEATURES} | {
     "start_positions": "start_position",
@@ -31,7 +31,7 @@ TRAIN_FEATURES = {name: name for name in INPUT_FEATURES} | {
 
 
 class Case(NamedTuple):
-    """What JSON can hold, so that a case can be kept with what was made of it."""
+    """A JSON-serialisable test case, so that it can be recorded with its output."""
 
     task: str  # of benchmarks/google_squad.py: eval, train, answer or tokenize
     content: Any  # of the SQuAD file; for tokenize, the list of texts
@@ -56,8 +56,10 @@ def hard_string(generator, length):
 
 
 def hard_squad(seed, num_contexts, version_2=False, begin="the "):
-    """Questions over hard text that begins with `begin`. Google's script raises an exception where an answer lies
-    beyond the context or the context has no word at all, so that there is neither here."""
+    """Returns a SQuAD file over hard text that begins with `begin`.
+
+    Avoids answers beyond the context and contexts without words, on which Google's script raises an exception.
+    """
     generator = random.Random(seed)
     paragraphs = []
     for number in range(num_contexts):
@@ -81,7 +83,7 @@ def hard_squad(seed, num_contexts, version_2=False, begin="the "):
 
 
 def feature_case(task, do_lower_case, num_contexts):
-    """`task` is eval, train, train shuffled or train version 2."""
+    """Returns a Case; `task` is eval, train, train shuffled or train version 2."""
     version_2 = task.endswith("2")
     flags = {
         **LIMITS,
@@ -94,8 +96,8 @@ def feature_case(task, do_lower_case, num_contexts):
 
 
 def answer_case(seed, ties, version_2, num_contexts):
-    """`seed` 0, 1 or 2 also chooses the flags."""
-    # Google's script raises an exception for version 2 where none of the best spans is valid, as in a short context.
+    """Returns a Case of the task answer. `seed` 0, 1 or 2 also selects the flags."""
+    # For version 2, Google's script raises an exception if none of the best spans is valid, as in a short context.
     begin = "the old house " * 20 if version_2 else "the "
     flags = {
         **LIMITS,
@@ -110,8 +112,8 @@ def answer_case(seed, ties, version_2, num_contexts):
 
 
 def write_results(path, num_windows, seq_length, seed, ties):
-    """Writes all_results.npy of made-up logits; with `ties` these are whole numbers."""
-    # The one generator of NumPy whose numbers will never change.
+    """Writes all_results.npy with random logits; with `ties` they are whole numbers."""
+    # NumPy guarantees that this generator's numbers never change.
     generator = np.random.RandomState(seed)
     results = np.zeros(num_windows, result_dtype(seq_length))
     results["unique_id"] = 1000000000 + np.arange(num_windows)
@@ -123,7 +125,7 @@ def write_results(path, num_windows, seq_length, seed, ties):
 
 
 def write_case(case, folder):
-    """Writes the case's files to `folder`, those of the records that the suite makes of it and logits included."""
+    """Writes the case's files to `folder`, including the suite's records and the logits."""
     (folder / "vocab.txt").write_text("\n".join(case.vocab) + "\n", encoding="utf-8")
     (folder / "content.json").write_text(json.dumps(case.content))
     if case.task == "tokenize":
@@ -149,7 +151,7 @@ def write_case(case, folder):
 
 
 def suite_output(case, folder):
-    """What the suite makes of the case whose files are in `folder`."""
+    """Returns the suite's output for the case with files in `folder`."""
     if case.task == "tokenize":
         tokenizer = Tokenizer(read_vocab(folder / "vocab.txt"), case.flags["do_lower_case"])
         return {"pieces.json": json.dumps([tokenizer.tokenize(text) for text in case.content]).encode()}
@@ -170,7 +172,7 @@ def suite_output(case, folder):
 
 
 def google_output(bert_repo, case, folder):
-    """What google-research/bert's run_squad.py makes of the case whose files are in `folder`."""
+    """Returns the output of google-research/bert's run_squad.py for the case with files in `folder`."""
     (folder / "google").mkdir()
     paths = {"answer": folder / "all_results.npy", "tokenize": folder / "google/pieces.json"}
     path = paths.get(case.task, folder / "features.json")

@@ -1,7 +1,7 @@
-"""A script of the suite, named by the variable SCRIPT, that writes what its run consisted of as JSON to --log_dir.
+"""Runs the script named by the environment variable SCRIPT and writes its graphs as JSON to --log_dir.
 
-structure-<rank>.json has `graphs`: for each graph that has been compiled, a list of its operators, each with `type` and
-`dtypes`, those of what it takes and makes; and `slow_threads`: how many threads run at a lower priority.
+structure-<rank>.json has `graphs`, for each compiled graph a list of its operators with their `type` and the `dtypes`
+of inputs and outputs; and `slow_threads`, the number of threads with a lower priority.
 """
 
 import importlib
@@ -15,7 +15,7 @@ from ranks.ranks import rank
 from training import run_setup
 from util import run_script
 
-# script -> (the parser of its flags, what each rank does)
+# script -> (parser of its flags, function that each rank runs)
 SCRIPTS = {
     "run_pretraining": ("parse_pretraining_args", "train"),
     "run_squad": ("parse_squad_args", "train"),

@@ -1,10 +1,10 @@
-"""Text that tokenisers get wrong, for the tests of everything between SQuAD and answers."""
+"""Text that tokenisers often get wrong."""
 
 import string
 
 from hypothesis import strategies as st
 
-# A vocabulary in which ordinary words fall to pieces, and some characters are unknown.
+# A vocabulary that splits ordinary words into pieces and lacks some characters.
 VOCAB = {
     piece: index
     for index, piece in enumerate(
@@ -20,9 +20,9 @@ CHARACTERS = [
     *"abtheABT019",
     *" \t\n\r",
     *".,'\"()-#$^_[]",
-    *"\u00a0\u202f\u2003\u3000\u2028\u2029",  # blanks of many kinds
-    *"\x00\x07\x1c\x1f\x7f\x85\ufffd",  # controls, and the replacement character
-    *"\u200b\u200c\u200d\u2060\ufeff\u00ad\u202e",  # of no width
+    *"\u00a0\u202f\u2003\u3000\u2028\u2029",  # many kinds of white space
+    *"\x00\x07\x1c\x1f\x7f\x85\ufffd",  # control characters and the replacement character
+    *"\u200b\u200c\u200d\u2060\ufeff\u00ad\u202e",  # zero width
     *"éÉñüßſİıΣσς",  # accents and letters whose case is special
     *"\u0301\u0323\u0338\u20dd",  # combining marks
     *"ﬁﬀŒǆ½²Ⅷ",  # ligatures and compatibility characters
@@ -30,7 +30,7 @@ CHARACTERS = [
     *"😀👩🏽❤\ufe0f",
     *"“”’–—…。、؟।",
     *"हिं" + "ไทย" + "עִ" + "لا",
-    "\ud83d",  # half a surrogate pair, which JSON can express
+    "\ud83d",  # half a surrogate pair, which JSON can hold
     "\U0010ffff",
 ]
 WORDS = ["the", "The", "old", "house", "lighthouse", "Straße", "Zoë", "1895-1943", "[UNK]", "##ing", "ΟΔΟΣ", "a" * 201]
@@ -39,7 +39,7 @@ texts = st.lists(
     st.one_of(st.sampled_from(WORDS), st.sampled_from(CHARACTERS), st.just(" "), st.characters()), max_size=40
 ).map("".join)
 
-# One of each kind, for tests that want to see all of them in every run.
+# One example of each kind, for tests that need all of them in every run.
 EXAMPLES = [
     "",
     " \t\r\n ",

@@ -1,4 +1,4 @@
-"""Hugging Face models of random weights, and the snapshots that they are."""
+"""Hugging Face models with random weights, and the equivalent snapshots."""
 
 import json
 
@@ -22,8 +22,8 @@ CONFIG = {
 }
 
 
-# The tensors of transformers' BERT with their shapes there (torch.nn.Linear: [outputs, inputs]), as its documentation
-# and its own files have them, beside the snapshot's names. T marks the linear weights.
+# Name in transformers -> (name in the snapshot, shape in transformers). T marks linear weights, which are
+# [outputs, inputs] in torch.nn.Linear. Taken from transformers' documentation and published files.
 EMBEDDINGS = {
     "bert.embeddings.word_embeddings.weight": ("bert-embeddings-word_embeddings", (VOCAB, HIDDEN)),
     "bert.embeddings.position_embeddings.weight": ("bert-embeddings-position_embeddings", (POSITIONS, HIDDEN)),
@@ -109,7 +109,7 @@ def random_tensors(table, seed=0):
 
 
 def as_variables(tensors, table):
-    """The snapshot's variables that those Hugging Face tensors are."""
+    """Converts Hugging Face tensors to the snapshot's variables."""
     return {table[key][0]: tensor.T if table[key][-1] == "T" else tensor for key, tensor in tensors.items()}
 
 

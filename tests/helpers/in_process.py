@@ -1,4 +1,4 @@
-"""Running a script's main within the test's own process, for the many cases that need no process of their own."""
+"""Runs a script's main within the test's process, which is faster than a process for each case."""
 
 import contextlib
 import io
@@ -15,7 +15,7 @@ from util import run_script
 
 
 def run_in_process(main, script, *arguments, **flags):
-    """What conftest.run gives for the script whose `main` this is: a CompletedProcess, with text."""
+    """Like running.run, but calls the script's `main` in this process. Returns a CompletedProcess with text."""
     command = [script, *map(str, arguments), *(f"--{name}={value}" for name, value in flags.items())]
     stdout, stderr = io.StringIO(), io.StringIO()
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
@@ -33,7 +33,7 @@ def run_in_process(main, script, *arguments, **flags):
 
 @contextlib.contextmanager
 def full_disk(largest_file):
-    """Within this block no file can grow beyond that many bytes, which fails as on a disk that is full."""
+    """Simulates a full disk: within this block, no file can grow beyond `largest_file` bytes."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, hard))
     try:

@@ -1,7 +1,7 @@
-"""Runs OneFlow's operators, eagerly and in graphs, and puts their results into a file.
+"""Runs OneFlow's operators, eagerly and in graphs, and writes their results to a file.
 
-tests/engine/test_operators.py does so with the native kernels and without, in processes of their own, because an
-operator that has run keeps its kernel.
+tests/engine/test_operators.py runs it in separate processes with and without the native kernels, because an operator
+keeps its kernel once it has run.
 
 usage: kernel_operators.py FILE.npz
 """
@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 from engine import native  # noqa: E402
 
-# Without this, OneFlow dies of graphs as small as these every now and then.
+# Without this, OneFlow sometimes crashes on graphs this small.
 native.load_engine_fixes()
 
 from engine import operators  # noqa: E402
@@ -30,7 +30,7 @@ def values(*shape, seed=0):
 
 
 def with_gradients(function, *inputs, make_tensor=flow.tensor):
-    """The output of `function`, and the gradients by the float inputs of its sum weighted at random."""
+    """Returns the output of `function`, and the gradients of its randomly weighted sum by the float inputs."""
     tensors = [make_tensor(array) for array in inputs]
     floats = [tensor for tensor, array in zip(tensors, inputs, strict=True) if array.dtype.kind == "f"]
     for tensor in floats:
@@ -41,21 +41,21 @@ def with_gradients(function, *inputs, make_tensor=flow.tensor):
 
 
 def unaligned(array):
-    """A tensor whose elements begin one after where OneFlow, which aligns all memory, would have them begin."""
+    """Returns a tensor whose memory is not aligned: it begins one element after an aligned address."""
     room = flow.tensor(np.concatenate([array.reshape(-1)[:1], array.reshape(-1)]))
     tensor = room[1:].reshape(*array.shape)
     assert tensor.storage_offset() == 1 and tensor.is_contiguous()
     return tensor
 
 
-# What the first input of an operator is multiplied by.
+# Factors for the first input of an operator.
 EXTREMES = {"large": 1e4, "tiny": 1e-30, "denormal": 1e-40, "zero": 0.0}
 
 
 def at_extremes(function, first, *others):
     """Yields (name, outputs and gradients) for values far from 1, and for memory that is aligned to elements only.
 
-    OneFlow's own kernels compute in float64, too, what is right.
+    OneFlow's own kernels also compute the expected values in float64.
     """
     for kind, factor in {"normal": 1.0, **EXTREMES}.items():
         inputs = [(first * factor).astype(np.float32), *others]
@@ -67,7 +67,7 @@ def at_extremes(function, first, *others):
 
 
 class OfParameters(nn.Module):
-    """A function of parameters, the float inputs, and of others that come with the call."""
+    """A function whose float inputs are parameters; other inputs are passed to the call."""
 
     def __init__(self, function, inputs):
         super().__init__()
@@ -81,7 +81,7 @@ class OfParameters(nn.Module):
 
 
 def in_a_graph(function, *inputs):
-    """The outputs of a graph in three steps of AdamW with clipping, and the parameters after these."""
+    """Returns the outputs of a graph in three steps of AdamW with clipping, and the final parameters."""
     module = OfParameters(function, inputs)
     optimizer = flow.optim.AdamW(
         [{"params": list(module.parameters()), "clip_grad_max_norm": 0.5, "clip_grad_norm_type": 2.0}],
@@ -110,7 +110,7 @@ def in_a_graph(function, *inputs):
 
 
 def clipped(max_norm):
-    """Three steps of AdamW on gradients that training/loop.py clips: the norms, and the parameters after these."""
+    """Runs three steps of AdamW with training/loop.py's clipping. Returns the norms and the final parameters."""
     inputs = [values(70, 33), values(33, 20), values(20)]
     module = OfParameters(operators.linear, inputs)
     optimizer = flow.optim.AdamW(module.parameters(), lr=1e-2, eps=1e-6, weight_decay=0.1, do_bias_correction=False)
@@ -143,14 +143,14 @@ def residual_norm(*tensors):
 
 
 def fused_bias_gelu(x, bias):
-    """OneFlow's own fused operator, which has a CPU kernel in the library only."""
+    """Calls OneFlow's fused operator, whose only CPU kernel is in the native library."""
     if native.is_used_for(x):
         return flow._C.fused_bias_add_gelu(x, bias, axis=1)
     return flow._C.gelu(flow._C.bias_add(x, bias, axis=1))
 
 
 IDS = np.random.default_rng(1).integers(0, 40, (5, 9)).astype(np.int32)
-# Nothing, a half and all of a row.
+# Masks nothing, part of a row, or all of it.
 MASKS = np.array([[0] * 5, [0, 0, 0, 1, 1], [1] * 5, [1] * 5], np.int32) * -10000
 C = flow._C
 CASES = {
@@ -210,7 +210,7 @@ CASES = {
 
 
 def dropout_statistics():
-    """Of dropout at rate 0.25: eagerly with two seeds, twice with the first; in a graph two layers, two calls."""
+    """Returns statistics of dropout at rate 0.25: eager with seeds 1, 1, 2; in a graph of two layers, twice."""
     ones = flow.ones(64, 1000)
     masks = []
     for seed in (1, 1, 2):
@@ -228,7 +228,7 @@ def dropout_statistics():
 
 
 def dropout_gradients():
-    """Of dropout at rate 0.25, eagerly and in a graph: the output, and the gradient of its sum weighted at random."""
+    """Returns output and gradient of the randomly weighted sum of dropout at rate 0.25, eager and in a graph."""
     x = values(13, 77)
     results = with_gradients(lambda x: C.dropout(x, 0.25), x)
     module = OfParameters(lambda x: C.dropout(x, 0.25), [x])

@@ -1,4 +1,4 @@
-"""Scripts that run on in the background: to wait for their output, to kill them, and to see that nothing is left."""
+"""Scripts that run in the background: waits for their output, kills them, and checks that nothing is left."""
 
 import contextlib
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from running import ROOT, TINY_MODEL
 
-# Tiny pre-training in batches that divide by 4; without dropout all numbers of ranks compute the same.
+# Tiny pre-training with batches divisible by 4. Without dropout, the number of ranks does not change the results.
 PRETRAINING = {
     **TINY_MODEL,
     "data_part_num": 1,
@@ -27,10 +27,10 @@ SQUAD = {name: value for name, value in PRETRAINING.items() if name != "max_pred
 
 
 class Launched:
-    """A script started with `--flag=value` pairs. At the end of the with block it is killed, if it still runs.
+    """A script started with `--flag=value` pairs. It is killed at the end of the with block if it still runs.
 
-    Its output goes to files in `output`, which is also its --log_dir and --model_save_dir unless flags say otherwise.
-    `prefix` comes before the command (ip netns exec, say).
+    Its output goes to files in `output`, which is also its default --log_dir and --model_save_dir. `prefix` precedes
+    the command (for example ip netns exec).
     """
 
     def __init__(self, script, output, prefix=(), cwd=ROOT, environment=None, **flags):
@@ -68,7 +68,7 @@ class Launched:
         return self._err.read_text()
 
     def wait_for(self, text, timeout=120):
-        """Returns when stdout holds the text."""
+        """Waits until stdout contains the text."""
         deadline = time.monotonic() + timeout
         while text not in self.stdout:
             assert self.process.poll() is None, (self.process.returncode, self.stdout, self.stderr)
@@ -76,7 +76,7 @@ class Launched:
             time.sleep(0.05)
 
     def wait_for_file(self, pattern, timeout=120):
-        """Returns when there is a file of such a name in `output`."""
+        """Waits until `output` has a file that matches the pattern."""
         deadline = time.monotonic() + timeout
         while not any(self.output.glob(pattern)):
             assert self.process.poll() is None, (self.process.returncode, self.stdout, self.stderr)
@@ -84,7 +84,7 @@ class Launched:
             time.sleep(0.01)
 
     def wait_for_handler(self, number, timeout=120):
-        """Returns when the process heeds the signal `number` by a handler of its own."""
+        """Waits until the process has a handler for the signal `number`."""
         deadline = time.monotonic() + timeout
         while not has_handler(self.process.pid, number):
             assert self.process.poll() is None, (self.process.returncode, self.stdout, self.stderr)
@@ -92,7 +92,7 @@ class Launched:
             time.sleep(0.01)
 
     def send_until_ended(self, number, timeout=120):
-        """Sends a signal time and again: two that come before the first is heeded would be one."""
+        """Sends a signal repeatedly: pending signals of the same kind are merged into one."""
         deadline = time.monotonic() + timeout
         while self.process.poll() is None:
             assert time.monotonic() < deadline, (self.stdout, self.stderr)
@@ -101,16 +101,15 @@ class Launched:
                 self.process.wait(0.05)
 
     def wait(self, timeout=120):
-        """The exit status, once it has ended."""
+        """Waits for the script to end and returns its exit status."""
         return self.process.wait(timeout)
 
     def children(self):
-        """The ids of the processes that the script has started."""
-        tasks = Path(f"/proc/{self.process.pid}/task").iterdir()
-        return [int(child) for task in tasks for child in (task / "children").read_text().split()]
+        """Returns the ids of the script's child processes."""
+        return children_of(self.process.pid)
 
     def ranks(self):
-        """RANK -> process id of the ranks that run with this log_dir."""
+        """Returns rank -> process id of the ranks that run with this log_dir."""
         (log_dir,) = (argument for argument in self.command if argument.startswith("--log_dir="))
         found = {}
         for process_id in filter(str.isdigit, os.listdir("/proc")):
@@ -123,7 +122,7 @@ class Launched:
         return found
 
     def assert_failed(self, *fragments, status=1, within=30):
-        """It ends `within` so many seconds with `status` and one line on stderr that holds all `fragments`."""
+        """Asserts that it ends `within` seconds with `status` and one line on stderr with all `fragments`."""
         start = time.monotonic()
         found = self.wait(within + 60)
         assert time.monotonic() - start < within, f"it took {time.monotonic() - start:.0f} seconds"
@@ -135,6 +134,12 @@ class Launched:
         assert self.ranks() == {}
 
 
+def children_of(process_id):
+    """Returns the ids of the children of a process."""
+    tasks = Path(f"/proc/{process_id}/task").iterdir()
+    return [int(child) for task in tasks for child in (task / "children").read_text().split()]
+
+
 def has_handler(process_id, number):
     """Whether a process has a handler for the signal `number`."""
     status = Path(f"/proc/{process_id}/status").read_text()
@@ -143,9 +148,9 @@ def has_handler(process_id, number):
 
 
 def slow_disk(folder, name):
-    """Environment variables of a script to which the disk is slow when it saves the snapshot `name`.
+    """Returns environment variables that slow down a script's writing of the snapshot `name`.
 
-    Each of its files then takes a hundredth of a second more. A module for this is written to `folder`.
+    Each file takes an additional hundredth of a second. Writes a sitecustomize module to `folder`.
     """
     (folder / "sitecustomize.py").write_text(
         "import time\n"

@@ -1,4 +1,4 @@
-"""Parts of made-up records."""
+"""Writes parts with random records."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from records import ofrecord
 
 
 def random_pretraining_features(generator, seq_length, max_predictions_per_seq, vocab_size):
-    """The features of one made-up pre-training record, padding and unused predictions included."""
+    """Returns the features of a random pre-training record, with padding and unused predictions."""
     tokens = int(generator.integers(seq_length // 2, seq_length + 1))
     predictions = int(generator.integers(1, max_predictions_per_seq + 1))
 
@@ -27,7 +27,7 @@ def random_pretraining_features(generator, seq_length, max_predictions_per_seq, 
 
 
 def write_pretraining_part(path, count, seq_length=32, max_predictions_per_seq=5, vocab_size=200, seed=0):
-    """Writes a part of made-up pre-training records and returns their features."""
+    """Writes a part of random pre-training records and returns their features."""
     generator = np.random.default_rng(seed)
     records = [
         random_pretraining_features(generator, seq_length, max_predictions_per_seq, vocab_size) for _ in range(count)
@@ -39,7 +39,7 @@ def write_pretraining_part(path, count, seq_length=32, max_predictions_per_seq=5
 
 
 def write_squad_parts(folder, count, parts=1, seq_length=32, vocab_size=200, seed=0, is_training=True):
-    """Writes made-up SQuAD records, numbered from 1000000000 if not for training, in contiguous blocks to parts."""
+    """Writes random SQuAD records to parts in contiguous blocks; for prediction, unique ids start at 1000000000."""
     generator = np.random.default_rng(seed)
     folder.mkdir(exist_ok=True)
     records = []
@@ -61,7 +61,7 @@ def write_squad_parts(folder, count, parts=1, seq_length=32, vocab_size=200, see
 
 
 def write_classifier_part(path, labels, seq_length=32, vocab_size=200, seed=0, padding=()):
-    """Writes made-up records with these labels and returns their features; those numbered `padding` are no examples."""
+    """Writes random records with the given labels and returns their features; `padding`: not real examples."""
     generator = np.random.default_rng(seed)
     path.parent.mkdir(exist_ok=True)
     records = []

@@ -1,7 +1,7 @@
-"""Network namespaces joined by a bridge: nodes with addresses of their own, on this machine.
+"""Network namespaces joined by a bridge: nodes with their own addresses on this machine.
 
-Their names begin with `bert` and the number of this process; they go with the block that makes them.
-Their addresses, from a range kept for documentation (RFC 5737), cannot be reached from outside of them.
+Their names begin with `bert` and the process id; the block that creates them removes them. Their addresses, from a
+range for documentation (RFC 5737), cannot be reached from outside.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ _NETWORK = "198.51.100"
 
 
 def reason_for_none():
-    """Why this machine cannot make network namespaces, or None if it can."""
+    """Returns why this machine cannot create network namespaces, or None if it can."""
     if os.geteuid() != 0:
         return "needs root, to make network namespaces"
     name = f"bert{os.getpid()}try"
@@ -31,7 +31,7 @@ def _ip(*arguments):
 
 
 class Nodes:
-    """So many nodes. The bridge between them is in a namespace of its own: the machine's network has no part in it."""
+    """`count` nodes. The bridge between them has its own namespace, so the machine's network is not involved."""
 
     def __init__(self, count):
         self._switch = f"bert{os.getpid()}s"
@@ -74,7 +74,7 @@ class Nodes:
         return [int(process_id) for process_id in found.stdout.split()]
 
     def prefix(self, index):
-        """What comes before a command that is to run on a node."""
+        """Returns the command prefix that runs a command on a node."""
         return ["ip", "netns", "exec", self._namespaces[index]]
 
     def take_down(self, index):

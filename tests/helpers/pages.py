@@ -1,4 +1,4 @@
-"""The fenced blocks of the README and the other pages, in order, with the headings that they stand under."""
+"""Reads the fenced blocks of the README and other pages, with the headings above them."""
 
 import re
 from typing import NamedTuple
@@ -6,7 +6,7 @@ from typing import NamedTuple
 from running import ROOT
 
 README = (ROOT / "README.md").read_text()
-# In this order a reader runs what stands in them: docs/squad.md uses what the README's commands have made.
+# In the order in which a reader runs them: docs/squad.md uses output of the README's commands.
 PAGES = ["README.md", "docs/squad.md"]
 PAGES += sorted(
     path.relative_to(ROOT).as_posix()
@@ -26,7 +26,7 @@ class Block(NamedTuple):
 
 
 def blocks_of(page):
-    """The Blocks of a page, a Markdown file named from the root."""
+    """Returns the Blocks of a page, a Markdown file with a path relative to the root."""
     heading, begin, language = "", 0, None
     found, lines = [], []
     for number, line in enumerate((ROOT / page).read_text().splitlines(), 1):
@@ -45,5 +45,5 @@ def blocks_of(page):
 
 
 def commands(text):
-    """The command lines of shell text, continued lines joined."""
+    """Returns the command lines of shell text, with continued lines joined."""
     return text.replace("\\\n", " ").splitlines()

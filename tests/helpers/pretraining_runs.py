@@ -1,4 +1,4 @@
-"""Runs of run_pretraining.py with a tiny model."""
+"""Runs run_pretraining.py with a tiny model."""
 
 import json
 import re
@@ -16,7 +16,7 @@ LOSS_LINE = re.compile(
 
 
 def pretraining_flags(data_dir, output, **flags):
-    """The flags of a run of a tiny model; those given here win, and one that is None is left out."""
+    """Returns the flags of a run with a tiny model. `flags` override the defaults; None removes one."""
     flags = {
         **TINY_MODEL,
         "data_dir": data_dir,
@@ -36,11 +36,11 @@ def pretraining_flags(data_dir, output, **flags):
 
 
 def pretrain(data_dir, output, **flags):
-    """A run of a tiny model; flags given here win."""
+    """Runs a tiny model; `flags` override the defaults."""
     return run(SCRIPT, **pretraining_flags(data_dir, output, **flags))
 
 
 def logged(output):
-    """The JSON lines of the one run that logged into `output`."""
+    """Returns the JSON lines of the only run that logged into `output`."""
     (path,) = Path(output).glob("metrics-*.jsonl")
     return [json.loads(line) for line in path.read_text().splitlines()]

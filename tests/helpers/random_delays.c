@@ -1,6 +1,5 @@
-// Preloaded by `make delays`: before and after calls between processes, and with the disk, a process now and then stands
-// still for a while, as if the machine had given its processor to another. What happens only if two things come in an
-// unusual order, or a signal between two instructions, then happens often.
+// Preloaded by `make delays`: randomly pauses a process before and after calls for communication, signals and disk
+// access, as if it had lost its processor. This makes races between processes and with signals frequent.
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -14,7 +13,7 @@
 #include <time.h>
 #include <unistd.h>
 
-// One time in so many, for up to so many milliseconds, also if signals come.
+// Sleeps in one of `one_in` calls on average, for up to `milliseconds`, even if signals arrive.
 static void stand_still(int one_in, long milliseconds) {
   static __thread unsigned long random = 0;
   const int error = errno;

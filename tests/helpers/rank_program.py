@@ -1,7 +1,7 @@
-"""A program for several ranks: which records the loader gives to whom, which masks dropout draws, what ZeRO divides.
+"""Records, on several ranks, the records that the loader returns, the masks of dropout and what ZeRO splits.
 
-It takes the flags of run_pretraining.py; --data_dir holds records with one number each, `id`, counted on through its
-parts. Rank 0 writes what has been seen to --model_save_dir/seen.npz.
+Takes the flags of run_pretraining.py. The records of --data_dir have one number each, `id`, which counts up through the
+parts. Rank 0 writes the observations to --model_save_dir/seen.npz.
 """
 
 from pathlib import Path
@@ -17,7 +17,7 @@ from training import model_flags, run_setup
 from util import run_script
 
 BATCH = 512
-# (name, parts, whether shuffled, batches)
+# (name, parts, shuffled, batches)
 READINGS = [
     ("in_order", 3, False, 7),
     ("one_part", 1, True, 8),
@@ -32,8 +32,7 @@ def main():
 
 
 def observe(args):
-    # Without it OneFlow dies of a graph that is done before it stands in the queue of those that run, as these small
-    # ones may be.
+    # Without it OneFlow crashes on a graph that finishes before it is queued, as these small ones may.
     if native.is_built():
         native.load_engine_fixes()
     model_flags.settle(args)
@@ -72,7 +71,7 @@ def observe(args):
     def on_all_ranks(array, sbp):
         return flow.tensor(array, placement=placement, sbp=sbp)
 
-    # Four sequences of 8 tokens, all the same.
+    # Four identical sequences of 8 tokens.
     sequence = np.random.default_rng(0).standard_normal((8, 32), dtype=np.float32)
     x = on_all_ranks(np.tile(sequence, (4, 1)), flow.sbp.broadcast).to_global(sbp=flow.sbp.split(0))
     mask = on_all_ranks(np.zeros((4, 8), np.float32), flow.sbp.broadcast).to_global(sbp=flow.sbp.split(0))

@@ -1,4 +1,4 @@
-"""The native reader of records by itself, and the order in which it is to read."""
+"""The native record reader on its own, and the order in which it should read."""
 
 import ctypes
 
@@ -63,7 +63,7 @@ class Reader:
         self._library.bert_reader_close(self._reader)
 
     def next(self):
-        """(part, offset) of the next record, or None."""
+        """Returns (part, offset) of the next record, or None."""
         record = Record()
         if not self._library.bert_reader_next(self._reader, ctypes.byref(record)):
             return None
@@ -74,7 +74,7 @@ class Reader:
         return [self.next() for _ in range(count)]
 
     def error(self):
-        """(text, part, offset)."""
+        """Returns (text, part, offset) of the error."""
         part, offset = ctypes.c_int64(), ctypes.c_int64()
         text = self._library.bert_reader_error(self._reader, ctypes.byref(part), ctypes.byref(offset))
         return text.decode(), part.value, offset.value
@@ -94,7 +94,7 @@ def mix(state):
 
 
 def random_numbers(seed, purpose, index):
-    """A function that draws a number from 0 to below its argument."""
+    """Returns a function that draws a number from 0 to below its argument."""
     state = mix(mix(mix(seed + 0x9E3779B97F4A7C15 & MASK) + purpose & MASK) + index & MASK)
 
     def below(limit):
@@ -106,7 +106,7 @@ def random_numbers(seed, purpose, index):
 
 
 def expected_order(paths, seed, readers, reader, buffer_size, reorders_parts):
-    """Yields (part, offset) as the reader should give them."""
+    """Yields (part, offset) in the order in which the reader should read."""
     draw = random_numbers(seed, 2, reader)
     epoch = 0
     while True:
@@ -129,7 +129,7 @@ def expected_order(paths, seed, readers, reader, buffer_size, reorders_parts):
 
 
 def write_parts(folder, counts):
-    """Parts of so many records, of different sizes; returns their paths."""
+    """Writes parts with `counts` records of different sizes and returns their paths."""
     paths = []
     for part, count in enumerate(counts):
         paths.append(folder / f"part-{part}")

@@ -1,6 +1,6 @@
-"""Outputs of other programs that are kept in tests/recorded, so that every run of the tests compares with them.
+"""Recorded outputs of other programs in tests/recorded, which the tests compare with.
 
-A recording NAME.npz holds a dict of dicts: case -> output -> array, or bytes. NAME.txt beside it says what made it.
+A recording NAME.npz holds a dict of dicts: case -> output -> array or bytes. NAME.txt says what made it.
 """
 
 import numpy as np
@@ -11,7 +11,7 @@ FOLDER = ROOT / "tests" / "recorded"
 
 
 def write(name, outputs, made_by):
-    """`made_by`: the lines of NAME.txt. The same outputs give the same bytes."""
+    """Writes a recording; equal outputs give equal bytes. `made_by`: the lines of NAME.txt."""
     arrays = {
         f"{case}/{output}": np.frombuffer(value, np.uint8) if isinstance(value, bytes) else value
         for case, of_case in outputs.items()
@@ -22,7 +22,7 @@ def write(name, outputs, made_by):
 
 
 def read(name):
-    """What `write` was given: case -> output -> array, or bytes."""
+    """Reads a recording: case -> output -> array or bytes."""
     outputs: dict[str, dict[str, np.ndarray | bytes]] = {}
     with np.load(FOLDER / f"{name}.npz") as arrays:
         for key, value in arrays.items():

@@ -2,8 +2,8 @@
 
 Written from the paper (Devlin et al. 2018, https://arxiv.org/abs/1810.04805) and from the definitions of
 google-research/bert, in eager TensorFlow so that `tf.GradientTape` differentiates it. It shares no code with the
-suite. One departure from google-research/bert, as in the suite: GELU by the error function, where its current code
-has the tanh approximation. There is no dropout.
+suite. Like the suite, it differs from google-research/bert in one place: GELU uses the error function, not the tanh
+approximation of its current code. There is no dropout.
 
 Throughout:
     variables   dict from snapshot name (`bert-pooler-dense-weight`) to array; weights are [inputs, outputs]
@@ -31,7 +31,7 @@ NO_WEIGHT_DECAY = re.compile("LayerNorm|layer_norm|bias")
 
 
 def sequence_output(variables, batch, num_attention_heads):
-    """The last layer's hidden states, float64 [B, S, H]."""
+    """Returns the last layer's hidden states, float64 [B, S, H]."""
     variables = _as_float64(variables)
     hidden = embedding_output(variables, batch)
     # A masked position is hidden from every query of its sequence; its own query still attends.
@@ -42,12 +42,12 @@ def sequence_output(variables, batch, num_attention_heads):
 
 
 def num_hidden_layers(variables):
-    """How many encoder layers the variables make up."""
+    """Returns the number of encoder layers."""
     return len({match[0] for name in variables if (match := re.match(r"bert-encoder-layer_\d+(?=-)", name))})
 
 
 def embedding_output(variables, batch):
-    """Sum of word, position and segment embeddings, normalised: float64 [B, S, H]."""
+    """Returns the normalised sum of word, position and segment embeddings, float64 [B, S, H]."""
     seq_length = np.shape(batch["input_ids"])[1]
     embeddings = (
         tf.gather(variables["bert-embeddings-word_embeddings"], batch["input_ids"])
@@ -96,24 +96,24 @@ def layer_norm(variables, prefix, inputs):
 
 
 def gelu(x):
-    """x times the normal distribution's cumulative probability of x."""
+    """Returns x times the cumulative normal distribution of x."""
     return x * 0.5 * (1.0 + tf.math.erf(x / math.sqrt(2.0)))
 
 
 def pooled_output(variables, batch, num_attention_heads):
-    """The first token's hidden state through the tanh pooler, float64 [B, H]."""
+    """Returns the first token's hidden state after the tanh pooler, float64 [B, H]."""
     variables = _as_float64(variables)
     return _pool(variables, sequence_output(variables, batch, num_attention_heads))
 
 
 def masked_lm_logits(variables, batch, num_attention_heads):
-    """Scores of the vocabulary at the masked positions, float64 [B, P, V]."""
+    """Returns the logits of the vocabulary at the masked positions, float64 [B, P, V]."""
     variables = _as_float64(variables)
     return _masked_lm_logits(variables, batch, sequence_output(variables, batch, num_attention_heads))
 
 
 def next_sentence_logits(variables, batch, num_attention_heads):
-    """Scores of `is the next sentence` (0) and `is a random one` (1), float64 [B, 2]."""
+    """Returns the logits of "next sentence" (0) and "random sentence" (1), float64 [B, 2]."""
     variables = _as_float64(variables)
     return _next_sentence_logits(variables, pooled_output(variables, batch, num_attention_heads))
 
@@ -136,7 +136,7 @@ def _next_sentence_logits(variables, pooled):
 
 
 def pretraining_losses(variables, batch, num_attention_heads):
-    """(total, masked LM, next sentence) losses, float64 scalars.
+    """Returns the (total, masked LM, next sentence) losses, float64 scalars.
 
     masked LM = sum(weight x cross-entropy) / (sum(weight) + 1e-5) over the whole batch; next sentence = mean
     cross-entropy; total = their sum (google-research/bert, run_pretraining.py).
@@ -154,19 +154,19 @@ def pretraining_losses(variables, batch, num_attention_heads):
 
 
 def cross_entropy(logits, labels):
-    """logits [..., classes], integer labels [...] -> the labels' negative log probabilities [...]."""
+    """Returns the labels' negative log probabilities: logits [..., classes], integer labels [...] -> [...]."""
     return -tf.gather(tf.nn.log_softmax(logits, axis=-1), labels, batch_dims=logits.shape.rank - 1)
 
 
 def squad_logits(variables, batch, num_attention_heads):
-    """(start, end) scores of every position, float64 [B, S] each."""
+    """Returns the (start, end) logits, float64 [B, S] each."""
     variables = _as_float64(variables)
     logits = dense(variables, "cls-squad-output", sequence_output(variables, batch, num_attention_heads))
     return logits[..., 0], logits[..., 1]
 
 
 def squad_loss(variables, batch, num_attention_heads):
-    """Half the start's plus half the end's mean cross-entropy over the S positions, a float64 scalar."""
+    """Returns the average of the start's and end's mean cross-entropy over the S positions, a float64 scalar."""
     start_logits, end_logits = squad_logits(variables, batch, num_attention_heads)
     start_cross_entropy = cross_entropy(start_logits, np.reshape(batch["start_positions"], [-1]))
     end_cross_entropy = cross_entropy(end_logits, np.reshape(batch["end_positions"], [-1]))
@@ -174,14 +174,14 @@ def squad_loss(variables, batch, num_attention_heads):
 
 
 def classifier_logits(variables, batch, num_attention_heads):
-    """Scores of the labels, float64 [B, labels]."""
+    """Returns the logits of the labels, float64 [B, labels]."""
     variables = _as_float64(variables)
     pooled = pooled_output(variables, batch, num_attention_heads)
     return tf.matmul(pooled, variables["output_weights"], transpose_b=True) + variables["output_bias"]
 
 
 def classifier_loss(variables, batch, num_attention_heads):
-    """The mean cross-entropy, or with one label the mean squared difference from `label_ids`: a float64 scalar."""
+    """Returns the mean cross-entropy, or with one label the mean squared error: a float64 scalar."""
     logits = classifier_logits(variables, batch, num_attention_heads)
     labels = np.reshape(batch["label_ids"], [-1])
     if logits.shape[1] == 1:
@@ -190,31 +190,31 @@ def classifier_loss(variables, batch, num_attention_heads):
 
 
 def classifier_gradients(variables, batch, num_attention_heads):
-    """((loss,) as a float, gradients by name), as `pretraining_gradients`."""
+    """Returns ((loss,) as a float, gradients by name), like `pretraining_gradients`."""
     return _value_and_gradients(lambda tensors: (classifier_loss(tensors, batch, num_attention_heads),), variables)
 
 
 def pretraining_gradients(variables, batch, num_attention_heads):
-    """((total, masked LM, next sentence) losses as floats, gradients of the total by name).
+    """Returns ((total, masked LM, next sentence) losses as floats, gradients of the total by name).
 
-    The gradients are dense float64 arrays of their variables' shapes; the word embeddings' sums what comes through
-    the input and through the tied output. A variable that the loss does not depend on has none.
+    Gradients are dense float64 arrays of their variables' shapes; the word embeddings' is the sum over the input and
+    the tied output. Variables that do not affect the loss are missing.
     """
     return _value_and_gradients(lambda tensors: pretraining_losses(tensors, batch, num_attention_heads), variables)
 
 
 def squad_gradients(variables, batch, num_attention_heads):
-    """((loss,) as a float, gradients by name), as `pretraining_gradients`."""
+    """Returns ((loss,) as a float, gradients by name), like `pretraining_gradients`."""
     return _value_and_gradients(lambda tensors: (squad_loss(tensors, batch, num_attention_heads),), variables)
 
 
 def _value_and_gradients(losses_of, variables):
-    """`losses_of(tensors)` gives a tuple of scalars; the first one is differentiated."""
+    """Differentiates the first of the scalars that `losses_of(tensors)` returns."""
     tensors = _as_float64(variables)
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(tensors)
         losses = losses_of(tensors)
-    # A lookup's gradient is sparse, with one row for each token: convert_to_tensor adds up the rows of equal ids.
+    # A lookup's gradient is sparse, one row per token: convert_to_tensor sums the rows of equal ids.
     gradients = {
         name: tf.convert_to_tensor(gradient).numpy()
         for name, gradient in tape.gradient(losses[0], tensors).items()
@@ -228,18 +228,18 @@ def _as_float64(variables):
 
 
 def clip_by_global_norm(gradients, clip_norm=CLIP_NORM):
-    """The gradients, scaled down together where their joint Euclidean norm exceeds `clip_norm`."""
+    """Returns the gradients, clipped to a global norm of `clip_norm`."""
     global_norm = math.sqrt(sum(float(np.sum(np.square(gradient))) for gradient in gradients.values()))
     scale = clip_norm / max(global_norm, clip_norm)
     return {name: gradient * scale for name, gradient in gradients.items()}
 
 
 def adam_step(variables, gradients, moments_m, moments_v, learning_rate, weight_decay_rate):
-    """One step of google-research/bert's optimiser, in float64: (variables, moments_m, moments_v), all new.
+    """Runs one step of google-research/bert's optimiser in float64. Returns new (variables, moments_m, moments_v).
 
-    Gradients are clipped to a global norm of 1. Adam has no bias correction; the decay is decoupled and spares
-    LayerNorm's variables and biases. The moments are dicts by variable name; one that is missing is zero. Variables
-    without a gradient stay as they are.
+    Clips gradients to a global norm of 1. Adam without bias correction; decoupled weight decay, except for LayerNorm
+    and biases. The moments are dicts by variable name; missing ones are zero. Variables without a gradient do not
+    change.
     """
     new_variables = {name: np.asarray(value, np.float64) for name, value in variables.items()}
     new_m, new_v = dict(moments_m), dict(moments_v)
@@ -255,10 +255,10 @@ def adam_step(variables, gradients, moments_m, moments_v, learning_rate, weight_
 
 
 def learning_rate_at(step, learning_rate, iter_num, warmup_batches):
-    """The rate that step number `step` (from 0) is taken with.
+    """Returns the learning rate of step `step`, counted from 0.
 
-    Linear from 0 over `warmup_batches` steps; from there on the line that falls from `learning_rate` at step 0 to 0
-    at step `iter_num`, and 0 beyond.
+    Linear warm-up from 0 over `warmup_batches` steps, then the line from `learning_rate` at step 0 to 0 at step
+    `iter_num`, then 0.
     """
     if step < warmup_batches:
         return learning_rate * step / warmup_batches

@@ -1,4 +1,4 @@
-"""BERT's published way from documents to pre-training instances, one token and one draw at a time, however slow.
+"""A simple, slow implementation of BERT's pre-training instances: one token and one random number at a time.
 
 Written from the description in the BERT paper (appendix A.2) and the behaviour of google-research/bert's script; it
 shares no code with the suite.
@@ -10,7 +10,7 @@ Instance = namedtuple("Instance", "a b is_random_next tokens predictions")  # pr
 
 
 def instances_of_document(documents, number, seq_length, predictions, share, short_share, whole_words, vocab, rng):
-    """The instances of `documents[number]`; a document is a list of sentences, a sentence a list of tokens."""
+    """Returns the instances of `documents[number]`; a document is a list of sentences, a sentence a list of tokens."""
     room = seq_length - 3
     target = rng.randint(2, room) if rng.random() < short_share else room
     waiting = list(documents[number])

@@ -1,7 +1,7 @@
-"""What google-research/bert publishes as the way from SQuAD to answers, written as plainly as possible, however slow.
+"""A simple, slow implementation of google-research/bert's SQuAD data and answers.
 
-One character, one piece, one pair of positions at a time, over the parsed JSON file. It shares no code with the suite;
-`tests/text/test_against_google.py` holds the suite to Google's own scripts where a checkout of them is at hand.
+Processes one character, one piece or one pair of positions at a time. It shares no code with the suite;
+`tests/text/test_against_google.py` compares the suite with Google's own scripts if a checkout is available.
 """
 
 import json
@@ -37,7 +37,7 @@ def is_punctuation(character):
 
 
 def split_words(text, do_lower_case):
-    """Clean, set CJK characters apart, split at blanks, lower and strip accents, split at punctuation."""
+    """Cleans, separates CJK characters, splits at spaces, lower-cases and strips accents, splits at punctuation."""
     cleaned = ""
     for character in text:
         if ord(character) == 0 or ord(character) == 0xFFFD or is_control(character):
@@ -62,12 +62,12 @@ def split_words(text, do_lower_case):
             else:
                 word += character
         words.append(word)
-    # A word may have become empty, or have come to hold a blank.
+    # A word may be empty or contain a space by now.
     return [part for word in words for part in word.split()]
 
 
 def split_pieces(word, vocab):
-    """Greedy longest match from the left; [UNK] if that fails anywhere, or for more than 200 characters."""
+    """Greedy longest match from the left; [UNK] if it fails anywhere, or for more than 200 characters."""
     if len(word) > 200:
         return ["[UNK]"]
     pieces = []
@@ -87,7 +87,7 @@ def tokenize(text, vocab, do_lower_case):
 
 
 def read_examples(content, is_training=False, version_2=False):
-    """One dict a question of the parsed SQuAD file; training questions whose answer is not found are left out."""
+    """Returns a dict for each question of the parsed SQuAD file; skips training questions whose answer is not found."""
     examples = []
     for article in content["data"]:
         for paragraph in article["paragraphs"]:
@@ -124,7 +124,7 @@ def read_examples(content, is_training=False, version_2=False):
 
 
 def make_features(examples, vocab, max_seq_length, doc_stride, max_query_length, do_lower_case, is_training=False):
-    """One dict a window, in order."""
+    """Returns a dict for each window, in order."""
     features = []
     for number, example in enumerate(examples):
         query = tokenize(example["question"], vocab, do_lower_case)[:max_query_length]
@@ -187,7 +187,7 @@ def improve_span(pieces, first, last, answer):
 
 
 def max_context_window(windows, piece):
-    """Of the windows that hold the piece the first with the highest min(pieces left, pieces right) + 0.01 x length."""
+    """Returns the first window with the piece that has the highest min(pieces left, right) + 0.01 x length."""
     best, best_score = None, None
     for index, window in enumerate(windows):
         if piece in window:
@@ -198,7 +198,7 @@ def max_context_window(windows, piece):
 
 
 def n_best_positions(logits, n_best_size):
-    """Repeatedly the first of the greatest that remain."""
+    """Returns the positions of the largest logits, largest first; ties keep their order."""
     remaining = list(range(len(logits)))
     best = []
     while remaining and len(best) < n_best_size:
@@ -210,7 +210,7 @@ def n_best_positions(logits, n_best_size):
 
 
 def answer(example, features, results, settings):
-    """(answer, n-best list of dicts, null odds or None); `results`: unique_id -> (start logits, end logits), floats."""
+    """Returns (answer, n-best list of dicts, null odds or None); `results`: unique_id -> (start logits, end logits)."""
     version_2 = settings["version_2_with_negative"]
     candidates = []
     null_score, null = 1000000, (0, 0)
@@ -265,11 +265,11 @@ def answer(example, features, results, settings):
 
 
 def final_text(predicted, original, do_lower_case):
-    """The part of `original` that the normalised `predicted` stands for, or all of it where they cannot be aligned."""
+    """Returns the part of `original` that the normalised `predicted` represents, or all of it if they do not align."""
     normalised = " ".join(split_words(original, do_lower_case))
     if predicted == "" or predicted not in normalised:
         return original
-    # What number among the characters that are no spaces the characters of `predicted` have.
+    # The indexes of the characters of `predicted` among the non-space characters.
     numbers = []
     number = 0
     for position, character in enumerate(normalised):
@@ -284,7 +284,7 @@ def final_text(predicted, original, do_lower_case):
 
 
 def write_predictions(content, vocab, results, settings):
-    """The texts of predictions.json, nbest_predictions.json and null_odds.json for a parsed SQuAD file."""
+    """Returns the texts of predictions.json, nbest_predictions.json and null_odds.json for a parsed SQuAD file."""
     examples = read_examples(content)
     features = make_features(
         examples,

@@ -1,7 +1,8 @@
-"""A program that goes on where another run of it stood: with the same batches and the same dropout.
+"""Resumes an earlier run of this program, to compare batches and dropout.
 
-It takes the flags of run_pretraining.py. The first run trains --iter_num steps and saves the state at half of them, and
-what it has seen from there on, to --model_save_dir; with --model_load_dir a run goes on from the `half` of another.
+Takes the flags of run_pretraining.py. The first run trains --iter_num steps and saves the state at half of them, with
+the later batches and dropout masks, to --model_save_dir. With --model_load_dir, a run resumes from the `half` of
+another.
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Running the scripts as a user does, and what their tests share."""
+"""Runs the scripts like a user; shared by their tests."""
 
 import os
 import subprocess
@@ -11,13 +11,13 @@ from engine import native
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
-# For tests of scripts that are to use the library. The others run with and without it: BERT_KERNELS=none make test.
+# For tests that need the native library. The others run with and without it: BERT_KERNELS=none make test.
 needs_kernels = pytest.mark.skipif(
     not native.is_built() or os.environ.get("BERT_KERNELS") == "none",
     reason="no native kernels: make kernels builds them, and BERT_KERNELS=none leaves them out",
 )
 
-# A model small enough for a step in a fraction of a second.
+# A model with steps of a fraction of a second.
 TINY_MODEL = {
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
@@ -35,7 +35,7 @@ def run(script, *arguments, timeout=300, cwd=ROOT, **flags):
 
 
 def assert_fails_with_one_line(result, *fragments, status=2):
-    """The script ended with `status` and told why in exactly one line on stderr, which holds all `fragments`."""
+    """Asserts that the script ended with `status` and exactly one line on stderr, which has all `fragments`."""
     assert result.returncode == status, (result.returncode, result.stdout, result.stderr)
     lines = result.stderr.splitlines()
     assert len(lines) == 1, result.stderr

@@ -1,5 +1,5 @@
-// Preloaded by a test: rank 1 is slow from the moment in which rank 0 connects to it. It waits until rank 0 has sent it a
-// message, or for a while, and takes its time after each thread that it makes, one of which reads the message.
+// Preloaded by a test: slows rank 1 down once rank 0 has connected to it. Rank 1 waits for a message from rank 0, or for
+// a while, and pauses after it creates each thread, one of which reads the message.
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <pthread.h>

@@ -1,4 +1,4 @@
-"""Pages that tools/show_squad.py makes of a few questions."""
+"""Makes pages with tools/show_squad.py from a few questions."""
 
 import json
 
@@ -7,7 +7,7 @@ from in_process import run_in_process
 
 
 def show(folder, data, predictions, n_best=None):
-    """Runs the tool on files of these contents; returns (the finished process, the page's path)."""
+    """Runs the tool on files with the given contents. Returns (finished process, path of the page)."""
     for name, content in (("data.json", data), ("predictions.json", predictions), ("nbest.json", n_best)):
         (folder / name).write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
     flags = {"input_file": folder / "data.json", "prediction_file": folder / "predictions.json"}
@@ -18,7 +18,7 @@ def show(folder, data, predictions, n_best=None):
 
 
 def squad(context, questions, version="1.1"):
-    """The content of a SQuAD file; `questions`: id -> (question, list of true answers that stand in the context)."""
+    """Returns the content of a SQuAD file; `questions`: id -> (question, list of answers from the context)."""
     qas = [
         {
             "id": question_id,

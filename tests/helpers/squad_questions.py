@@ -1,4 +1,4 @@
-"""SQuAD files of few questions, and the records made of them."""
+"""SQuAD files with a few questions, and the records made from them."""
 
 from hypothesis import strategies as st
 
@@ -7,7 +7,7 @@ from records import ofrecord
 
 
 def one_paragraph(context, *questions):
-    """The content of a SQuAD file of one context; a question is (text, answer, answer_start)."""
+    """Returns the content of a SQuAD file with one context; a question is (text, answer, answer_start)."""
     qas = [
         {"id": f"q{number}", "question": text, "answers": [{"text": answer, "answer_start": start}]}
         for number, (text, answer, start) in enumerate(questions)
@@ -17,7 +17,7 @@ def one_paragraph(context, *questions):
 
 @st.composite
 def squad_contents(draw, version_2=False):
-    """SQuAD files over hard text, with answers anywhere, empty ones and wrong ones."""
+    """A strategy for SQuAD files over hard text, including empty and wrong answers."""
     paragraphs = []
     for _ in range(draw(st.integers(1, 3))):
         context = draw(st.lists(hard_text.texts, max_size=6).map(" ".join))
@@ -40,7 +40,7 @@ def squad_contents(draw, version_2=False):
 
 
 def read_records(folder):
-    """The records of all parts of `folder`, in order: dicts of lists."""
+    """Returns the records of all parts of `folder` in order, as dicts of lists."""
     records = []
     for number in range(len(list(folder.glob("part-*")))):
         for _, features in ofrecord.read(folder / f"part-{number}"):

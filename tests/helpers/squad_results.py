@@ -1,4 +1,4 @@
-"""Made-up results of run_squad_predict.py, and the files that npy2json.py reads beside them."""
+"""Random results of run_squad_predict.py, and the other files that npy2json.py reads."""
 
 import json
 
@@ -21,7 +21,7 @@ SETTINGS = {
 
 
 def make_results(content, seed, ties, **options):
-    """Random results for every window of `content`; with `ties` their logits have few different values."""
+    """Returns random results for every window of `content`; with `ties` the logits have few distinct values."""
     options = {**SETTINGS, **options}
     names = ["max_seq_length", "doc_stride", "max_query_length", "do_lower_case"]
     features = reference_squad.make_features(
@@ -38,7 +38,7 @@ def make_results(content, seed, ties, **options):
 
 
 def write_inputs(folder, content, results):
-    """Writes what npy2json.py reads to `folder` and returns the flags that name it."""
+    """Writes the input of npy2json.py to `folder` and returns the flags that name it."""
     (folder / "dev.json").write_text(json.dumps(content))
     (folder / "vocab.txt").write_text("\n".join(hard_text.VOCAB) + "\n", encoding="utf-8")
     np.save(folder / "all_results.npy", results)

@@ -1,4 +1,4 @@
-"""Running the scripts on a terminal, and what their user then sees there."""
+"""Runs the scripts on a terminal and records what the user sees."""
 
 import contextlib
 import os
@@ -19,23 +19,23 @@ ROWS, COLUMNS = 60, 250
 
 
 class Terminal:
-    """A script's exit `status`, all its `output` to a terminal, and the `lines` of the screen in the end.
+    """A script's exit `status`, its `output` to a terminal, and the final `lines` of the screen.
 
-    `seconds_to_end` is how long it went on after the first Ctrl-C.
+    `seconds_to_end`: the time from the first Ctrl-C to the end.
     """
 
     def __init__(
         self, script, *arguments, press_ctrl_c_at=None, times=1, send=None, timeout=120, environment=None, **flags
     ):
-        """Runs the script; presses Ctrl-C so many `times` when its output holds `press_ctrl_c_at`.
+        """Runs the script; presses Ctrl-C `times` times when its output contains `press_ctrl_c_at`.
 
-        Or it is sent the signal `send`. `environment` has variables beside those of this process.
+        With `send`, sends that signal instead. `environment`: additional variables.
         """
         command = [sys.executable, str(ROOT / script), *map(str, arguments)]
         command += [f"--{name}={value}" for name, value in flags.items()]
         master, slave = pty.openpty()
         ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))
-        # In a session of its own whose terminal this is, so that Ctrl-C becomes a signal.
+        # In its own session with this controlling terminal, so that Ctrl-C becomes a signal.
         process = subprocess.Popen(
             command,
             stdin=slave,
@@ -67,7 +67,7 @@ class Terminal:
         self.lines = [line.rstrip() for line in self._screen.display]
 
     def is_left_clean(self):
-        """Whether the cursor is seen, at the beginning of a line on which nothing stands."""
+        """Whether the cursor is visible at the beginning of an empty line."""
         cursor = self._screen.cursor
         return not cursor.hidden and cursor.x == 0 and self.lines[cursor.y] == ""
 
@@ -80,13 +80,13 @@ def _take_terminal():
 
 
 def _read(master, press_ctrl_c_at, press, times, deadline):
-    """(all the output, when it first pressed)."""
+    """Returns (all output, time of the first key press)."""
     output, pressed = b"", 0.0
     while True:
         assert select.select([master], [], [], max(0, deadline - time.monotonic()))[0], output
         try:
             chunk = os.read(master, 65536)
-        except OSError:  # nobody has the other end open any more
+        except OSError:  # the other end is closed
             return output.decode(), pressed
         output += chunk
         if press_ctrl_c_at is not None and press_ctrl_c_at in output.decode(errors="replace"):

@@ -1,4 +1,4 @@
-"""Checkpoints of a small BERT with google-research/bert's variables, written by TensorFlow itself."""
+"""Checkpoints of a small BERT with google-research/bert's variables, written by TensorFlow."""
 
 import numpy as np
 import tensorflow as tf
@@ -15,7 +15,7 @@ CONFIG = {
     "type_vocab_size": TYPES,
 }
 
-# google-research/bert's variables and what they are called in a snapshot, from the documentation of both.
+# google-research/bert's variables and their names in a snapshot, from the documentation of both.
 EMBEDDINGS = {
     "bert/embeddings/word_embeddings": ("bert-embeddings-word_embeddings", (VOCAB, HIDDEN)),
     "bert/embeddings/token_type_embeddings": ("bert-embeddings-token_type_embeddings", (TYPES, HIDDEN)),
@@ -57,7 +57,7 @@ PRETRAINING_HEADS = {
 
 
 def bert_variables_of(layers=LAYERS, heads=PRETRAINING_HEADS):
-    """TensorFlow name -> (snapshot name, shape) of a whole model."""
+    """Returns TensorFlow name -> (snapshot name, shape) of a whole model."""
     table = EMBEDDINGS | POOLER | heads
     for layer in range(layers):
         for name, (target, shape) in LAYER.items():
@@ -74,12 +74,12 @@ def save_checkpoint(prefix, values, **saver_arguments):
     """Writes the arrays in `values` under their names as a TensorFlow 1 checkpoint."""
     prefix.parent.mkdir(parents=True, exist_ok=True)
     with tf.Graph().as_default(), tf.compat.v1.Session() as session:
-        # Created from placeholders: constants of the graph would be copied into the .meta file.
+        # Use placeholders: constants would be copied into the .meta file.
         feeds, variables = {}, {}
         for name, value in values.items():
             placeholder = tf.compat.v1.placeholder(tf.as_dtype(np.asarray(value).dtype), np.shape(value))
             feeds[placeholder] = value
-            # Under a name of its own: a Saver takes any name for the checkpoint, a graph does not.
+            # The graph does not allow every name; the Saver does.
             variables[name] = tf.compat.v1.get_variable(f"v{len(variables)}", initializer=placeholder)
         session.run(tf.compat.v1.global_variables_initializer(), feeds)
         tf.compat.v1.train.Saver(variables, **saver_arguments).save(session, str(prefix))

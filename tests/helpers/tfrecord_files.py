@@ -1,4 +1,4 @@
-"""TFRecord files written by TensorFlow itself, for tests to convert."""
+"""TFRecord files written by TensorFlow, for tests to convert."""
 
 import tensorflow as tf
 
@@ -6,7 +6,7 @@ from records import ofrecord
 
 
 def serialize_example(features):
-    """`features` (name -> array of integers or floats) as a serialized tf.train.Example."""
+    """Serializes `features` (name -> array of integers or floats) as a tf.train.Example."""
     message = tf.train.Example()
     for name, values in features.items():
         if values.dtype.kind == "f":

@@ -1,6 +1,6 @@
-"""Models of random weights and a batch for them, and how Hugging Face Transformers is asked what they compute.
+"""Models with random weights, a batch for them, and their outputs from Hugging Face Transformers.
 
-All is made anew from seeds by the one generator of NumPy whose numbers will never change.
+Everything is generated from seeds by the NumPy generator whose numbers never change.
 """
 
 import json
@@ -25,9 +25,9 @@ class Case(NamedTuple):
 
 
 def cases():
-    """name -> Case."""
+    """Returns name -> Case."""
     batch = random_batch(VOCAB)
-    # Transformers scores all positions, and leaves out of the loss those whose label is -100.
+    # Transformers computes logits of all positions; the loss ignores those with the label -100.
     masked_lm = np.full((BATCH, SEQ_LENGTH), -100)
     for row in range(BATCH):
         used = batch["masked_lm_weights"][row] == 1
@@ -58,7 +58,7 @@ def cases():
 
 
 def random_batch(vocab_size):
-    """A batch with padding, unused predictions and labels of every task but classification."""
+    """Returns a batch with padding, unused predictions and labels of every task except classification."""
     generator = np.random.RandomState(1)
     lengths = np.array([[SEQ_LENGTH], [13], [8]])
     mask = (np.arange(SEQ_LENGTH) < lengths).astype(np.int64)
@@ -76,7 +76,7 @@ def random_batch(vocab_size):
 
 
 def tensors_of(case):
-    """The weights under the names of Transformers, every one of which matters."""
+    """Returns random weights under their names in Transformers."""
     generator = np.random.RandomState(0)
     return {
         key: generator.normal(1.0 if key.endswith("LayerNorm.weight") else 0.0, 0.2, shape).astype(np.float32)
@@ -85,7 +85,7 @@ def tensors_of(case):
 
 
 def transformers_output(python, case, folder):
-    """(outputs by name, versions by package) of the case's model in Transformers, which `python` has."""
+    """Runs the case's model in Transformers, with the interpreter `python`. Returns (outputs, versions) by name."""
     write_hf_folder(folder / "hf", tensors_of(case), **case.config)
     outputs, report = run_transformers(python, case.class_name, folder, case.batch, **case.labels)
     assert_all_loaded(report)
@@ -93,7 +93,7 @@ def transformers_output(python, case, folder):
 
 
 def run_transformers(python, class_name, folder, batch, **labels):
-    """(outputs by name, what transformers_outputs.py prints) of the model in `folder`/hf."""
+    """Runs the model in `folder`/hf. Returns (outputs by name, report of transformers_outputs.py)."""
     np.savez(
         folder / "batch.npz",
         input_ids=batch["input_ids"],
@@ -119,7 +119,7 @@ def run_transformers(python, class_name, folder, batch, **labels):
 
 
 def assert_all_loaded(report):
-    """Transformers found every weight that it looked for, and looked for every one."""
+    """Asserts that Transformers used every weight and missed none."""
     loading = report["loading"]
     assert {"missing_keys", "unexpected_keys"} <= loading.keys()
     assert all(found == [] for found in loading.values()), loading

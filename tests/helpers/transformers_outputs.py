@@ -1,4 +1,4 @@
-"""Run by a Python that has transformers and torch: loads a Hugging Face folder, and saves what its model computes.
+"""Loads a Hugging Face folder with transformers and torch, and saves the outputs of its model.
 
     python tests/helpers/transformers_outputs.py CLASS FOLDER BATCH.npz OUTPUTS.npz
 

@@ -1,4 +1,4 @@
-"""Records that turn out bad in mid-run: before one, only the first of each part of a large data set is checked."""
+"""Tests invalid records found during a run: before it, only the first record of each part is checked."""
 
 import numpy as np
 import pytest
@@ -26,9 +26,8 @@ def good():
 
 
 def serialized_bytes_feature():
-    record = ofrecord.OFRecord()
-    record.ParseFromString(ofrecord.serialize(good()))
-    record.feature["id"].bytes_list.value.append(b"12")
+    record = ofrecord.OFRecord.FromString(ofrecord.serialize(good()))
+    record.feature[0].value.bytes_list.value.append(b"12")
     return record.SerializeToString()
 
 
@@ -48,7 +47,7 @@ BAD = {
 
 
 def write_part(path, bad, index=20, count=40):
-    """A part whose record number `index` is bad; returns where that record lies."""
+    """Writes a part whose record number `index` is bad. Returns the byte offset of that record."""
     contents = [ofrecord.serialize(good())] * count
     contents[index] = bad
     with ofrecord.open_writer(path) as write:
@@ -62,10 +61,10 @@ def check_batch(job):
 
 
 @pytest.mark.parametrize("text", BAD)
-def test_the_batch_that_has_it_is_refused(tmp_path, text):
+def test_batch_with_a_bad_record_is_rejected(tmp_path, text):
     offset = write_part(tmp_path / "part-0", BAD[text])
     job = Read(checks.DataSet([tmp_path / "part-0"], FIELDS, None), shuffle=False)
-    # 8 records a batch. What comes after is all zeros.
+    # 8 records per batch. Later batches are all zeros.
     assert job.take(4) == [[1, 1999] * 8] * 2 + [[0] * 16] * 2
     check_batch(job)
     check_batch(job)
@@ -76,7 +75,7 @@ def test_the_batch_that_has_it_is_refused(tmp_path, text):
         assert text in str(error.value) and "--check_data" in str(error.value)
 
 
-def test_a_part_vanishes(tmp_path):
+def test_removed_part(tmp_path):
     for part in range(2):
         write_part(tmp_path / f"part-{part}", ofrecord.serialize(good()), count=400)
     job = Read(checks.DataSet([tmp_path / "part-0", tmp_path / "part-1"], FIELDS, None), shuffle=False)
@@ -90,7 +89,7 @@ def test_a_part_vanishes(tmp_path):
 
 
 def write_pretraining_parts(folder, parts):
-    """Parts of 40 records, of which number 30 of the last has a word id that is none."""
+    """Writes parts of 40 records; record 30 of the last part has an invalid word id."""
     folder.mkdir()
     for part in range(parts):
         generator = np.random.default_rng(part)
@@ -103,8 +102,8 @@ def write_pretraining_parts(folder, parts):
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_a_training_run_ends(tmp_path, ranks):
-    """With one line, on all ranks; what is saved is from before the bad batch, which rank 0 of two has not read."""
+def test_training_run_ends(tmp_path, ranks):
+    """All ranks end with one line; the saved snapshot predates the bad batch. With two ranks, rank 1 reads it."""
     write_pretraining_parts(tmp_path / "data", ranks)
     flags = {**PRETRAINING, "data_dir": tmp_path / "data", "data_part_num": ranks, "gpu_num_per_node": ranks}
     flags |= {"iter_num": 100, "batch_size_per_device": 4, "model_save_every_n_iter": 1}

@@ -1,4 +1,4 @@
-"""What records and results say of how they were made, and that what does not fit it is refused."""
+"""Tests the descriptions in records and results, and that flags and files that do not fit them are rejected."""
 
 import json
 
@@ -20,7 +20,7 @@ WINDOWS = {"max_seq_length": 128, "doc_stride": 64}
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A folder with records of the development questions, and random results of them."""
+    """A folder with records of the development questions and random results for them."""
     folder = tmp_path_factory.mktemp("made")
     flags = {"input_file": QUESTIONS, "vocab_file": VOCAB, "is_training": False, "output_dir": folder / "data"}
     result = run("tools/create_squad_data.py", **flags, **WINDOWS)
@@ -39,7 +39,7 @@ def answers(made, results="all_results.npy", **flags):
     return run_in_process(npy2json.main, "npy2json.py", all_results_file=made / results, **flags)
 
 
-def test_records_say_how_they_were_made(made):
+def test_records_have_a_description(made):
     described = description.read(made / "data")
     assert described == json.loads((made / "data" / "records.json").read_text())
     assert {name: described[name] for name in ("kind", "vocab_size", "do_lower_case", "max_query_length")} == {
@@ -49,12 +49,12 @@ def test_records_say_how_they_were_made(made):
     assert (made / "data" / "vocab.txt").read_bytes() == VOCAB.read_bytes()
 
 
-def test_numpy_reads_results_as_ever(made):
+def test_numpy_reads_results(made):
     new, old = (np.load(made / name, allow_pickle=False) for name in ("all_results.npy", "old.npy"))
     np.testing.assert_array_equal(new, old)
 
 
-def test_flags_may_be_left_out_and_are_those_of_the_records(made):
+def test_flags_default_to_those_of_the_records(made):
     short = answers(made)
     predictions = (made / "out" / "predictions.json").read_bytes()
     assert (short.returncode, short.stderr) == (0, "") and "Notice" not in short.stdout
@@ -62,7 +62,7 @@ def test_flags_may_be_left_out_and_are_those_of_the_records(made):
     assert (long.returncode, long.stderr) == (0, "")
     assert (made / "out" / "predictions.json").read_bytes() == predictions
     old = answers(made, "old.npy", **WINDOWS)
-    assert old.returncode == 0 and "does not tell how its records were made" in old.stdout
+    assert old.returncode == 0 and "does not say how its records were made" in old.stdout
     assert (made / "out" / "predictions.json").read_bytes() == predictions
 
 
@@ -75,11 +75,11 @@ def test_flags_may_be_left_out_and_are_those_of_the_records(made):
         ("do_lower_case", False, True),
     ],
 )
-def test_other_windows_are_refused_by_the_flag(made, name, value, made_with):
+def test_other_window_flags_are_rejected(made, name, value, made_with):
     assert_fails_with_one_line(answers(made, **{name: value}), f"--{name}={value}", f"made with {made_with}")
 
 
-def test_another_vocabulary_and_other_questions_are_refused(made, tmp_path):
+def test_other_vocabulary_and_questions_are_rejected(made, tmp_path):
     pieces = VOCAB.read_text().splitlines()
     swapped = tmp_path / "vocab.txt"
     swapped.write_text("\n".join([*pieces[:1000], *pieces[1000:][::-1]]) + "\n")
@@ -92,21 +92,21 @@ def test_another_vocabulary_and_other_questions_are_refused(made, tmp_path):
     assert_fails_with_one_line(result, "--predict_file=", "in another order")
 
 
-def test_what_stands_behind_results_must_be_a_description(made, tmp_path):
+def test_bytes_after_results_must_be_a_description(made, tmp_path):
     for name, damage in (("short", b"{"), ("other", b'{"kind": 1}'), ("binary", b"\xff\x00")):
         (tmp_path / name).write_bytes((made / "old.npy").read_bytes() + damage)
         assert_fails_with_one_line(answers(tmp_path, name), name, "damaged")
 
 
 def test_checksums_of_vocabularies():
-    """Line ends, a byte order mark and empty lines at the end make no difference; one in the middle, or order, does."""
+    """Ignores line ends, a byte order mark and empty lines at the end, but not empty lines elsewhere or the order."""
     plain = vocab_checksum(b"[PAD]\n[UNK]\na\n")
     assert {vocab_checksum(data) for data in (b"[PAD]\r\n[UNK]\r\na", b"\xef\xbb\xbf[PAD]\n[UNK]\na\n\n\n")} == {plain}
     assert len({plain, vocab_checksum(b"[PAD]\n\n[UNK]\na\n"), vocab_checksum(b"[UNK]\n[PAD]\na\n")}) == 3
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", '{"kind": "x", "vocab_size": "1"}'])
-def test_a_damaged_description_is_named(tmp_path, content):
+def test_damaged_description(tmp_path, content):
     (tmp_path / "records.json").write_text(content)
     with pytest.raises(UserError, match="records.json: damaged"):
         description.read(tmp_path)

@@ -1,4 +1,4 @@
-"""Where a job's reader and its dropout are, saved and restored: the loader in graphs, and whole steps in processes."""
+"""Tests saving and restoring the position of a job's reader and dropout: in graphs, and in steps of whole processes."""
 
 import itertools
 import json
@@ -27,7 +27,7 @@ COUNTS = [30, 20, 50]
 
 @pytest.fixture
 def data_set(tmp_path):
-    """Three parts of records that hold one number: 1000 and more, counted on through the parts."""
+    """Three parts of records with one number each, counting up from 1000."""
     paths = [tmp_path / f"part-{part}" for part in range(len(COUNTS))]
     numbers = itertools.count(1000)
     for path, count in zip(paths, COUNTS, strict=True):
@@ -43,8 +43,8 @@ def test_unshuffled_records_come_in_order(data_set):
 
 @needs_kernels
 class TestReader:
-    def test_the_order_is_that_of_the_model(self, data_set):
-        """Also where an epoch ends within a batch."""
+    def test_order_equals_the_python_version(self, data_set):
+        """Includes an epoch that ends within a batch."""
         places = [(part, offset) for part in range(3) for offset, _ in ofrecord.read_serialized(data_set.paths[part])]
         numbers = dict(zip(places, itertools.count(1000)))
         order = expected_order(data_set.paths, seed=3, readers=1, reader=0, buffer_size=1024, reorders_parts=True)
@@ -54,20 +54,20 @@ class TestReader:
             assert sorted(read[100 * epoch : 100 * (epoch + 1)]) == [*range(1000, 1100)]
 
     @pytest.mark.parametrize("shuffle", [True, False])
-    def test_it_goes_on_where_it_was(self, data_set, shuffle):
+    def test_resumes_at_the_saved_position(self, data_set, shuffle):
         through = Read(data_set, shuffle)
         batches, states = [], []
         for count in range(20):
             batches += through.take(1)
             states.append(native.reader_state(count + 1))
         for count in (0, 3, 12, 14):
-            # Another seed changes nothing.
+            # A different seed has no effect.
             restored = Read(data_set, shuffle, seed=99)
             native.restore_reader(states[count])
             assert restored.take(19 - count) == batches[count + 1 :]
             assert native.reader_state(19 - count) == states[-1]
 
-    def test_which_states_are_known(self, data_set):
+    def test_known_states(self, data_set):
         read = Read(data_set)
         read.take(100)
         states = [native.reader_state(count) for count in range(36, 101)]
@@ -76,7 +76,7 @@ class TestReader:
             with pytest.raises(ValueError, match=f"after {count} batches is not known"):
                 native.reader_state(count)
 
-    def test_the_state_is_that_of_the_newest_reader(self, data_set):
+    def test_state_is_that_of_the_newest_reader(self, data_set):
         first, second = Read(data_set), Read(data_set)
         first.take(3)
         state = native.reader_state(1)
@@ -86,7 +86,7 @@ class TestReader:
         with pytest.raises(ValueError, match="not known"):
             native.reader_state(90)
 
-    def test_a_state_counts_for_one_reader(self, data_set):
+    def test_state_applies_to_one_reader(self, data_set):
         first, second = Read(data_set), Read(data_set)
         batches = first.take(4)
         native.restore_reader(native.reader_state(2))
@@ -125,7 +125,7 @@ class TestRandomState:
         def take(self, calls):
             return [self(TestRandomState.ONES).to_local().numpy().tobytes() for _ in range(calls)]
 
-    def test_it_goes_on_where_it_was(self):
+    def test_resumes_at_the_saved_position(self):
         native.set_seed(5)
         through = self.Drop()
         masks = through.take(3)
@@ -134,7 +134,7 @@ class TestRandomState:
         assert len(set(masks)) == 6
         native.set_seed(6)
         native.restore_random_state(state)
-        # Within a process the names of graphs count up, so that nothing has the restored streams yet.
+        # Names of graphs count up within a process, so no graph uses the restored streams yet.
         del through, masks
         assert json.loads(state)["seed"] == 5 and 3 in json.loads(state)["dropout_calls"].values()
 
@@ -164,8 +164,8 @@ class TestRandomState:
 
 @needs_kernels
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_a_run_goes_on_as_if_it_had_never_stopped(tmp_path, monkeypatch, ranks):
-    """Batches and dropout of each rank, in a new process; each rank has parts of its own."""
+def test_resumed_run_equals_an_uninterrupted_one(tmp_path, monkeypatch, ranks):
+    """Compares batches and dropout of each rank in a new process; each rank has its own parts."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     data = tmp_path / "data"
     data.mkdir()

@@ -1,6 +1,6 @@
-"""The order in which records are read, by the same algorithm in a few lines of Python, and going on from any place."""
+"""Tests the native reader's order against a Python version of the algorithm, and resuming from any position."""
 
-# The fixture is imported.
+# F811: the arguments named after the imported fixture.
 # ruff: noqa: F811
 
 import os
@@ -25,7 +25,7 @@ CASES = [
 
 @pytest.mark.parametrize(("counts", "settings"), CASES)
 class TestOrder:
-    def test_it_is_that_of_the_model(self, library, tmp_path, counts, settings):
+    def test_equals_the_python_version(self, library, tmp_path, counts, settings):
         paths = write_parts(tmp_path, counts)
         settings = {"seed": 1, "readers": 1, "reader": 0, "buffer_size": 1024, "reorders_parts": True, **settings}
         expected = expected_order(paths, **settings)
@@ -36,7 +36,7 @@ class TestOrder:
             number = ofrecord.parse(reader.bytes, paths[0], 0)["id"][0]
             assert number // 10000 == position[0] and reader.bytes in paths[position[0]].read_bytes()
 
-    def test_it_goes_on_from_any_place(self, library, tmp_path, counts, settings):
+    def test_resumes_from_any_position(self, library, tmp_path, counts, settings):
         paths = write_parts(tmp_path, counts)
         through = Reader(library, paths, **settings)
         places = np.random.default_rng(0).integers(0, 2 * sum(counts), 8).tolist()
@@ -46,14 +46,14 @@ class TestOrder:
                 states[count] = through.save()
             order.append(through.next())
         for count, state in states.items():
-            # The state's seed counts.
+            # The state's seed takes precedence.
             restored = Reader(library, paths, **{**settings, "seed": 12345}, state=state)
             assert restored.save() == state
             assert restored.take(len(order) - count) == order[count:]
             assert restored.save() == through.save()
 
 
-def test_each_record_comes_once_an_epoch(library, tmp_path):
+def test_each_record_once_per_epoch(library, tmp_path):
     paths = write_parts(tmp_path, [1500, 900, 100, 300])
     whole = Reader(library, paths)
     epochs = [whole.take(2800) for _ in range(3)]
@@ -62,7 +62,7 @@ def test_each_record_comes_once_an_epoch(library, tmp_path):
     assert len({tuple(epoch) for epoch in epochs}) == 3
 
 
-def test_readers_share_out_the_parts_of_every_epoch(library, tmp_path):
+def test_readers_split_the_parts_of_each_epoch(library, tmp_path):
     paths = write_parts(tmp_path, [50] * 6)
     readers = [Reader(library, paths, readers=3, reader=reader) for reader in range(3)]
     everything = sorted((part, offset) for part in range(6) for offset, _ in ofrecord.read_serialized(paths[part]))
@@ -75,7 +75,7 @@ def test_readers_share_out_the_parts_of_every_epoch(library, tmp_path):
     assert shares[1] != shares[0]
 
 
-def test_another_seed_is_another_order(library, tmp_path):
+def test_seed_changes_the_order(library, tmp_path):
     paths = write_parts(tmp_path, [200])
     assert Reader(library, paths, seed=1).take(200) != Reader(library, paths, seed=2).take(200)
 
@@ -89,14 +89,14 @@ class TestBadParts:
             assert fragment in text, text
         assert reader.next() is None and reader.error()[0] == text
 
-    def test_a_missing_part(self, library, tmp_path):
+    def test_missing_part(self, library, tmp_path):
         self.check(Reader(library, [tmp_path / "part-0"]), f"{tmp_path}/part-0: cannot be read: No such file")
 
-    def test_no_records_at_all(self, library, tmp_path):
+    def test_no_records(self, library, tmp_path):
         self.check(Reader(library, write_parts(tmp_path, [0, 0])), "hold no records")
 
-    def test_a_record_longer_than_any_is(self, library, tmp_path):
-        """No memory is taken for what a part of terabytes claims to hold."""
+    def test_too_long_record(self, library, tmp_path):
+        """Allocates no memory for a record whose length is absurd, in a part of terabytes."""
         path = tmp_path / "part-0"
         path.write_bytes((2**40).to_bytes(8, "little"))
         os.truncate(path, 2**41)
@@ -125,14 +125,14 @@ class TestBadParts:
         path.write_bytes(length.to_bytes(8, "little") + path.read_bytes()[8:])
         self.check(Reader(library, [path]), "part-0: the record at byte 0 " + text, part=0)
 
-    def test_a_part_vanishes(self, library, tmp_path):
+    def test_removed_part(self, library, tmp_path):
         paths = write_parts(tmp_path, [2, 2])
         reader = Reader(library, paths, buffer_size=1, reorders_parts=False)
         assert None not in reader.take(2)
         paths[1].unlink()
         self.check(reader, "part-1: cannot be read any more: No such file")
 
-    def test_a_part_grows(self, library, tmp_path):
+    def test_growing_part(self, library, tmp_path):
         paths = write_parts(tmp_path, [2, 2])
         reader = Reader(library, paths, buffer_size=1, reorders_parts=False)
         assert None not in reader.take(2)
@@ -140,7 +140,7 @@ class TestBadParts:
         paths[1].write_bytes(paths[1].read_bytes() + b"1")
         self.check(reader, f"part-1: had {size} bytes", f"now has {size + 1}")
 
-    def test_a_part_shrinks_while_it_is_read(self, library, tmp_path):
+    def test_shrinking_part(self, library, tmp_path):
         (path,) = write_parts(tmp_path, [100000])
         reader = Reader(library, [path], buffer_size=1, reorders_parts=False)
         assert None not in reader.take(10)

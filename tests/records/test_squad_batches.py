@@ -1,4 +1,4 @@
-"""Prediction without padding: how windows are put into batches, and that the logits of tokens are the same."""
+"""Tests prediction without padding: how windows are batched, and that the logits of tokens do not change."""
 
 import argparse
 
@@ -21,7 +21,7 @@ def masks(lengths, whole):
     return (np.arange(whole) < np.array(lengths)[:, None]).astype(np.int32)
 
 
-def test_every_window_is_in_a_batch_that_is_long_enough():
+def test_batches_cover_all_windows():
     generator = np.random.default_rng(0)
     lengths = generator.integers(1, 385, 1000)
     batches = squad_batches.make_batches(masks(lengths, 384), 8, {})
@@ -30,13 +30,13 @@ def test_every_window_is_in_a_batch_that_is_long_enough():
     for length, rows in batches:
         assert len(rows) == 8
         assert length % 32 == 0 and lengths[rows].max() <= length <= 384
-    # 19,000 tokens of padding at the least; some more for fewer graphs.
+    # At least 19,000 tokens of padding, and some more for fewer graphs.
     computed = sum(length * len(rows) for length, rows in batches)
     assert lengths.sum() < computed < 1.15 * lengths.sum()
     assert len({length for length, _ in batches}) < 12
 
 
-def test_a_length_that_does_not_pay_has_no_graph():
+def test_rare_lengths_share_a_graph():
     mask = masks([20, 380], 384)
     assert [length for length, _ in squad_batches.make_batches(mask, 1, {})] == [384, 384]
     assert [length for length, _ in squad_batches.make_batches(mask, 1, {32})] == [32, 384]
@@ -46,7 +46,7 @@ def test_a_length_that_does_not_pay_has_no_graph():
 
 def test_odd_windows():
     mask = masks([5, 0, 33], 50)
-    mask[0, 40] = 1  # a token behind padding
+    mask[0, 40] = 1  # a token after padding
     lengths = {row: length for length, (row,) in squad_batches.make_batches(mask, 1, {64, 50, 32})}
     assert lengths == {0: 50, 1: 50, 2: 50}
     ((length, rows),) = squad_batches.make_batches(masks([7, 9], 20), 5, {})
@@ -55,7 +55,7 @@ def test_odd_windows():
 
 @pytest.fixture(scope="module")
 def data_set(tmp_path_factory):
-    """70 windows of 10 to 160 tokens in two parts; the last has the id of the first."""
+    """70 windows of 10 to 160 tokens in two parts; the last window repeats the id of the first."""
     folder = tmp_path_factory.mktemp("windows")
     features = write_squad_parts(folder, 70, parts=2, seq_length=SEQ_LENGTH, is_training=False)
     features[-1]["unique_ids"][:] = features[0]["unique_ids"]
@@ -72,9 +72,9 @@ def data_set(tmp_path_factory):
 
 
 def test_same_logits(data_set, monkeypatch):
-    """As those of all padding, at every token: in several goes, and with several graphs."""
+    """Compares each token's logits with those of fully padded batches, for several chunks and several graphs."""
     monkeypatch.setattr(squad_batches, "WINDOWS_AT_A_TIME", 40)
-    monkeypatch.setattr(squad_batches, "_TOKENS_OF_A_GRAPH", 100)
+    monkeypatch.setattr(squad_batches, "_TOKENS_PER_GRAPH", 100)
     config = bert_util.BertConfig(200, 64, 2, 2, 256, SEQ_LENGTH, 2, 0.1, 0.1)
     model = squad.BertForQuestionAnswering(config, bert_util.Initializer(PLACEMENT, 3))
     for parameter in model.parameters():

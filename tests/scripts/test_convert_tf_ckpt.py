@@ -90,10 +90,10 @@ def test_says_what_it_did(converted):
     parameters = sum(np.size(value) for name, value in values.items() if name != "global_step")
     moments = 2 * len(bert_variables_of())
     assert lines == [
-        f"converted {len(names)} variables ({moments} of them moments of Adam): {parameters:,} parameters, "
+        f"converted {len(names)} variables (including {moments} of Adam's moments): {parameters:,} parameters, "
         f"{4 * parameters:,} bytes, in {target}",
         "skipped global_step: the training step: a run from the snapshot starts its schedule at 0",
-        "flags that fit this model: --num_hidden_layers=2 --num_attention_heads=4 --hidden_size_per_head=4 "
+        "flags for this model: --num_hidden_layers=2 --num_attention_heads=4 --hidden_size_per_head=4 "
         "--vocab_size=50 --max_position_embeddings=24",
     ]
     assert result.stderr == ""
@@ -408,7 +408,7 @@ def test_other_models_are_refused(small_values, tmp_path):
     ("change", "message"),
     [
         ({"hidden_size": 32}, "has hidden_size 32, but the weights are of a model with 16"),
-        ({"num_attention_heads": 3}, "3 attention heads cannot share a hidden size of 16"),
+        ({"num_attention_heads": 3}, "hidden_size 16 is not a multiple of num_attention_heads 3"),
         ({"num_hidden_layers": "two"}, "num_hidden_layers is 'two'"),
         ({"num_hidden_layers": 10**15}, "num_hidden_layers is 1000000000000000"),
         ({"hidden_act": "relu"}, "hidden_act is 'relu'"),

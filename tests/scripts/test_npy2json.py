@@ -175,7 +175,7 @@ def test_results_that_do_not_fit_the_windows(tmp_path):
     repeated = RESULTS.copy()
     repeated["unique_id"][3] = repeated["unique_id"][4]
     unique = f"has {number} results but {number - 1} unique_ids (more than once: 1000000004)"
-    assert_rejected(tmp_path, repeated, unique, "predict anew")
+    assert_rejected(tmp_path, repeated, unique, "predict again")
     assert_rejected(tmp_path, np.append(RESULTS, RESULTS[4]), "more than once: 1000000004")
     more = RESULTS[:2].copy()
     more["unique_id"] += number

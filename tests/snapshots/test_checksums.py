@@ -1,4 +1,4 @@
-"""Checksums of snapshots: written beside every variable, carried along by cp -R, compared on load."""
+"""Tests checksums of snapshots: written beside each variable, copied by cp -R, compared on loading."""
 
 import hashlib
 import os
@@ -30,7 +30,7 @@ def write_snapshot(folder, **arrays):
 
 @pytest.fixture
 def some_snapshot(tmp_path):
-    """A snapshot of two variables, Adam's moments of one, and the train step."""
+    """A snapshot with two variables, Adam's moments of one, and the train step."""
     one = np.arange(12, dtype=np.float32).reshape(3, 4)
     arrays = {"one": one, "one-m": one + 1, "one-v": one + 2, "two": one * 2, STEP: np.array([7])}
     write_snapshot(tmp_path / "snapshot", **arrays)
@@ -38,14 +38,14 @@ def some_snapshot(tmp_path):
 
 
 def load(folder):
-    """All variables of a snapshot, checked."""
+    """Returns all variables of a snapshot, with checksums verified."""
     names = layout.variable_names(folder)
     digests = layout.read_checksums(folder, names)
     return {name: layout.read_variable(folder, name, digests=digests) for name in names}
 
 
 def merge(source, target):
-    """The tutorial's way to put one snapshot over another."""
+    """Copies one snapshot over another, like the tutorial."""
     subprocess.run(["cp", "-R", "--remove-destination", *source.iterdir(), target], check=True)
 
 
@@ -56,7 +56,7 @@ def flip_bit(path, bit=5):
 
 
 def forget_checksums(folder):
-    """Makes a snapshot one that another program, or an earlier version of this one, has written."""
+    """Turns a snapshot into one from an earlier version, without checksums."""
     for path in folder.glob("*/sha256"):
         path.unlink()
     (folder / "snapshot_done").write_bytes(b"")
@@ -121,7 +121,7 @@ def test_a_damaged_checksum(some_snapshot, content):
         (["file"], "give the folder of a snapshot, which holds a folder for each variable"),
     ],
 )
-def test_a_folder_that_is_no_snapshot(tmp_path, files, advice):
+def test_folder_without_a_snapshot(tmp_path, files, advice):
     for name in files:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
@@ -130,13 +130,13 @@ def test_a_folder_that_is_no_snapshot(tmp_path, files, advice):
     assert str(error.value) == f"{tmp_path}: not a complete snapshot: it has no file snapshot_done; {advice}"
 
 
-def test_the_prefix_of_a_checkpoint_is_no_snapshot(tmp_path):
+def test_prefix_of_a_checkpoint(tmp_path):
     (tmp_path / "bert_model.ckpt.index").touch()
     with pytest.raises(UserError, match="bert_model.ckpt: it is a TensorFlow checkpoint; convert it with"):
         layout.check_is_snapshot(tmp_path / "bert_model.ckpt")
 
 
-def test_no_checksum_but_a_folder_or_a_pipe(some_snapshot, monkeypatch):
+def test_checksum_that_is_a_folder_or_a_pipe(some_snapshot, monkeypatch):
     monkeypatch.setattr(input_files, "PIPE_SECONDS", 0.01)
     (some_snapshot / "two/sha256").unlink()
     os.mkfifo(some_snapshot / "two/sha256")
@@ -156,8 +156,8 @@ def test_a_damaged_list(some_snapshot, content):
         load(some_snapshot)
 
 
-def test_a_flipped_bit_in_what_a_moment_belongs_to(some_snapshot):
-    """It would have the moment passed over, as one of a variable that was replaced."""
+def test_flipped_bit_in_an_owner_file(some_snapshot):
+    """A damaged OWNER_FILE would make a moment look stale."""
     flip_bit(some_snapshot / "one-m/of")
     with pytest.raises(UserError, match="/one-v: its file of is not that of one-m, so one of them is damaged"):
         layout.check_owners(some_snapshot, layout.variable_names(some_snapshot))
@@ -175,7 +175,7 @@ def test_the_train_step_may_be_edited(some_snapshot):
 
 @pytest.mark.parametrize("source", ["of this version", "without sha256", "without checksums"])
 def test_a_merge(some_snapshot, tmp_path, source):
-    """What is copied over `one` leaves the old checksum there unless it has one of its own."""
+    """A variable without a checksum, copied over `one`, leaves the old checksum there."""
     other = tmp_path / "other"
     write_snapshot(other, one=np.full((3, 4), 9, np.float32))
     if source == "without sha256":
@@ -215,7 +215,7 @@ def test_a_merge_into_a_snapshot_without_checksums(some_snapshot, tmp_path):
 def test_verify_snapshot(some_snapshot):
     result = run_in_process(verify_snapshot.main, "verify_snapshot.py", some_snapshot)
     assert (result.returncode, result.stderr) == (0, "")
-    assert result.stdout == f"{some_snapshot}: 5 variables, of which 4 have a checksum, and nothing wrong\n"
+    assert result.stdout == f"{some_snapshot}: 5 variables, of which 4 have a checksum: no damage found\n"
     flip_bit(some_snapshot / "one/out")
     os.truncate(some_snapshot / "two/out", 1)
     (some_snapshot / "one-m/meta").unlink()
@@ -229,7 +229,7 @@ def test_verify_snapshot(some_snapshot):
     ]
 
 
-def test_verify_snapshot_prints_no_name_that_a_terminal_obeys(some_snapshot):
+def test_verify_snapshot_escapes_control_characters(some_snapshot):
     (some_snapshot / "a\n\x1b[2Jb").mkdir()
     (some_snapshot / "a\n\x1b[2Jb" / "meta").write_text("?")
     result = run_in_process(verify_snapshot.main, "verify_snapshot.py", some_snapshot)
@@ -237,7 +237,7 @@ def test_verify_snapshot_prints_no_name_that_a_terminal_obeys(some_snapshot):
     assert result.stdout.count("\n") == 1 and "\x1b" not in result.stdout
 
 
-def test_verify_snapshot_of_no_snapshot(tmp_path):
+def test_verify_snapshot_without_a_snapshot(tmp_path):
     assert_fails_with_one_line(run("tools/verify_snapshot.py", tmp_path), tmp_path, "snapshot_done")
 
 
@@ -246,8 +246,8 @@ def squad(script, folder, **flags):
     return run(script, **tiny, batch_size_per_device=2, **flags)
 
 
-def test_the_tutorials_merge(tmp_path):
-    """An initialised SQuAD model, other weights over it, the step zeroed; then a bit flips."""
+def test_merge_of_the_tutorial(tmp_path):
+    """Initialises a SQuAD model, copies other weights over it and zeroes the step; then flips a bit."""
     write_squad_parts(tmp_path, 4)
     for name in ("initial", "other"):
         flags = {"model_save_dir": tmp_path / name, "save_last_snapshot": True, "seed": len(name)}

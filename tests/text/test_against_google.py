@@ -33,15 +33,17 @@ def assert_same(found, expected):
 
 
 def take_probabilities(output):
-    """(the output without the probabilities of its answers, these): their last bit is that of the C library's exp,
-    which is another on processors without fused multiply-add."""
+    """Splits the output into (output without probabilities, probabilities).
+
+    The last bit of a probability depends on the C library's exp and on the processor's fused multiply-add.
+    """
     text = output.pop("nbest_predictions.json", b"")
     rest = output | {"nbest_predictions.json": PROBABILITY.sub(b"", text)}
     return rest, [float(number) for number in PROBABILITY.findall(text)]
 
 
 @pytest.mark.parametrize("name", sorted(RECORDED))
-def test_what_google_made(tmp_path, name):
+def test_recorded_outputs(tmp_path, name):
     expected = dict(RECORDED[name])
     case = Case(**json.loads(expected.pop("case")))
     write_case(case, tmp_path)

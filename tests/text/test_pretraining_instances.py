@@ -1,4 +1,4 @@
-"""pretraining_instances.py: what holds for every instance, and its chances against the plain reference."""
+"""Tests text/pretraining_instances.py: invariants of each instance, and distributions against a simple reference."""
 
 import itertools
 import random
@@ -25,7 +25,7 @@ FIRST_TEXT_ID = 10
 
 
 def numbered_documents(lengths):
-    """Documents from their sentences' lengths, in which every token has an id of its own: FIRST_TEXT_ID, + 1, ..."""
+    """Returns Documents with sentences of the given lengths and unique token ids: FIRST_TEXT_ID, + 1, ..."""
     sentence_starts = [0, *itertools.accumulate(itertools.chain(*lengths))]
     document_starts = [0, *itertools.accumulate(map(len, lengths))]
     ids = np.arange(sentence_starts[-1], dtype=np.int32) + FIRST_TEXT_ID
@@ -33,14 +33,14 @@ def numbered_documents(lengths):
 
 
 def numbered_pieces(documents, continuation_share=0.0, seed=0):
-    """Pieces for `numbered_documents`, a share of them ##continuations, and 5 more for random replacement."""
+    """Returns Pieces for `numbered_documents`, a share of them ##continuations, and 5 more for random replacement."""
     number = FIRST_TEXT_ID + len(documents.ids) + 5
     is_continuation = np.random.default_rng(seed).random(number) < continuation_share
     return Pieces(PADDING, CLASSIFIER, SEPARATOR, MASK, np.arange(number - 5, number), is_continuation)
 
 
 def make_all(documents, pieces, passes=1, seed=0, **options):
-    """The pairs, and the features of all instances, of all documents."""
+    """Returns the pairs and features of all instances of all documents."""
     options = {
         "max_seq_length": 32,
         "max_predictions_per_seq": 5,
@@ -61,13 +61,13 @@ def make_all(documents, pieces, passes=1, seed=0, **options):
 
 
 def rows(features):
-    """The features instance by instance, as objects with lists."""
+    """Yields the features of each instance, as an object with lists."""
     for index in range(len(features["input_ids"])):
         yield SimpleNamespace(**{name: values[index].tolist() for name, values in features.items()})
 
 
 def restored(row):
-    """The tokens of an instance as they were before masking."""
+    """Returns the tokens of an instance before masking."""
     tokens = list(row.input_ids)
     for position, label, weight in zip(row.masked_lm_positions, row.masked_lm_ids, row.masked_lm_weights, strict=False):
         if weight:
@@ -145,8 +145,8 @@ def test_every_instance(lengths, seq_length, predictions, masked_lm_prob, short_
         if whole_words:
             assert count <= wanted
             for position in range(1, length - 1):
-                goes_on = pieces.is_continuation[tokens[position]] and position not in (1, b_column)
-                if goes_on and position != b_column - 1:
+                continues_word = pieces.is_continuation[tokens[position]] and position not in (1, b_column)
+                if continues_word and position != b_column - 1:
                     assert (position in positions) == (position - 1 in positions), "half a word is masked"
         else:
             assert count == min(wanted, length - 3)
@@ -157,7 +157,7 @@ def test_every_instance(lengths, seq_length, predictions, masked_lm_prob, short_
 
 
 def test_every_sentence_is_used():
-    # Sentences that fit without truncation: each is in an A or in the B that really follows.
+    # Without truncation, each sentence is in an A or in a B that follows it in the text.
     documents = numbered_documents([[3, 4, 2, 5, 1, 6, 2]] * 20)
     pairs, _ = make_all(documents, numbered_pieces(documents), short_seq_prob=0.0, max_seq_length=128)
     used = set()
@@ -169,7 +169,7 @@ def test_every_sentence_is_used():
     assert used == set(range(len(documents.ids)))
 
 
-def test_truncated_lengths_are_those_of_removing_token_by_token():
+def test_truncated_lengths_equal_removing_token_by_token():
     for limit in range(2, 16):
         for a_length in range(1, 40):
             for b_length in range(1, 40):
@@ -179,18 +179,18 @@ def test_truncated_lengths_are_those_of_removing_token_by_token():
 
 
 def test_tokens_are_removed_at_either_end():
-    # One sentence of 10 tokens in each document, room for 2 + 2: 8 of each go, front or back with equal chance.
+    # One sentence of 10 tokens in each document, room for 2 + 2: 8 of each are dropped, from front or back.
     documents = numbered_documents([[10]] * 2000)
     pairs, _ = make_all(documents, numbered_pieces(documents), short_seq_prob=0.0, max_seq_length=7)
     removed = np.array([a_start % 10 for a_start, *_ in pairs])
     expected = np.array([1, 8, 28, 56, 70, 56, 28, 8, 1]) / 256 * len(removed)
     observed = np.bincount(removed, minlength=9)
-    # Chi square with 8 degrees of freedom: above 26.1 in one of 1000 seeds.
+    # Chi-square with 8 degrees of freedom exceeds 26.1 for one seed in 1000.
     assert ((observed - expected) ** 2 / expected).sum() < 26.1
 
 
 def test_half_of_the_next_sentences_are_random():
-    # Long documents of short sentences: a chunk of one sentence, whose next is always random, hardly occurs.
+    # With long documents of short sentences, a chunk of one sentence, whose next is always random, is rare.
     documents = numbered_documents([[5] * 2000] * 10)
     pairs, _ = make_all(documents, numbered_pieces(documents), passes=3, short_seq_prob=0.0, max_seq_length=64)
     share = np.mean([pair[4] for pair in pairs])
@@ -215,13 +215,13 @@ def test_shares_of_masking():
     for kind, share in [("mask", 0.8), ("same", 0.1), ("other", 0.1)]:
         deviation = (share * (1 - share) / len(kinds)) ** 0.5
         assert abs(kinds.count(kind) / len(kinds) - share) < 4 * deviation, kind
-    # No place in the text is favoured but for the separator, which lies anywhere.
+    # All positions are equally likely, except for the separator, which varies.
     counts = np.bincount(positions, minlength=64)[[*range(1, 10), *range(54, 63)]]
     assert counts.std() < 4 * counts.mean() ** 0.5
 
 
 @pytest.mark.parametrize("whole_words", [False, True])
-def test_chances_of_words_are_those_of_visiting_them_in_all_orders(whole_words):
+def test_probabilities_of_words_equal_those_of_random_orders(whole_words):
     # Words of 1, 2, 1, 3 and 1 pieces, room for 4.
     sizes = [1, 2, 1, 3, 1] if whole_words else [1] * 8
     room = 4
@@ -257,7 +257,7 @@ VOCAB = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghij", *("##" + l
     "sentence_lengths, seq_length, short_seq_prob, whole_words",
     [((5, 30), 128, 0.1, False), ((1, 6), 24, 0.5, True), ((10, 60), 40, 0.1, False)],
 )
-def test_distribution_of_instances_is_the_reference_s(sentence_lengths, seq_length, short_seq_prob, whole_words):
+def test_distribution_of_instances_equals_the_reference(sentence_lengths, seq_length, short_seq_prob, whole_words):
     rng = random.Random(11)
     texts = [
         [[rng.choice(VOCAB[5:]) for _ in range(rng.randint(*sentence_lengths))] for _ in range(rng.randint(1, 25))]
@@ -290,7 +290,7 @@ def test_distribution_of_instances_is_the_reference_s(sentence_lengths, seq_leng
         ]
         observed.append(describe_features(pairs, features))
         expected.append(describe_reference(instances))
-    # The instances of a document hang together, those of different passes do not.
+    # Instances of one document are correlated; those of different passes are independent.
     for name in observed[0]:
         for power in (0, 1, 2):
             first = np.array([np.sum(np.array(one[name], dtype=float) ** power) for one in observed])
@@ -300,7 +300,7 @@ def test_distribution_of_instances_is_the_reference_s(sentence_lengths, seq_leng
 
 
 def describe_features(pairs, features):
-    """Some numbers of every instance, name -> list."""
+    """Returns statistics of each instance: name -> list."""
     return {
         "length of A": [pair[1] for pair in pairs],
         "length of B": [pair[3] for pair in pairs],
@@ -313,7 +313,7 @@ def describe_features(pairs, features):
 
 
 def describe_reference(instances):
-    """The same of the reference's instances."""
+    """Returns the same statistics of the reference's instances."""
     return {
         "length of A": [len(instance.a) for instance in instances],
         "length of B": [len(instance.b) for instance in instances],

@@ -1,4 +1,4 @@
-"""dataset/squad: the project's own questions, and the way from them to a score with a model that knows the answers."""
+"""Tests dataset/squad: the questions themselves, and that perfect logits score 100."""
 
 import json
 
@@ -14,7 +14,7 @@ FILES = ["train-v1.1.json", "dev-v1.1.json"]
 
 
 def read_questions(name):
-    """(context, question) pairs of a file."""
+    """Returns the (context, question) pairs of a file."""
     content = json.loads((ROOT / "dataset/squad" / name).read_text(encoding="utf-8"))
     assert content["version"] == "1.1"
     paragraphs = [paragraph for article in content["data"] for paragraph in article["paragraphs"]]
@@ -44,7 +44,7 @@ def test_right_logits_score_100(tmp_path, name):
         assert result.returncode == 0, result.stderr
     training, prediction = read_records(tmp_path / "train"), read_records(tmp_path / "eval")
     questions = read_questions(name)
-    # Most contexts fit one window, some need several.
+    # Most contexts fit into one window, some need several.
     assert len(questions) < len(prediction) == len(training) < 2 * len(questions)
 
     results = np.zeros(len(prediction), result_dtype(128))

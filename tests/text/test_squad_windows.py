@@ -1,4 +1,4 @@
-"""text/squad_windows.py and tools/create_squad_data.py against the plain implementation in reference_squad.py."""
+"""Tests text/squad_windows.py and tools/create_squad_data.py against the implementation in reference_squad.py."""
 
 import json
 import random
@@ -24,7 +24,7 @@ from text.tokenization import Tokenizer
 
 SCRIPT = "tools/create_squad_data.py"
 TOKENIZER = Tokenizer(hard_text.VOCAB, do_lower_case=True)
-# So narrow that contexts of hard text need many windows.
+# Narrow windows: contexts of hard text need many.
 LIMITS = {"max_seq_length": 24, "doc_stride": 5, "max_query_length": 6}
 
 
@@ -54,7 +54,7 @@ def expected_records(content, vocab, is_training, version_2=False, do_lower_case
 
 
 def make_records(content, **flags):
-    """The records that create_squad_data.py makes of `content`, run within this process; [] if there are none."""
+    """Returns the records that create_squad_data.py, run within this process, makes from `content`; [] if none."""
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         flags = {**write_inputs(folder, content), "output_dir": folder / "parts", **flags}
@@ -124,7 +124,7 @@ def test_question_of_more_than_64_pieces():
 @pytest.mark.parametrize(
     "context, answer, expected",
     [
-        # The examples with which google-research/bert explains itself: 1895 is a piece of its own, Japan is not.
+        # The examples in google-research/bert's comments: 1895 is a piece of its own, Japan is not.
         ("The leader was John Smith (1895-1943).", "1895", "1895"),
         ("The house electronics industry", "hous", "house"),
         ("The old house", "The", "the"),
@@ -135,7 +135,7 @@ def test_question_of_more_than_64_pieces():
         ("old\u202fhouse a\u00a0b", "house", "house"),
     ],
 )
-def test_answers_end_where_pieces_do(context, answer, expected):
+def test_answers_are_narrowed_to_pieces(context, answer, expected):
     entry = {"answers": [{"text": answer, "answer_start": context.index(answer)}]}
     document = squad_windows.tokenize_document(context, TOKENIZER)
     question = squad_file.Question("id", "?", "here", entry)
@@ -156,14 +156,14 @@ def test_answers_end_where_pieces_do(context, answer, expected):
         (" \t ", "", 1),
     ],
 )
-def test_answers_that_are_not_there_are_left_out_and_counted(tmp_path, context, answer, start):
+def test_questions_whose_answer_is_not_found_are_skipped(tmp_path, context, answer, start):
     content = one_paragraph("The old house", ("?", "old", 4))
     content["data"] += one_paragraph(context, ("?", answer, start))["data"]
     flags = write_inputs(tmp_path, content)
     result = run(SCRIPT, output_dir=tmp_path / "parts", is_training=True, **flags)
     assert result.returncode == 0
-    assert result.stderr.startswith("create_squad_data.py: warning: 1 of 2 questions left out")
-    assert result.stderr.endswith("answer_start says: q0\n")
+    assert result.stderr.startswith("create_squad_data.py: warning: skipped 1 of 2 questions whose answer")
+    assert result.stderr.endswith(" at answer_start: q0\n")
     assert len(read_records(tmp_path / "parts")) == 1
 
 
@@ -171,9 +171,9 @@ def test_windows():
     assert squad_windows.make_windows(0, 10, 3) == []
     assert squad_windows.make_windows(10, 10, 3) == [(0, 10)]
     assert squad_windows.make_windows(11, 10, 3) == [(0, 10), (3, 8)]
-    # A stride longer than the windows leaves nothing out.
+    # A stride longer than the windows skips no pieces.
     assert squad_windows.make_windows(25, 10, 100) == [(0, 10), (10, 10), (20, 5)]
-    # "bought" is seen best by the last of the windows in run_squad.py's explanation.
+    # In run_squad.py's example the last window has the maximum context of "bought".
     words = "the man went to the store and bought a gallon of milk".split()
     windows = [squad_windows.Window(0, 5), squad_windows.Window(3, 5), squad_windows.Window(6, 5)]
     assert squad_windows.windows_of_maximum_context(windows)[words.index("bought")] == 2
@@ -200,14 +200,14 @@ def test_parts_are_contiguous_blocks(tmp_path):
     assert [record["unique_ids"] for record in records] == [[1000000000 + number] for number in range(11)]
     assert set(records[0]) == {"unique_ids", "input_ids", "input_mask", "segment_ids"}
 
-    # The same again with fewer parts leaves none of the first ones.
+    # Overwriting with fewer parts removes the earlier ones.
     again = {"output_dir": tmp_path / "parts", "is_training": False, "part_num": 2, **flags}
     assert_fails_with_one_line(run(SCRIPT, **again), "exists already", "--overwrite")
     assert run(SCRIPT, **again, overwrite=True).returncode == 0
     assert read_records(tmp_path / "parts") == records
 
 
-def test_shuffled_as_google_does_and_only_then():
+def test_shuffle_equals_googles():
     content = one_paragraph("The old house", *[("what " + "x" * number, "old", 4) for number in range(30)])
     limits = {"max_seq_length": 64, "doc_stride": 5, "max_query_length": 40}
     plain = make_records(content, is_training=True, **limits)
@@ -217,7 +217,7 @@ def test_shuffled_as_google_does_and_only_then():
 
 
 @pytest.mark.parametrize("flags", [{}, {"version_2_with_negative": True}])
-def test_questions_of_version_2_without_an_answer_point_at_cls(tmp_path, flags):
+def test_impossible_questions_of_version_2_point_at_cls(tmp_path, flags):
     content = one_paragraph("The old house", ("?", "old", 4), ("?", "house", 8))
     possible, impossible = content["data"][0]["paragraphs"][0]["qas"]
     possible["is_impossible"], impossible["is_impossible"] = False, True
@@ -245,23 +245,23 @@ def test_answers_without_text_are_counted(tmp_path):
     flags = {"output_dir": tmp_path / "parts", "is_training": True, **write_inputs(tmp_path, content)}
     result = run_in_process(create_squad_data.main, SCRIPT, **flags)
     assert result.returncode == 0
-    assert "warning: 2 of 3 questions have an answer without text, and are trained on some word" in result.stderr
+    assert "warning: 2 of 3 questions have an answer without text and train on some word" in result.stderr
     assert len(read_records(tmp_path / "parts")) == 3
 
 
-def test_text_that_the_vocabulary_lacks_is_told_with_its_characters(tmp_path):
+def test_warning_lists_characters_missing_from_the_vocabulary(tmp_path):
     content = one_paragraph("The ก house", ("กข?", "house", 6))
     flags = {"output_dir": tmp_path / "parts", "is_training": False, **write_inputs(tmp_path, content)}
     result = run_in_process(create_squad_data.main, SCRIPT, **flags)
     assert result.stdout.splitlines()[-1] == "[UNK]: 40.00% of 5 pieces"
-    assert "40% of the pieces of the text are [UNK], for these characters most often: ก ข;" in result.stderr
+    assert "40% of the pieces of the text are [UNK], most often because of ก ข;" in result.stderr
 
 
 GOOD = one_paragraph("The old house", ("?", "old", 4))
 
 
 def changed(path, value):
-    """GOOD with the value at `path`, a list of keys, replaced, or removed if it is `...`."""
+    """Returns GOOD with the value at `path`, a list of keys, replaced, or removed if `value` is `...`."""
     content = json.loads(json.dumps(GOOD))
     place = content
     for key in path[:-1]:
@@ -308,7 +308,7 @@ ANSWER = [*QUESTION, "answers", 0]
         (changed([*ANSWER, "answer_start"], "4"), ["answers[0]: answer_start should be a whole number"]),
         (changed([*ANSWER, "answer_start"], True), ["answers[0]: answer_start should be a whole number, not true"]),
         (changed([*ANSWER, "answer_start"], 4.0), ["answers[0]: answer_start should be a whole number"]),
-        (changed(["data"], []), ["makes no record: it has no question"]),
+        (changed(["data"], []), ["makes no record: no question has a context"]),
     ],
 )
 def test_hostile_json_gets_one_line(tmp_path, content, fragments):
@@ -350,10 +350,10 @@ def test_is_training_has_no_default(tmp_path):
     assert_fails_with_one_line(result, "--is_training")
 
 
-def test_two_questions_of_one_id(tmp_path):
+def test_repeated_question_id(tmp_path):
     content = one_paragraph("The old house", ("?", "old", 4), ("who?", "The", 0))
     content["data"][0]["paragraphs"][0]["qas"][1]["id"] = "q0"
     flags = {"output_dir": tmp_path / "parts", **write_inputs(tmp_path, content)}
     assert_fails_with_one_line(run(SCRIPT, is_training=False, **flags), "qas[0]", "qas[1]", "same id", "'q0'")
-    # Training records carry no ids.
+    # Training records have no ids.
     assert run(SCRIPT, is_training=True, **flags).returncode == 0

@@ -1,4 +1,4 @@
-"""text/tokenization.py against the plain implementation in reference_squad.py, on hard text."""
+"""Tests text/tokenization.py against the simple implementation in reference_squad.py, on hard text."""
 
 import sys
 
@@ -16,7 +16,7 @@ from text.tokenization import Tokenizer, check_case, read_pieces, read_vocab, sp
 def test_every_character_alone_and_within_a_word(do_lower_case):
     for code_point in range(sys.maxunicode + 1):
         character = chr(code_point)
-        # The reference takes 20 microseconds a character; one of eight of the planes beyond the first will do.
+        # The reference takes 20 microseconds per character: elsewhere, test one character in eight.
         if code_point < 0x3000 or 0xA000 <= code_point < 0xAC00 or code_point % 8 == 0:
             text = character + "A" + character
             assert split_words(text, do_lower_case) == reference_squad.split_words(text, do_lower_case), hex(code_point)
@@ -28,7 +28,7 @@ def test_pieces_of_hard_text(text, do_lower_case):
     tokenizer = Tokenizer(hard_text.VOCAB, do_lower_case)
     expected = reference_squad.tokenize(text, hard_text.VOCAB, do_lower_case)
     assert tokenizer.tokenize(text) == expected
-    assert tokenizer.tokenize(text) == expected, "the remembered pieces differ"
+    assert tokenizer.tokenize(text) == expected, "the cached pieces differ"
 
 
 @settings(max_examples=400, deadline=None)
@@ -55,13 +55,12 @@ def test_words_as_published():
 
 def test_vocabulary_file(tmp_path):
     path = tmp_path / "vocab.txt"
-    # A byte order mark, line ends of Windows, blanks around a piece, other line separators within one, an empty line, a
-    # repeated piece.
+    # A byte order mark, a Windows line end, white space around a piece, U+2028 within one, an empty line, no line end.
     path.write_bytes("\ufeff[PAD]\r\n  [CLS]\t\n[SEP]\na\u2028b\n\n[UNK]".encode())
     assert read_vocab(path) == {"[PAD]": 0, "[UNK]": 5, "[CLS]": 1, "[SEP]": 2, "a\u2028b": 3}
 
 
-def test_empty_lines_of_a_vocabulary_are_no_pieces(tmp_path):
+def test_empty_lines_of_a_vocabulary(tmp_path):
     path = tmp_path / "vocab.txt"
     path.write_bytes(b"[UNK]\n[CLS]\n\n[SEP]\na\n\n \r\n\n")
     assert read_pieces(path) == ["[UNK]", "[CLS]", "", "[SEP]", "a"]
@@ -76,7 +75,7 @@ def test_empty_lines_of_a_vocabulary_are_no_pieces(tmp_path):
         (b"[UNK]\n\xff\n", "not UTF-8"),
     ],
 )
-def test_what_is_no_vocabulary(tmp_path, content, fragment):
+def test_invalid_vocabulary(tmp_path, content, fragment):
     path = tmp_path / "vocab.txt"
     path.write_bytes(content)
     with pytest.raises(UserError, match=str(path)) as error:
@@ -84,14 +83,14 @@ def test_what_is_no_vocabulary(tmp_path, content, fragment):
     assert fragment in str(error.value)
 
 
-def test_vocabulary_that_cannot_be_read(tmp_path):
+def test_unreadable_vocabulary(tmp_path):
     for path in (tmp_path / "none.txt", tmp_path):
         with pytest.raises(UserError, match=f"vocab_file.*{path}"):
             read_vocab(path)
 
 
 class TestCase:
-    """A --do_lower_case that is not the vocabulary's is nearly always a mistake, and the model then half blind."""
+    """A --do_lower_case that does not fit the vocabulary is usually a mistake and makes predictions bad."""
 
     CASED = {"[UNK]": 0, "The": 1, "old": 2, "Zoë": 3}
     UNCASED = {"[UNK]": 0, "the": 1, "old": 2, "中": 3}
@@ -115,14 +114,14 @@ class TestCase:
 
     def test_composed_syllables(self, capsys):
         text = self.warning(capsys, self.KOREAN, True)
-        assert "67% of the pieces, 등 say, have letters that --do_lower_case=True takes apart" in text
-        assert text.endswith("so no text has them; give --do_lower_case=False\n")
-        assert self.warning(capsys, self.KOREAN, False) == "", "a script without capitals is no uncased vocabulary"
+        assert "67% of the pieces, such as 등, have letters that --do_lower_case=True decomposes" in text
+        assert text.endswith("strips of accents; give --do_lower_case=False\n")
+        assert self.warning(capsys, self.KOREAN, False) == "", "a script without capitals is not an uncased vocabulary"
 
     def test_small_letters_with_accents(self, capsys):
         text = self.warning(capsys, {"[UNK]": 0, "möchte": 1, "bären": 2, "und": 3}, True)
-        assert "give --do_lower_case=False and text in lower case" in text
+        assert "give --do_lower_case=False and lower-case text" in text
         assert self.warning(capsys, {"[UNK]": 0, "möchte": 1, "Bären": 2, "und": 3}, False) == ""
 
-    def test_a_few_capitals_are_no_cased_vocabulary(self, capsys):
+    def test_a_few_capitals_do_not_make_a_cased_vocabulary(self, capsys):
         assert self.warning(capsys, {**{f"piece{index}": index for index in range(99)}, "A": 99}, True) == ""

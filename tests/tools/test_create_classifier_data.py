@@ -1,4 +1,4 @@
-"""create_classifier_data.py: GLUE's files and one's own, and what is wrong with them, a line each."""
+"""Tests tools/create_classifier_data.py: GLUE files, users' own files, and one-line errors for bad ones."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from text.classification import TASKS
 
 VOCAB = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "b", "c", "d", "e", "##x", ".", "?"]
 
-# A line of each kind that GLUE's files have, columns as they are downloaded.
+# Lines in the published format of each GLUE task.
 MNLI_TRAIN = [
     "index", "promptID", "pairID", "genre", "sentence1_binary_parse", "sentence2_binary_parse", "sentence1_parse",
     "sentence2_parse", "sentence1", "sentence2", "label1", "gold_label",
@@ -97,7 +97,7 @@ GLUE = {
 
 
 def create(folder, text, name="input.tsv", output="records", **flags):
-    """Runs the tool on a file with that text (or those bytes)."""
+    """Runs the tool on a file with the given text or bytes."""
     (folder / "vocab.txt").write_text("\n".join(VOCAB) + "\n")
     (folder / name).write_bytes(text if isinstance(text, bytes) else text.encode())
     settings = {"vocab_file": folder / "vocab.txt", "output_dir": folder / output, "max_seq_length": 8, **flags}
@@ -107,7 +107,7 @@ def create(folder, text, name="input.tsv", output="records", **flags):
 
 
 def records_in(folder):
-    """(The texts of both sentences with a blank between pieces, the label) of the records."""
+    """Returns (both sentences with spaces between pieces, label) of each record."""
     found = []
     for _, features in ofrecord.read(folder / "part-0"):
         assert {name: len(values) for name, values in features.items()} == {
@@ -138,7 +138,7 @@ def test_files_of_glue(tmp_path, task):
     if training:
         result = create(tmp_path, training, task_name=task)
         assert result.returncode == 0, result.stderr
-        assert ("left out" in result.stderr) == (task in ("qqp", "mnli"))
+        assert ("skipped" in result.stderr) == (task in ("qqp", "mnli"))
         of_label = {label: index for index, label in enumerate(labels)} if labels else {5.0: 5.0, 0.25: 0.25}
         assert records_in(tmp_path / "records") == [expected(a, b, of_label[label]) for a, b, label in examples]
         described = json.loads((tmp_path / "records/records.json").read_text())
@@ -156,7 +156,7 @@ def test_files_of_glue(tmp_path, task):
     assert (tmp_path / "test/labels.txt").exists() == (labels is not None)
 
 
-def test_matched_and_mismatched_have_more_columns(tmp_path):
+def test_mnli_dev_sets_have_more_columns(tmp_path):
     row = ("0", *"abcdefg", "a", "b", *"vwxyz", "neutral")
     other = ("1", *"abcdefg", "c", "d", *"vwxyz", "contradiction")
     assert create(tmp_path, lines(MNLI_DEV, row, other), task_name="MNLI").returncode == 0
@@ -181,10 +181,10 @@ OWN = lines(("id", "text", "class"), ("1", "a b", "10"), ("2", "c", "9"), ("3", 
         ("a b,10\nc,9\nd,9\n", {"name": "f.CSV", "quoted": False}),
     ],
 )  # fmt: skip
-def test_files_of_ones_own(tmp_path, text, flags):
+def test_own_files(tmp_path, text, flags):
     result = create(tmp_path, text, **flags)
     assert result.returncode == 0, result.stderr
-    # Numbers in the order of their values.
+    # Numeric labels are sorted by value.
     assert (tmp_path / "records/labels.txt").read_text() == "9\n10\n"
     assert records_in(tmp_path / "records") == [
         expected("a b", None, 1),
@@ -193,10 +193,10 @@ def test_files_of_ones_own(tmp_path, text, flags):
     ]
 
 
-def test_pairs_are_truncated_as_googles(tmp_path):
+def test_pairs_are_truncated_like_googles(tmp_path):
     text = lines(("a a a a", "b b b b b b", "x"), ("a a a a a a a", "b", "y"), ("a", "b b", "y"), ("a", "b b", "x"))
     result = create(tmp_path, text, text_column=1, text_b_column=2, label_column=3)
-    assert "2 of 4 are cut to --max_seq_length=8" in result.stdout
+    assert "2 of 4 examples are truncated to --max_seq_length=8" in result.stdout
     assert records_in(tmp_path / "records") == [
         expected("a a a", "b b", 0), expected("a a a a", "b", 1), expected("a", "b b", 1),
         expected("a", "b b", 0),
@@ -225,35 +225,35 @@ GOOD = lines(("a", "x"), ("b", "y"), ("c", "x"), ("d", "y"))
         (lines(("a", "x"), ("b", "y", "z"), ("c", "x")), {}, ["line 2: has 3 columns, the first line 2"]),
         (lines(("a", "x"), ("b",), ("c", "x")), {}, ["line 2: has 1 columns"]),
         (lines(("a", "x"), (" ", "y"), ("c", "x")), {}, ["line 2: an empty sentence"]),
-        (lines(("a", "x"), ("\u200b", "y"), ("c", "x")), {}, ["line 2: the sentence has no character"]),
-        (lines(("text", "class")) + GOOD, {}, ["line 1: its label, 'class'", "header", "--header=False"]),
-        (lines(("text", "class"), ("a", "1"), ("b", "0")), {}, ["line 1: its label, 'class'"]),
+        (lines(("a", "x"), ("\u200b", "y"), ("c", "x")), {}, ["line 2: the sentence has no visible character"]),
+        (lines(("text", "class")) + GOOD, {}, ["line 1: no other line has its label, 'class'", "--header=False"]),
+        (lines(("text", "class"), ("a", "1"), ("b", "0")), {}, ["line 1: no other line has its label, 'class'"]),
         (GOOD + lines(("e", "3")), {}, ["labels of two types: 'x' in line 1, the number 3 in line 5"]),
-        (GOOD + lines(("e", "nan")), {}, ["line 5: nan is no label"]),
+        (GOOD + lines(("e", "nan")), {}, ["line 5: nan is not a label"]),
         (GOOD + lines(("e", "")), {}, ["line 5: has no label"]),
         (GOOD.replace("y", "x"), {}, ["all lines have the label 'x'"]),
         (lines(("a", "1.5"), ("b", "2"), ("c", "1.5"), ("d", "2")), {}, ["line 1: the label 1.5", "--regression"]),
-        (lines(("a", "1.0"), ("b", "2"), ("c", "1"), ("d", "2")), {}, ["line 3: the label 1 is 1.0 in line 1"]),
-        (lines(*((f"a {i}", f"a {i}") for i in range(4))), {}, ["each of the 4 lines has another label"]),
-        (lines(("a", "1"), ("b", "nan")), {"regression": True}, ["line 2: 'nan' is no score"]),
-        (lines(("a", "1"), ("b", "good")), {"regression": True}, ["line 2: 'good' is no score"]),
+        (lines(("a", "1.0"), ("b", "2"), ("c", "1"), ("d", "2")), {}, ["line 3: the label 1 is written 1.0 in line 1"]),
+        (lines(*((f"a {i}", f"a {i}") for i in range(4))), {}, ["all 4 lines have different labels"]),
+        (lines(("a", "1"), ("b", "nan")), {"regression": True}, ["line 2: 'nan' is not a score"]),
+        (lines(("a", "1"), ("b", "good")), {"regression": True}, ["line 2: 'good' is not a score"]),
         (lines(("a", "1", "2")), {}, ["has 3 columns, 'a', '1', '2' in its first line", "--text_column"]),
         (OWN, {"text_column": "sentence"}, ["has no column sentence", "'id', 'text', 'class'"]),
         (OWN, {"text_column": 4}, ["has no column 4, but 3"]),
-        (lines(("text", "text", "class"), ("a", "b", "x")), BY_NAME, ["several columns text"]),
+        (lines(("text", "text", "class"), ("a", "b", "x")), BY_NAME, ["several columns named text"]),
         (lines(("text", "class")), BY_NAME, ["has a header, but no line"]),
         ('a,"x\nb,y\n', {"name": "f.csv"}, ["line 1: unexpected end of data", "--quoted=False"]),
         ("", {}, ["is empty"]),
         (b"a\tx\nb\xff\ty\n", {}, ["not UTF-8"]),
         (OWN, {"task_name": "qqp"}, ["not a file of --task_name=qqp", "question1 and question2"]),
         (lines(("index", "sentence1", "sentence2", "label"), ("0", "a", "b")), {"task_name": "rte"}, ["line 2: has 3"]),
-        (GOOD, {"labels_file": "labels.txt"}, ["line 2: the label 'y' is none of", "x, z"]),
+        (GOOD, {"labels_file": "labels.txt"}, ["line 2: the label 'y' is not in", "x, z"]),
         (lines(("text", "class")) + GOOD, {"labels_file": "labels.txt", "header": False}, ["line 1:", "header?"]),
         (GOOD, {"part_num": 5}, ["makes only 4 records"]),
         (GOOD, {"label_column": 2}, ["--label_column needs --text_column"]),
         (GOOD, {"max_seq_length": 4}, ["at least 5"]),
         (GOOD, {"task_name": "sts-b", "labels_file": "labels.txt"}, ["scores have no list of labels"]),
-        (GOOD, {"task_name": "rte", "quoted": True}, ["for files of one's own"]),
+        (GOOD, {"task_name": "rte", "quoted": True}, ["for your own files"]),
     ],
 )  # fmt: skip
 def test_bad_input_is_one_line(tmp_path, monkeypatch, text, flags, fragments):
@@ -265,30 +265,30 @@ def test_bad_input_is_one_line(tmp_path, monkeypatch, text, flags, fragments):
 
 @pytest.mark.parametrize(
     ("text", "fragment"),
-    [("", "has no label"), ("x\n\ny\n", "line 2: is empty"), ("x\ny\nx\n", "line 3: 'x' is line 1")],
+    [("", "has no label"), ("x\n\ny\n", "line 2: is empty"), ("x\ny\nx\n", "line 3: repeats the label 'x' of line 1")],
 )
 def test_bad_lists_of_labels(tmp_path, text, fragment):
     (tmp_path / "labels.txt").write_text(text)
     assert_fails_with_one_line(create(tmp_path, GOOD, labels_file=tmp_path / "labels.txt"), "labels.txt: ", fragment)
 
 
-def test_what_may_not_be_meant_is_told(tmp_path):
+def test_warnings_and_notices(tmp_path):
     result = create(tmp_path, lines(('"a"', "Yes"), ("b", "yes"), ("c", "Yes"), ("d", "yes")))
     assert result.returncode == 0
-    assert "1 sentences stand in quotation marks, line 1 first" in result.stderr
+    assert "1 sentences are in quotation marks, first line 1" in result.stderr
     assert "differ only in upper and lower case" in result.stdout
 
 
 @pytest.mark.skipif("BERT_REPO" not in os.environ, reason="BERT_REPO names no checkout of google-research/bert")
 @pytest.mark.parametrize("task", ["cola", "mrpc", "mnli"])
-def test_records_are_googles(tmp_path, task):
-    """Against the classes and functions of google-research/bert's run_classifier.py, feature for feature."""
+def test_records_equal_googles(tmp_path, task):
+    """Compares each feature with the output of google-research/bert's run_classifier.py."""
     import tensorflow.compat.v1 as tensorflow_1
 
     import hard_text
 
     generator = np.random.default_rng(0)
-    # What a file in lines can hold.
+    # Without tabs, line ends and surrogates.
     characters = [c for c in hard_text.CHARACTERS if c not in "\t\r\n" and not 0xD800 <= ord(c) < 0xE000]
     hard_words = [word for word in hard_text.WORDS if not set(word) & set("\t\r\n")]
 

@@ -1,4 +1,4 @@
-"""create_pretraining_data.py as its users run it: the same parts however they are made, and one line for bad input."""
+"""Tests tools/create_pretraining_data.py: reproducible parts, resuming, and one-line errors for bad input."""
 
 import fcntl
 import json
@@ -16,6 +16,7 @@ import pytest
 import create_pretraining_data
 import reference_squad
 from in_process import run_in_process
+from launched import children_of
 from records import ofrecord
 from running import ROOT, assert_fails_with_one_line, run
 from system.errors import RunError
@@ -37,7 +38,7 @@ FIELDS = {
 
 
 def write_corpus(path, documents, seed=0):
-    """Writes made-up documents of words of the vocabulary and returns them, as lists of sentences."""
+    """Writes random documents of words from the vocabulary and returns them as lists of sentences."""
     rng = random.Random(seed)
     words = [piece for piece in VOCAB_FILE.read_text().split() if piece.isalpha()]
     corpus = [
@@ -50,7 +51,7 @@ def write_corpus(path, documents, seed=0):
 
 @pytest.fixture
 def corpus(tmp_path):
-    """Two files of 40 and 25 documents, as an --input_file."""
+    """The --input_file for two files of 40 and 25 documents."""
     write_corpus(tmp_path / "one.txt", 40, seed=1)
     write_corpus(tmp_path / "two.txt", 25, seed=2)
     return tmp_path / "*.txt"
@@ -63,7 +64,7 @@ def create(input_file, output_dir, *arguments, **flags):
 
 
 def contents(folder):
-    """name -> bytes of all files in a folder, hidden ones included."""
+    """Returns name -> bytes of all files in a folder, including hidden ones."""
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
@@ -71,7 +72,7 @@ def read_part(path):
     return [features for _, features in ofrecord.read(path)]
 
 
-def test_parts_are_the_same_whatever_the_number_of_processes(corpus, tmp_path):
+def test_parts_do_not_depend_on_the_number_of_processes(corpus, tmp_path):
     one = create(corpus, tmp_path / "one", workers=1)
     assert one.returncode == 0, one.stderr
     assert one.stderr == ""
@@ -115,7 +116,7 @@ def test_records_hold_the_sentences_of_the_text(tmp_path):
                 sources.append({index for index, document in enumerate(texts) if (" " + text) in (" " + document)})
                 assert sources[segment], "a segment that is not in the text"
             if len(sources[0]) == 1:
-                # A document is in one part only.
+                # Each document is in one part.
                 assert seen.setdefault(*sources[0], part) == part
             if features["next_sentence_labels"] == [0]:
                 assert sources[0] & sources[1]
@@ -136,7 +137,7 @@ def test_only_missing_parts_are_made(corpus, tmp_path):
     assert (folder / ".part-2.abandoned.tmp").exists(), "it may be another machine's, at work"
     (folder / "part-0").unlink()
     made = (folder / "part-1").stat()
-    # The input may have moved: it is known by its bytes.
+    # The input is identified by its checksum, so it may be moved.
     (tmp_path / "moved").mkdir()
     (tmp_path / "one.txt").rename(tmp_path / "moved/1.txt")
     (tmp_path / "two.txt").rename(tmp_path / "moved/2.txt")
@@ -151,7 +152,7 @@ def test_only_missing_parts_are_made(corpus, tmp_path):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_killed_run_goes_on(tmp_path, workers):
+def test_killed_run_resumes(tmp_path, workers):
     write_corpus(tmp_path / "text", 600)
     whole, folder = tmp_path / "whole", tmp_path / "folder"
     flags = {"part_num": 6, "dupe_factor": 20}
@@ -159,7 +160,7 @@ def test_killed_run_goes_on(tmp_path, workers):
     command = [sys.executable, ROOT / SCRIPT, f"--input_file={tmp_path / 'text'}", f"--output_dir={folder}"]
     command += [f"--vocab_file={VOCAB_FILE}", f"--workers={workers}", *(f"--{k}={v}" for k, v in flags.items())]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        # Killed as soon as two parts are there and while others are being made.
+        # Kill the run as soon as two parts exist, while it makes others.
         for line in process.stdout:
             if "(2 of 6)" in line:
                 break
@@ -175,14 +176,8 @@ def test_killed_run_goes_on(tmp_path, workers):
     assert contents(folder) == contents(whole), "leftovers of the killed run, or other parts"
 
 
-def children_of(pid):
-    path = f"/proc/{pid}/task/{pid}/children"
-    with open(path) as file:
-        return [int(child) for child in file.read().split()]
-
-
 def assert_ended(pids):
-    """The processes end within ten seconds."""
+    """Asserts that the processes end within ten seconds."""
     deadline = time.monotonic() + 10
     while any(map(is_running, pids)):
         assert time.monotonic() < deadline, "a process outlives its run"
@@ -198,7 +193,7 @@ def is_running(pid):
 
 
 @pytest.mark.parametrize("how", ["worker killed", "interrupted"])
-def test_ends_with_one_line_and_leaves_no_process_and_no_temporary_file(tmp_path, how):
+def test_interrupted_run_prints_one_line_and_leaves_nothing(tmp_path, how):
     write_corpus(tmp_path / "text", 400)
     command = [sys.executable, ROOT / SCRIPT, f"--input_file={tmp_path / 'text'}", f"--output_dir={tmp_path / 'out'}"]
     command += [f"--vocab_file={VOCAB_FILE}", "--workers=2", "--part_num=2", "--dupe_factor=1000"]
@@ -214,7 +209,7 @@ def test_ends_with_one_line_and_leaves_no_process_and_no_temporary_file(tmp_path
             os.kill(worker_pids(process.pid)[0], signal.SIGKILL)
         else:
             time.sleep(0.5)
-            # As Ctrl-C does: to all processes of the run.
+            # Like Ctrl-C, to all processes of the run.
             os.killpg(process.pid, signal.SIGINT)
         _, errors = process.communicate(timeout=30)
     assert process.returncode == {"worker killed": 1, "interrupted": 130}[how]
@@ -228,7 +223,7 @@ def test_ends_with_one_line_and_leaves_no_process_and_no_temporary_file(tmp_path
     assert os.listdir(tmp_path) == ["text"], "without a part the folder that it has made goes"
 
 
-def test_beginnings_of_parts_are_removed_when_a_run_fails(tmp_path, monkeypatch):
+def test_unfinished_parts_are_removed_when_a_run_fails(tmp_path, monkeypatch):
     def fail(*_):
         (tmp_path / ".part-0.abandoned.tmp").write_bytes(b"a process was stopped while it wrote this")
         raise RunError("stopped")
@@ -242,7 +237,7 @@ def test_beginnings_of_parts_are_removed_when_a_run_fails(tmp_path, monkeypatch)
 
 
 def worker_pids(pid):
-    """The processes that a run has started for its parts (and not multiprocessing's own helper)."""
+    """Returns the ids of the processes that a run started for its parts (not multiprocessing's resource tracker)."""
     found = []
     for child in children_of(pid):
         with open(f"/proc/{child}/cmdline") as file:
@@ -275,7 +270,7 @@ def test_parts_of_other_settings_are_not_mixed(finished, change, difference):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """An --input_file, and a folder with two of three parts made from it."""
+    """An --input_file and a folder with two of three parts made from it."""
     folder = tmp_path_factory.mktemp("finished")
     write_corpus(folder / "text", 20)
     assert create(folder / "text", folder / "out", parts="0-1").returncode == 0
@@ -305,10 +300,10 @@ def test_parts_of_unknown_origin_are_not_mixed(finished, tmp_path):
         (tmp_path / "records.json").write_text(damaged)
         assert_fails_with_one_line(create(input_file, tmp_path), "records.json: ", "delete this one")
     (tmp_path / "part-0").unlink()
-    assert create(input_file, tmp_path).returncode == 0, "settings without parts stand in nobody's way"
+    assert create(input_file, tmp_path).returncode == 0, "settings without parts are replaced"
 
 
-def test_two_runs_do_not_write_to_one_folder(finished):
+def test_two_runs_cannot_write_to_one_folder(finished):
     input_file, folder = finished
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -318,7 +313,7 @@ def test_two_runs_do_not_write_to_one_folder(finished):
         os.close(descriptor)
 
 
-def test_settings_tell_how_the_parts_were_made(finished):
+def test_settings_describe_the_parts(finished):
     _, folder = finished
     settings = json.loads((folder / "records.json").read_text())
     assert settings["part_num"] == 3 and settings["random_seed"] == 12345
@@ -328,8 +323,8 @@ def test_settings_tell_how_the_parts_were_made(finished):
 @pytest.mark.parametrize(
     "content, fragment",
     [
-        (b"", "there is no text"),
-        (b"\n \n\t\n", "there is no text"),
+        (b"", "contains no text"),
+        (b"\n \n\t\n", "contains no text"),
         (b"One.\nTwo.\nThree.\n", "one document"),
         (b"One.\n\nTw\xffo.\n", "not UTF-8: byte 8 is 0xff"),
         (b"One.\n\nTwo.\n\nThree.\n", "3 documents are too few"),
@@ -337,7 +332,7 @@ def test_settings_tell_how_the_parts_were_made(finished):
         ("\u200b\n\u200b\n\n\u200b\n\u200b\n".encode(), "have no text"),
     ],
 )
-def test_text_of_which_nothing_can_be_made(tmp_path, content, fragment):
+def test_text_without_instances(tmp_path, content, fragment):
     path = tmp_path / "text"
     path.write_bytes(content)
     part_num = 1 if "no text" in fragment else 3
@@ -389,7 +384,7 @@ def test_vocabulary_without_a_special_piece(finished, tmp_path, missing):
 
 def test_full_disk_leaves_no_part(tmp_path):
     write_corpus(tmp_path / "text", 100)
-    # No file may grow beyond 200 KiB.
+    # Limits files to 200 KiB.
     limited = ["bash", "-c", 'ulimit -f 200; exec "$@"', "bash", sys.executable, ROOT / SCRIPT]
     flags = [f"--input_file={tmp_path / 'text'}", f"--vocab_file={VOCAB_FILE}", f"--output_dir={tmp_path / 'out'}"]
     for workers in (1, 2):
@@ -400,7 +395,7 @@ def test_full_disk_leaves_no_part(tmp_path):
 
 
 def test_memory_does_not_grow_with_the_input(tmp_path):
-    # Blocks and buckets are made small, so that a few megabytes are a large corpus.
+    # With small blocks and buckets, a few megabytes are a large corpus.
     program = """
 import resource, sys
 import create_pretraining_data
@@ -424,7 +419,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     assert peaks[1] - peaks[0] < size / 4, f"peak memory {peaks} MiB for a part of {size} MiB"
 
 
-def test_dataset_is_what_its_corpus_makes(tmp_path):
+def test_dataset_is_reproducible(tmp_path):
     variables = [f"PYTHON={sys.executable}", f"BUILT_DATASET={tmp_path / 'set'}"]
     command = ["make", "-f", "make/dataset.mk", "dataset-check", *variables]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -440,7 +435,7 @@ def test_dataset_is_what_its_corpus_makes(tmp_path):
         assert vocab["[UNK]"] not in features["input_ids"]
 
 
-def test_batches_serialize_as_protobuf_does():
+def test_batches_serialize_like_protobuf():
     generator = np.random.default_rng(0)
     for number in (0, 1, 300):
         features = {
@@ -461,7 +456,7 @@ def test_batches_serialize_as_protobuf_does():
 
 
 def create_here(tmp_path, text, pieces, **flags):
-    """Runs the script within this process on `text` and a vocabulary of special `pieces` and others; its result."""
+    """Runs the script within this process on `text`, with a vocabulary of `pieces` and the special pieces."""
     (tmp_path / "text").write_text(text, encoding="utf-8")
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     (tmp_path / "vocab.txt").write_text("\n".join([*special, *pieces]) + "\n", encoding="utf-8")
@@ -475,7 +470,7 @@ def create_here(tmp_path, text, pieces, **flags):
 SENTENCES = "a b a\nb a a b\na a\n\nb b a\na b b\n\n"
 
 
-def test_no_warning_where_all_is_well(tmp_path):
+def test_good_input_gives_no_warning(tmp_path):
     result = create_here(tmp_path, SENTENCES, ["a", "b"])
     assert result.stderr == ""
     assert result.stdout.splitlines()[-1] == "[UNK]: 0.00% of 15 pieces"
@@ -487,16 +482,16 @@ def test_empty_lines_of_the_vocabulary_are_never_drawn(tmp_path):
     assert set(ids.tolist()) == {0, 1, 2, 3, 4, 5, 7}
 
 
-def test_text_that_the_vocabulary_lacks_is_told_with_its_characters(tmp_path):
+def test_warning_lists_characters_missing_from_the_vocabulary(tmp_path):
     result = create_here(tmp_path, "a ก ข a\nกก a\n\nb a\nb a\n", ["a", "b"])
     assert result.stdout.splitlines()[-1] == "[UNK]: 30.00% of 10 pieces"
-    assert "vocab.txt: 30% of the pieces of the text are [UNK], for these characters most often: ก ข;" in result.stderr
+    assert "vocab.txt: 30% of the pieces of the text are [UNK], most often because of ก ข;" in result.stderr
     assert len(result.stderr.splitlines()) == 1
 
 
 def test_documents_of_one_sentence_are_counted(tmp_path):
     result = create_here(tmp_path, SENTENCES.replace("\n", "\n\n"), ["a", "b"])
-    assert "warning: 5 of 5 documents are one sentence, so what follows it" in result.stderr
+    assert "warning: 5 of 5 documents are one sentence, which is always paired" in result.stderr
     assert [features["next_sentence_labels"][0] for features in read_part(tmp_path / "out/part-0")] == [1] * 10
 
 
@@ -508,7 +503,7 @@ def test_too_few_predictions_for_the_length(tmp_path):
 
 @pytest.mark.parametrize("separator", ["", " "])
 def test_whole_words_of_several_characters(tmp_path, separator):
-    """Words of two characters between blanks are masked whole; without blanks nobody can know them."""
+    """Masks two-character words as a whole if spaces separate them; without spaces each character is a word."""
     words = ["天地", "玄黄", "宇宙", "洪荒"]
     rng = random.Random(0)
     lines = [separator.join(rng.choices(words, k=30)) for _ in range(40)]
@@ -516,14 +511,14 @@ def test_whole_words_of_several_characters(tmp_path, separator):
     pieces = sorted({character for word in words for character in word})
     result = create_here(tmp_path, text, pieces, do_whole_word_mask=True)
     has_blanks = separator == " "
-    assert ("--do_whole_word_mask has next to no effect: 0 of 2,400 pieces" in result.stderr) == (not has_blanks)
+    assert ("--do_whole_word_mask has almost no effect: 0 of 2,400 pieces" in result.stderr) == (not has_blanks)
     first = {["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *pieces].index(word[0]) for word in words}
     halves = 0
     for features in read_part(tmp_path / "out/part-0"):
         ids, number = features["input_ids"].copy(), int(features["masked_lm_weights"].sum())
         masked = features["masked_lm_positions"][:number].tolist()
         ids[masked] = features["masked_lm_ids"][:number]
-        # The ends of a segment may cut words in two.
+        # The end of a segment may split a word.
         whole = [p for p in masked if ids[p - 1] not in (2, 3) and ids[p + 1] != 3]
         halves += sum((p + 1 if ids[p] in first else p - 1) not in masked for p in whole)
     assert (halves == 0) == has_blanks

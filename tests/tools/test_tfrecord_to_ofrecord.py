@@ -1,4 +1,4 @@
-"""tools/tfrecord_to_ofrecord.py on files that TensorFlow writes."""
+"""Tests tools/tfrecord_to_ofrecord.py on files written by TensorFlow."""
 
 import gzip
 import os
@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 import tfrecord_to_ofrecord
 from in_process import full_disk, run_in_process
+from launched import children_of
 from made_parts import random_pretraining_features
 from records import ofrecord, tfrecord
 from running import ROOT, assert_fails_with_one_line, run
@@ -51,7 +52,7 @@ def assert_equal_records(found, expected):
             np.testing.assert_array_equal(record[name], values)
 
 
-def test_the_40_samples_come_back_byte_for_byte(tmp_path):
+def test_samples_survive_a_round_trip_byte_for_byte(tmp_path):
     part = ROOT / "dataset" / "part-0"
     write_tfrecord_of_part(part, tmp_path / "samples.tfrecord")
     result = run(SCRIPT, input_file=tmp_path / "samples.tfrecord", output_dir=tmp_path / "out")
@@ -69,7 +70,7 @@ def test_the_40_samples_come_back_byte_for_byte(tmp_path):
 
 @pytest.fixture(scope="module")
 def three_files(tmp_path_factory):
-    """2500 records in three files, one of them empty, and one compressed."""
+    """2500 records in three files, one of them empty and one compressed."""
     folder = tmp_path_factory.mktemp("tfrecord")
     records = random_records(2500)
     serialized = [serialize_example(record) for record in records]
@@ -107,7 +108,7 @@ def test_pieces_hold_every_record_once_and_in_order(counts, sizes, compressed):
     sizes.append(sum(counts) - sum(sizes))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tfrecord_to_ofrecord, "PIECE_RECORDS", 8)
-        # Offsets that are the numbers of the records, so that a piece tells which records it begins with.
+        # Each offset is the record's number, so that a piece shows which record it begins with.
         marks = [[0] if file in compressed else [*range(0, max(count, 1), 8)] for file, count in enumerate(counts)]
         scans = list(map(tfrecord_to_ofrecord.FileScan, counts, marks))
         pieces = tfrecord_to_ofrecord.plan_pieces(range(len(counts)), scans, sizes)
@@ -135,7 +136,7 @@ def test_runs_without_tensorflow(three_files, tmp_path):
     assert result.returncode == 0, result.stderr
 
 
-def test_several_names_keep_their_order_and_count_once(tmp_path):
+def test_input_files_keep_their_order_and_count_once(tmp_path):
     records = random_records(6)
     for index in range(3):
         serialized = [serialize_example(record) for record in records[2 * index : 2 * index + 2]]
@@ -160,15 +161,15 @@ def test_features_of_google_squad(tmp_path, is_training):
         }
         if is_training:
             record |= {"start_positions": np.int32([index]), "end_positions": np.int32([383])}
-            record |= {"is_impossible": np.int32([-1])}  # no value of Google's, but one of int64's
+            record |= {"is_impossible": np.int32([-1])}  # not a value that Google writes, but a valid int64
         records.append(record)
     write_tfrecord(tmp_path / "squad.tf_record", map(serialize_example, records))
     assert convert(tmp_path / "squad.tf_record", tmp_path / "out", part_num=2).returncode == 0
     assert_equal_records(sum(read_parts(tmp_path / "out", 2), []), records)
 
 
-def test_lists_that_are_not_packed_are_read_too(tmp_path):
-    """Google's writers pack the numbers of a list; the encoding with a tag for each is as valid."""
+def test_lists_that_are_not_packed(tmp_path):
+    """Google's writers pack the numbers of a list, but one tag per number is valid, too."""
     values = b"".join(bytes([0x08, value]) for value in (3, 1, 4))
     feature = b"\x1a" + bytes([len(values)]) + values
     entry = b"\x0a\x01x" + b"\x12" + bytes([len(feature)]) + feature
@@ -187,7 +188,7 @@ def test_record_that_looks_like_the_start_of_a_gzip_file(tmp_path):
 
 @pytest.fixture
 def small_file(tmp_path):
-    """A file of three records, and the offsets at which they begin."""
+    """A file of three records and their offsets."""
     serialized = [serialize_example(record) for record in random_records(3)]
     write_tfrecord(tmp_path / "in.tfrecord", serialized)
     sizes = [HEAD_BYTES + len(record) + TAIL_BYTES for record in serialized]
@@ -200,7 +201,7 @@ def flip_bit(path, offset):
     path.write_bytes(data)
 
 
-def test_damage_is_found_before_anything_is_written(small_file, tmp_path):
+def test_damage_is_found_before_writing(small_file, tmp_path):
     path, offsets = small_file
     original = path.read_bytes()
     end = len(original)
@@ -232,7 +233,7 @@ def test_damaged_gzip(small_file, tmp_path):
         assert_fails_with_one_line(convert(path, tmp_path / "out"), path, "damaged")
 
 
-def test_absurd_length_with_a_right_checksum(small_file, tmp_path):
+def test_absurd_length_with_a_correct_checksum(small_file, tmp_path):
     path, _ = small_file
     length = (2**40).to_bytes(8, "little")
     path.write_bytes(length + tfrecord.masked_crc(length).to_bytes(4, "little") + b"data")
@@ -240,7 +241,7 @@ def test_absurd_length_with_a_right_checksum(small_file, tmp_path):
 
 
 def with_change(**changes):
-    """Two records, of which the second one has changed fields (None: lacks it)."""
+    """Returns two records; the second one has changed fields (None: removed)."""
     first, second = random_records(2)
     second |= changes
     return [serialize_example(first)], [
@@ -295,12 +296,12 @@ def test_error_in_a_worker_is_one_line(tmp_path):
         ),
     ],
 )
-def test_first_record_that_holds_no_numbers(tmp_path, record, message):
+def test_first_record_without_numbers(tmp_path, record, message):
     write_tfrecord(tmp_path / "in", [record])
     assert_fails_with_one_line(convert(tmp_path / "in", tmp_path / "out"), tmp_path / "in", message)
 
 
-def test_input_that_is_not_there(small_file, tmp_path):
+def test_missing_input(small_file, tmp_path):
     result = convert(tmp_path / "no*.tfrecord", tmp_path / "out")
     assert_fails_with_one_line(result, "there is no such file", "no*.tfrecord")
     assert_fails_with_one_line(convert(small_file[0], tmp_path / "out", part_num=4), "--part_num=4", "only 3 records")
@@ -308,12 +309,12 @@ def test_input_that_is_not_there(small_file, tmp_path):
     assert_fails_with_one_line(convert(tmp_path / "empty", tmp_path / "out"), "only 0 records")
 
 
-def test_parts_that_are_there_stay_unless_told_otherwise(small_file, tmp_path):
+def test_existing_parts_need_overwrite(small_file, tmp_path):
     path, _ = small_file
     out = tmp_path / "out"
     assert convert(path, out, part_num=3).returncode == 0
     (out / "vocab.txt").touch()
-    assert_fails_with_one_line(convert(path, out, part_num=2), out, "has parts already", "--overwrite")
+    assert_fails_with_one_line(convert(path, out, part_num=2), out, "already has parts", "--overwrite")
     flip_bit(path, 20)
     assert convert(path, out, "--overwrite", part_num=2).returncode == 2
     assert sorted(file.name for file in out.iterdir()) == ["part-0", "part-1", "part-2", "vocab.txt"]
@@ -322,7 +323,7 @@ def test_parts_that_are_there_stay_unless_told_otherwise(small_file, tmp_path):
     assert sorted(file.name for file in out.iterdir()) == ["part-0", "part-1", "vocab.txt"]
 
 
-def test_full_disk_is_one_line_and_leaves_nothing(small_file, tmp_path):
+def test_full_disk(small_file, tmp_path):
     with full_disk(100):
         result = convert(small_file[0], tmp_path / "out")
     assert_fails_with_one_line(result, "File too large", tmp_path / "out", status=1)
@@ -343,7 +344,7 @@ def test_interrupted_run_leaves_no_part(tmp_path, signal_):
         text=True,
         start_new_session=True,
     )
-    # The second part is begun, so the first one is done.
+    # The second part has begun, so the first one is done.
     deadline = time.monotonic() + 60
     while not list(out.glob(".*/part-1")):
         assert process.poll() is None and time.monotonic() < deadline
@@ -351,7 +352,7 @@ def test_interrupted_run_leaves_no_part(tmp_path, signal_):
     workers = children_of(process.pid)
     assert len(workers) >= 2
     if signal_ == signal.SIGINT:
-        os.killpg(process.pid, signal_)  # as a terminal sends it: to the workers too
+        os.killpg(process.pid, signal_)  # to all processes, like a terminal
     else:
         process.send_signal(signal_)
     _, stderr = process.communicate(timeout=60)
@@ -365,21 +366,15 @@ def test_interrupted_run_leaves_no_part(tmp_path, signal_):
         assert time.monotonic() < deadline, "a worker process outlived the run"
         time.sleep(0.05)
 
-    # The next run clears away what the killed one could not.
+    # The next run removes what the killed one left.
     write_tfrecord(tmp_path / "in", [record])
     assert convert(tmp_path / "in", out).returncode == 0
     assert [path.name for path in out.iterdir()] == ["part-0"]
 
 
-def children_of(pid):
-    """The process ids of the children of process `pid`."""
-    with open(f"/proc/{pid}/task/{pid}/children") as file:
-        return [int(child) for child in file.read().split()]
-
-
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_mutated_files_end_well_or_in_one_line(small_file, tmp_path, data):
+def test_mutated_files_succeed_or_fail_with_one_line(small_file, tmp_path, data):
     path, _ = small_file
     content = data.draw(st.sampled_from(["plain", "gzip"]), "form")
     original = path.read_bytes() if content == "plain" else gzip.compress(path.read_bytes(), mtime=0)

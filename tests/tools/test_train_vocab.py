@@ -1,4 +1,4 @@
-"""train_vocab.py: the same vocabulary in every process, and one that knows its text."""
+"""Tests tools/train_vocab.py: the vocabulary is reproducible and covers its text."""
 
 import os
 import re
@@ -30,7 +30,7 @@ SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
 def test_same_bytes_in_every_process(tmp_path):
-    # The trainer's own numbering of pieces changes from process to process, and with the number of its threads.
+    # The trainer's own order of pieces depends on the process and on the number of threads.
     found = set()
     for index in range(4):
         environment = os.environ | {"PYTHONHASHSEED": str(index), "RAYON_NUM_THREADS": str(1 + index % 2)}
@@ -42,7 +42,7 @@ def test_same_bytes_in_every_process(tmp_path):
 
 
 @pytest.mark.parametrize("do_lower_case", [True, False])
-def test_vocabulary_knows_its_text(tmp_path, do_lower_case):
+def test_vocabulary_covers_its_text(tmp_path, do_lower_case):
     path = tmp_path / "vocab"
     result = run(SCRIPT, input_file=CORPUS, vocab_file=path, vocab_size=1000, do_lower_case=do_lower_case)
     assert result.returncode == 0 and result.stderr == ""
@@ -60,7 +60,7 @@ def test_vocabulary_knows_its_text(tmp_path, do_lower_case):
         used.update(reference_squad.tokenize(line, vocab, do_lower_case))
         words.update(reference_squad.split_words(line, do_lower_case))
     assert used["[UNK]"] == 0
-    # A vocabulary that was not trained would still know the characters; this one knows the frequent words whole.
+    # An untrained vocabulary would have the characters, too; this one has frequent words as single pieces.
     assert [word for word, _ in words.most_common(100) if word not in vocab] == []
     assert sum(used.values()) < 1.6 * sum(words.values())
 
@@ -74,7 +74,7 @@ def test_min_frequency(tmp_path):
         assert {piece for piece in read_vocab(tmp_path / "vocab") if piece in ("seven", "once", "twelve")} == expected
 
 
-def test_only_a_vocabulary_of_its_own_is_replaced(tmp_path):
+def test_only_its_own_vocabulary_is_replaced(tmp_path):
     (tmp_path / "text").write_text("seven seven\n")
     flags = {"input_file": tmp_path / "text", "vocab_file": tmp_path / "vocab"}
     (tmp_path / "vocab").write_text("notes\n")
@@ -88,7 +88,7 @@ def test_only_a_vocabulary_of_its_own_is_replaced(tmp_path):
         assert run_in_process(train_vocab.main, SCRIPT, *options, **flags).returncode == 0
 
 
-def test_more_pieces_than_memory_has_room_for(tmp_path):
+def test_vocab_size_beyond_memory(tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (64 << 30, limits[1]))
     try:
@@ -97,12 +97,12 @@ def test_more_pieces_than_memory_has_room_for(tmp_path):
             assert run(SCRIPT, **flags).returncode == 0
     finally:
         resource.setrlimit(resource.RLIMIT_AS, limits)
-    # As many as the text has.
+    # All pieces that the text has.
     assert (tmp_path / "20000").read_bytes() == (tmp_path / f"{2**31 - 1}").read_bytes()
 
 
 def test_alphabet(tmp_path):
-    # Of the characters beyond ASCII only the most frequent ones become pieces.
+    # Only the most frequent non-ASCII characters become pieces.
     (tmp_path / "text").write_text("中中中 国国 東 øøø øå\nøz 中z\n" + hard_text.EXAMPLES[2] + "\n")
     vocab_file = tmp_path / "vocab"
     result = run(SCRIPT, input_file=tmp_path / "text", vocab_file=vocab_file, alphabet_size=3, do_lower_case=False)
@@ -110,11 +110,11 @@ def test_alphabet(tmp_path):
     vocab = read_vocab(vocab_file)
     assert {"中", "国", "ø", "##ø"} <= set(vocab)
     assert not {"東", "å", "##å", "##中"} & set(vocab)
-    assert "characters are left out, for which" in result.stderr
+    assert "characters are left out, so" in result.stderr
 
 
-def test_the_alphabet_fills_the_vocabulary(tmp_path, monkeypatch):
-    """Where there is room all characters become pieces, else those that are most frequent."""
+def test_alphabet_fills_the_vocabulary(tmp_path, monkeypatch):
+    """All characters become pieces if there is room, else the most frequent ones."""
     monkeypatch.setattr(train_vocab, "SURE_ALPHABET", 1)
     (tmp_path / "text").write_text("中中中 国国 東 øø" + " word" * 92 + "\n")
     ascii_pieces = 5 + 26 + 10 + len(string.punctuation) + 26 + 10
@@ -132,18 +132,18 @@ def test_the_alphabet_fills_the_vocabulary(tmp_path, monkeypatch):
     pieces, result = train(3)
     assert pieces == {"中", "ø", "##ø"}
     assert (
-        "2 characters are left out, for which 3.03% of the words of the text become [UNK]" in result.stdout
+        "2 characters are left out, so 3.03% of the words of the text become [UNK]" in result.stdout
         and result.stderr == ""
     )
     pieces, result = train(1)
-    assert pieces == {"中"} and "left out, for which 4.04% of the words" in result.stdout
+    assert pieces == {"中"} and "left out, so 4.04% of the words" in result.stdout
     (tmp_path / "text").write_text("中中中 国国 東 øø\n")
     pieces, result = train(1)
-    assert "train_vocab.py: warning: 3 characters are left out, for which 57.14% of the words" in result.stderr
+    assert "train_vocab.py: warning: 3 characters are left out, so 57.14% of the words" in result.stderr
 
 
-def test_a_terminal_shows_how_far_the_merging_is(tmp_path):
-    """A pipe does not, as the other tests see; the vocabulary is the same."""
+def test_terminal_shows_the_progress_of_merging(tmp_path):
+    """The vocabulary is the same as without a terminal."""
     flags = {"input_file": CORPUS, "vocab_size": 2000, "min_frequency": 1}
     terminal = Terminal(SCRIPT, **flags, vocab_file=tmp_path / "terminal")
     assert terminal.status == 0, terminal.output
@@ -154,8 +154,8 @@ def test_a_terminal_shows_how_far_the_merging_is(tmp_path):
     assert (tmp_path / "pipe").read_bytes() == (tmp_path / "terminal").read_bytes()
 
 
-def test_the_pieces_are_those_of_the_trainer_for_word_piece():
-    """It tells no one how far it is, so another trainer of the library is used."""
+def test_pieces_equal_those_of_the_wordpiece_trainer():
+    """The tool uses BpeTrainer, because WordPieceTrainer does not report progress."""
     lines = [split_words(line, True) for line in CORPUS.read_text().splitlines()]
     *alphabet, _ = train_vocab.choose_alphabet(*train_vocab.count_characters(lines), 1000, True)
     tokenizer = Tokenizer(WordPiece(unk_token="[UNK]"))
@@ -175,8 +175,8 @@ def test_the_pieces_are_those_of_the_trainer_for_word_piece():
 @pytest.mark.parametrize(
     "content, flags, fragment",
     [
-        (b"", {}, "there is no text"),
-        (b" \n\n", {}, "there is no text"),
+        (b"", {}, "contains no text"),
+        (b" \n\n", {}, "contains no text"),
         (b"a\xff\n", {}, "not UTF-8: byte 1 is 0xff"),
         (b"some text\n", {"vocab_size": 50}, "--vocab_size=50 is too small"),
         (b"some text\n", {"vocab_size": 0}, "--vocab_size"),
