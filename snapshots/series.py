@@ -17,14 +17,18 @@ _NAME = re.compile(r"snapshot_([1-9][0-9]*)")
 
 
 def complete_snapshots(folder):
-    """The paths of the complete snapshots `snapshot_<iteration>` and `last_snapshot` in `folder`, oldest first."""
+    """The paths of the complete snapshots `snapshot_<iteration>`, `last_snapshot` and `best_snapshot` in `folder`.
+
+    Oldest first.
+    """
     found = []
     if Path(folder).is_dir():
         for entry in os.scandir(folder):
             name = _NAME.fullmatch(entry.name)
-            if (name or entry.name == "last_snapshot") and (Path(entry) / layout.DONE_FILE).is_file():
+            is_one = name or entry.name in ("last_snapshot", "best_snapshot")
+            if is_one and (Path(entry) / layout.DONE_FILE).is_file():
                 number, iteration = run_state.number_and_iteration(entry.path)
-                # At the same iteration last_snapshot is saved after the other.
+                # At the same iteration the numbered one is saved before the others.
                 found.append((number, iteration or (int(name[1]) if name else 0), name is None, Path(entry)))
     return [path for *_, path in sorted(found)]
 
@@ -35,7 +39,7 @@ def next_run_number(folder):
 
 
 def remove_oldest(folder, keep):
-    """Removes all complete `snapshot_<iteration>` in `folder` but the `keep` newest. `last_snapshot` stays."""
+    """Removes all complete `snapshot_<iteration>` in `folder` but the `keep` newest. The others stay."""
     numbered = [path for path in complete_snapshots(folder) if _NAME.fullmatch(path.name)]
     for path in numbered[:-keep]:
         # Renamed first, so that a snapshot that is half removed is never taken for a whole one.

@@ -243,8 +243,6 @@ def test_metrics():
     constant = classifier_results.evaluate(("pearson", "spearman"), np.ones((3, 1), np.float32), scores[:3])
     assert np.isnan([constant["pearson"], constant["spearman"]]).all()
     assert np.isnan(classifier_results.evaluate(("pearson",), np.ones((1, 1), np.float32), scores[:1])["pearson"])
-    with pytest.raises(Exception, match="NaN or infinity"):
-        classifier_results.evaluate(("accuracy",), logits * np.nan, right)
 
 
 def test_scores_are_predicted_as_they_are(tmp_path):
