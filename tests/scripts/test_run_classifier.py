@@ -11,7 +11,7 @@ import pytest
 import config
 import reference_bert
 from made_parts import write_classifier_part
-from records import description
+from records import checks, description
 from running import TINY_MODEL, needs_kernels, run
 from snapshots import layout, model_files, variables
 from system.errors import UserError
@@ -108,8 +108,8 @@ def assert_same(first, second):
 
 @needs_kernels
 def test_evaluation_changes_nothing_of_training(tmp_path):
-    """With dropout, and a snapshot after an evaluation; a resumed run evaluates as well."""
-    write_classifier_part(tmp_path / "data" / "part-0", [0, 1, 2] * 3)
+    """With dropout, and a snapshot after an evaluation; a resumed run evaluates as well. Parts of OneFlow-Benchmark."""
+    write_classifier_part(tmp_path / "data" / "train.of_record-0", [0, 1, 2] * 3)
     describe(tmp_path / "data", ["a", "b", "c"])
     train(tmp_path / "data", tmp_path / "without")
     evaluation = ("--do_eval", f"--eval_data_dir={tmp_path / 'data'}")
@@ -208,6 +208,18 @@ def test_records_of_another_kind_or_text(tmp_path):
         checked(tmp_path, *flags, f"--eval_data_dir={tmp_path / 'b'}")
     with pytest.raises(UserError, match="--eval_data_dir=.*none: there is no such folder"):
         checked(tmp_path, *flags, f"--eval_data_dir={tmp_path / 'none'}")
+
+
+def test_names_of_parts(tmp_path):
+    """This suite's come first, else those of OneFlow-Benchmark, if they are of one data set."""
+    for name in ("train.of_record-0", "train.of_record-1", "train.of_record-x", "readme.of_record"):
+        (tmp_path / name).touch()
+    assert [path.name for path in checks.part_paths(tmp_path)] == ["train.of_record-0", "train.of_record-1"]
+    (tmp_path / "eval.of_record-0").touch()
+    with pytest.raises(UserError, match="parts of several data sets, eval.of_record-0 and train.of_record-0; give"):
+        checks.part_paths(tmp_path)
+    (tmp_path / "part-00000").touch()
+    assert [path.name for path in checks.part_paths(tmp_path)] == ["part-00000"]
 
 
 @pytest.mark.parametrize(
