@@ -44,6 +44,7 @@ _FLAGS_OF_A_NODE = (
     "log_dir",
     "all_results_file",
     "eval_data_dir",
+    "eval_predict_file",
     "test_data_dir",
     "output_dir",
 )
@@ -69,6 +70,12 @@ _FLAGS_OF_A_START = (
     "do_train",
     "do_eval",
     "do_predict",
+    "eval_every_n_iter",
+    "eval_iter_num",
+    "eval_batch_size_per_device",
+    "metric_for_best_model",
+    "early_stopping",
+    "save_optimizer",
 )
 # People change these on the way, knowing that the numbers then change too: a notice tells.
 _FLAGS_THAT_MAY_CHANGE = (
@@ -88,32 +95,42 @@ def parse_pretraining_args(arguments=None):
     """The flags of run_pretraining.py; `arguments` is a list of strings (default: the command line)."""
     parser = ArgumentParser(
         prog="run_pretraining.py",
-        usage="%(prog)s --data_dir DIR [flags]",
+        usage="%(prog)s --data_dir DIR [--eval_data_dir DIR] [flags]",
         description="Pre-trains BERT on OFRecord parts, in one OneFlow graph.",
     )
-    groups = _groups(parser)
-    _add_tutorial_flags(groups)
+    groups = {"work": parser.add_argument_group("what to do"), **_groups(parser)}
+    _add_tutorial_flags(groups, needs_data_dir=False)
     _add_later_flags(groups)
-    return _complete(parser.parse_args(arguments))
+    _add_evaluation_flags(groups, "--model_save_every_n_iter's")
+    return _complete(_check_work(parser, parser.parse_args(arguments)))
 
 
 def parse_squad_args(arguments=None):
     """The flags of run_squad.py; `iter_num` may be None until set_iter_num."""
     parser = ArgumentParser(
         prog="run_squad.py",
-        usage="%(prog)s --data_dir DIR [flags]",
+        usage="%(prog)s --data_dir DIR [--eval_data_dir DIR --eval_predict_file JSON] [flags]",
         description="Fine-tunes BERT on SQuAD, read from OFRecord parts, in one OneFlow graph.",
     )
-    groups = _groups(parser)
+    groups = {"work": parser.add_argument_group("what to do"), **_groups(parser)}
     groups["unused"] = parser.add_argument_group("accepted from a pre-training command line, without effect here")
-    _add_tutorial_flags(groups, iter_num_default=f"{_DEFAULT_ITER_NUM}, or as --num_epochs says", predicts_masks=False)
-    _add_later_flags(groups)
-    groups["training"].add_argument(
-        "--num_epochs", type=positive_int, metavar="N", help="instead of --iter_num: passes over the data set"
+    _add_tutorial_flags(
+        groups,
+        iter_num_default=f"{_DEFAULT_ITER_NUM}, or as --num_epochs says",
+        predicts_masks=False,
+        needs_data_dir=False,
     )
-    args = parser.parse_args(arguments)
-    if args.num_epochs is not None and args.iter_num is not None:
-        parser.error("--num_epochs and --iter_num exclude each other")
+    _add_later_flags(groups)
+    _add_num_epochs(groups)
+    _add_evaluation_flags(groups, "each epoch")
+    groups["data"].add_argument(
+        "--eval_predict_file", metavar="JSON", help="the SQuAD v1.1 file of which the records in eval_data_dir are made"
+    )
+    args = _check_work(parser, _check_num_epochs(parser, parser.parse_args(arguments)))
+    if args.do_eval and args.eval_predict_file is None:
+        parser.error("--do_eval needs --eval_predict_file")
+    if not args.do_eval and args.eval_predict_file is not None:
+        print("Notice: --eval_predict_file is not read without --do_eval.", flush=True)
     return _complete(args)
 
 
@@ -151,9 +168,6 @@ def parse_classifier_args(arguments=None):
     )
     groups = {"work": parser.add_argument_group("what to do"), **_groups(parser)}
     groups["unused"] = parser.add_argument_group("accepted from a pre-training command line, without effect here")
-    add_bool(groups["work"], "--do_train", help="train on data_dir")
-    add_bool(groups["work"], "--do_eval", help="evaluate on eval_data_dir: after each epoch, and at the end")
-    add_bool(groups["work"], "--do_predict", help="predict the labels of test_data_dir, at the end")
     _add_tutorial_flags(
         groups,
         iter_num_default=f"{_DEFAULT_ITER_NUM}, or as --num_epochs says",
@@ -161,51 +175,100 @@ def parse_classifier_args(arguments=None):
         needs_data_dir=False,
     )
     _add_later_flags(groups)
-    groups["data"].add_argument("--eval_data_dir", metavar="DIR", help="folder of labelled parts, for --do_eval")
+    _add_evaluation_flags(groups, "each epoch", do_train=False)
+    add_bool(groups["work"], "--do_predict", help="predict the labels of test_data_dir, at the end")
     groups["data"].add_argument("--test_data_dir", metavar="DIR", help="folder of parts, for --do_predict")
-    groups["training"].add_argument(
-        "--num_epochs", type=positive_int, metavar="N", help="instead of --iter_num: passes over the data set"
-    )
+    _add_num_epochs(groups)
     groups["model"].add_argument(
         "--num_labels",
         type=positive_int,
         metavar="N",
         help="labels, 1 for a regression (default: as labels.txt beside the parts or the model has them)",
     )
-    groups["output"].add_argument(
-        "--output_dir",
-        metavar="DIR",
-        help="folder of eval_results.txt, test_results.tsv and predictions.tsv (default: model_save_dir)",
+    return _complete(_check_work(parser, _check_num_epochs(parser, parser.parse_args(arguments))))
+
+
+def _add_num_epochs(groups):
+    groups["training"].add_argument(
+        "--num_epochs", type=positive_int, metavar="N", help="instead of --iter_num: passes over the data set"
     )
-    args = parser.parse_args(arguments)
+
+
+def _check_num_epochs(parser, args):
+    """Returns `args`; ends with a usage error if they give the length of a run twice."""
     if args.num_epochs is not None and args.iter_num is not None:
         parser.error("--num_epochs and --iter_num exclude each other")
-    _check_work(parser, args)
-    _complete(args)
-    args.output_dir = args.output_dir or args.model_save_dir
     return args
 
 
-# What run_classifier.py does -> the flag of the folder that it reads, in the order of the work.
-CLASSIFIER_WORK = {"do_train": "data_dir", "do_eval": "eval_data_dir", "do_predict": "test_data_dir"}
+def _add_evaluation_flags(groups, every, do_train=True):
+    """What to do, and how to evaluate; `every` describes when that is done by default."""
+    work, data, training = groups["work"], groups["data"], groups["training"]
+    add_bool(work, "--do_train", default=do_train, help="train on data_dir")
+    add_bool(
+        work,
+        "--do_eval",
+        default=None,
+        help="evaluate on eval_data_dir, while training and at the end (default: if eval_data_dir is given)",
+    )
+    data.add_argument("--eval_data_dir", metavar="DIR", help="folder of parts to evaluate on, with answers")
+    data.add_argument(
+        "--eval_iter_num", type=positive_int, metavar="N", help="batches of an evaluation, at most (default: all)"
+    )
+    data.add_argument(
+        "--eval_batch_size_per_device",
+        type=positive_int,
+        metavar="N",
+        help="sequences in a device's batch of an evaluation (default: batch_size_per_device)",
+    )
+    training.add_argument(
+        "--eval_every_n_iter", type=positive_int, metavar="N", help=f"evaluate every n iterations (default: {every})"
+    )
+    training.add_argument(
+        "--metric_for_best_model",
+        metavar="NAME",
+        help="the metric of evaluations by which model_save_dir/best_snapshot is chosen (default: the task's)",
+    )
+    training.add_argument(
+        "--early_stopping",
+        type=positive_int,
+        metavar="N",
+        help="stop after n evaluations without a better metric_for_best_model",
+    )
+    groups["output"].add_argument(
+        "--output_dir", metavar="DIR", help="folder of eval_results.txt and predictions (default: model_save_dir)"
+    )
+
+
+# What a script may do -> the flag of the folder that it reads, in the order of the work.
+WORK = {"do_train": "data_dir", "do_eval": "eval_data_dir", "do_predict": "test_data_dir"}
 
 
 def _check_work(parser, args):
-    """Ends with a usage error unless there is something to do, and a folder for it."""
-    if not any(getattr(args, work) for work in CLASSIFIER_WORK):
-        parser.error("nothing to do: give --do_train, --do_eval or --do_predict")
-    for work, flag in CLASSIFIER_WORK.items():
-        if getattr(args, work) and getattr(args, flag) is None:
-            parser.error(f"--{work} needs --{flag}")
-        if not getattr(args, work) and getattr(args, flag) is not None:
-            print(f"Notice: --{flag} is not read without --{work}.", flush=True)
+    """Returns `args`; ends with a usage error unless there is something to do, and a folder for it."""
+    if args.do_eval is None:
+        args.do_eval = args.eval_data_dir is not None
+    work = {name: flag for name, flag in WORK.items() if hasattr(args, name)}
+    if not any(getattr(args, name) for name in work):
+        parser.error(f"nothing to do: give --{' or --'.join(work)}")
+    for name, flag in work.items():
+        if getattr(args, name) and getattr(args, flag) is None:
+            parser.error(f"--{name} needs --{flag}")
+        if not getattr(args, name) and getattr(args, flag) is not None:
+            print(f"Notice: --{flag} is not read without --{name}.", flush=True)
+    needs = dict.fromkeys(("eval_iter_num", "eval_every_n_iter", "metric_for_best_model", "early_stopping"), "do_eval")
+    for name, needed in {**needs, "resume": "do_train"}.items():
+        if getattr(args, name) not in (None, False) and not getattr(args, needed):
+            parser.error(f"--{name} needs --{needed}")
     if not args.do_train:
         if args.model_load_dir is None:
-            parser.error("--model_load_dir is missing: give the snapshot of a fine-tuned model, or --do_train")
-        if args.resume:
-            parser.error("--resume needs --do_train")
+            parser.error("--model_load_dir is missing: give the snapshot of a model, or --do_train")
+        for name in ("eval_every_n_iter", "metric_for_best_model", "early_stopping"):
+            if getattr(args, name) is not None:
+                parser.error(f"--{name} needs --do_train")
         # Whose vocabulary and case the model is compared with.
         args.data_dir = args.eval_data_dir if args.do_eval else args.test_data_dir
+    return args
 
 
 def _groups(parser):
@@ -407,6 +470,12 @@ def _add_later_flags(groups, trains=True):
         "--reset_train_step",
         help="begin the schedule of the learning rate anew, whatever step model_load_dir has",
     )
+    add_bool(
+        groups["output" if trains else "unused"],
+        "--save_optimizer",
+        default=True,
+        help="save the optimiser's moments in snapshots; without them they take a third of the size, for no --resume",
+    )
     add_bool(groups["output"], "--skip_checksums", help="load model_load_dir without comparing checksums")
     devices.add_argument(
         "--cpu_threads",
@@ -449,6 +518,8 @@ def _complete(args):
         if args.resume:
             raise UserError("--resume needs --model_save_dir, the folder of the snapshots to go on from")
         args.model_save_dir = f"./output/model_save-{datetime.now():%Y-%m-%d-%H-%M-%S}"
+    if "output_dir" in args:
+        args.output_dir = args.output_dir or args.model_save_dir
     return args
 
 
@@ -507,6 +578,11 @@ def amp_dtype(args, device_type):
     if not args.use_fp16 or device_type == "cpu":
         return None
     return args.amp_dtype or "float16"
+
+
+def evaluation_batch_size(args):
+    """Sequences in a batch of an evaluation or prediction over all devices."""
+    return rank_count(args) * (args.eval_batch_size_per_device or args.batch_size_per_device)
 
 
 def print_args(args):

@@ -8,11 +8,9 @@ import json
 import sys
 
 from system.command_line import ArgumentParser
-from system.errors import UserError, one_line, warning_line
+from system.errors import one_line, warning_line
 from text import squad_file, squad_metric
 from util import run_script
-
-VERSION = "1.1"
 
 
 def main():
@@ -21,35 +19,15 @@ def main():
     parser.add_argument("prediction_file", help="JSON object: question id -> text of the answer")
     arguments = parser.parse_args()
 
-    version, references = read_references(arguments.dataset_file)
+    version, paragraphs = squad_file.read_paragraphs(arguments.dataset_file)
+    references = squad_file.reference_answers(paragraphs, arguments.dataset_file)
     predictions = squad_file.read_predictions(arguments.prediction_file)
-    if version != VERSION:
-        text = f'{arguments.dataset_file}: its "version" is {json.dumps(version)}; this is the metric of "{VERSION}"'
+    if version != squad_metric.VERSION:
+        own = squad_metric.VERSION
+        text = f'{arguments.dataset_file}: its "version" is {json.dumps(version)}; this is the metric of "{own}"'
         print(warning_line(text), file=sys.stderr)
     report_differences(references, predictions, arguments)
     print(json.dumps(squad_metric.evaluate(references, predictions)))
-
-
-def read_references(path):
-    """Reads a SQuAD v1.1 file. Returns (version, reference answers: id -> non-empty list of texts).
-
-    Raises UserError if it has no question, or a question without an answer.
-    """
-    version, paragraphs = squad_file.read_paragraphs(path)
-    squad_file.check_unique_ids(paragraphs, path)
-    references = {}
-    for paragraph in paragraphs:
-        for question in paragraph.questions:
-            answers = squad_file.field(question.entry, "answers", list, question.place)
-            if not answers:
-                raise UserError(f"{question.place}: has no answer; in SQuAD v{VERSION} every question has one")
-            references[question.id] = [
-                squad_file.field(answer, "text", str, f"{question.place}.answers[{index}]")
-                for index, answer in enumerate(answers)
-            ]
-    if not references:
-        raise UserError(f"{path}: has no question")
-    return version, references
 
 
 def report_differences(references, predictions, arguments):

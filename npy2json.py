@@ -12,7 +12,6 @@ import json
 import os
 import warnings
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -29,16 +28,6 @@ from util import run_script
 
 LARGEST_DESCRIPTION = 1 << 16  # bytes
 OUTPUT_FILES = ("predictions.json", "nbest_predictions.json", "null_odds.json")
-
-
-class Example(NamedTuple):
-    """A question as the model saw it: the windows of its document, and the index of the first among all windows."""
-
-    id: str
-    num_query_pieces: int
-    document: squad_windows.Document
-    windows: list[squad_windows.Window]
-    first_window: int
 
 
 def main():
@@ -58,7 +47,13 @@ def main():
     squad_file.check_unique_ids(paragraphs, arguments.predict_file)
     check_same_data(described, paragraphs, arguments)
 
-    examples = make_examples(paragraphs, Tokenizer(vocab, arguments.do_lower_case), arguments)
+    examples = squad_answers.make_examples(
+        progress_bar(paragraphs, desc="tokenising", unit="context"),
+        Tokenizer(vocab, arguments.do_lower_case),
+        arguments.max_seq_length,
+        arguments.doc_stride,
+        arguments.max_query_length,
+    )
     results = fit_results(results, examples, arguments)
     check_case(arguments.vocab_file, vocab, arguments.do_lower_case)
     if not arguments.version_2_with_negative:
@@ -68,7 +63,15 @@ def main():
             f"{arguments.vocab_file} has {num_missing} pieces fewer than vocab_size in {arguments.bert_config_file}; "
             "if it is not the model's vocabulary, the answers are wrong"
         )
-    predictions, n_best, null_odds = answer_questions(examples, results, arguments)
+    predictions, n_best, null_odds = squad_answers.answer_questions(
+        progress_bar(examples, desc="answering", unit="question"),
+        results,
+        arguments.do_lower_case,
+        arguments.n_best_size,
+        arguments.max_answer_length,
+        arguments.null_score_diff_threshold if arguments.version_2_with_negative else None,
+        arguments.verbose_logging,
+    )
 
     contents = dict(zip(OUTPUT_FILES, (predictions, n_best, null_odds), strict=True))
     if not arguments.version_2_with_negative:
@@ -94,9 +97,15 @@ def parse_arguments():
     squad_windows.add_window_flags(windows, infer=True)
 
     answers = parser.add_argument_group("answers")
-    answers.add_argument("--n_best_size", type=positive_int, default=20, metavar="N", help="answers per question")
     answers.add_argument(
-        "--max_answer_length", type=positive_int, default=30, metavar="N", help="longest answer, in pieces"
+        "--n_best_size", type=positive_int, default=squad_answers.N_BEST_SIZE, metavar="N", help="answers to a question"
+    )
+    answers.add_argument(
+        "--max_answer_length",
+        type=positive_int,
+        default=squad_answers.MAX_ANSWER_LENGTH,
+        metavar="N",
+        help="longest answer, in pieces",
     )
     add_bool(answers, "--version_2_with_negative", False, "SQuAD v2.0: a question may have no answer")
     answers.add_argument(
@@ -259,23 +268,6 @@ def read_npy_header(file, path):
     return shape, dtype
 
 
-def make_examples(paragraphs, tokenizer, arguments):
-    """Tokenises the questions and cuts their documents into windows, as tools/create_squad_data.py did."""
-    examples = []
-    num_windows = 0
-    for paragraph in progress_bar(paragraphs, desc="tokenising", unit="context"):
-        document = squad_windows.tokenize_document(paragraph.context, tokenizer)
-        for question in paragraph.questions:
-            num_query_pieces = len(
-                squad_windows.tokenize_question(question.text, tokenizer, arguments.max_query_length)
-            )
-            max_length = arguments.max_seq_length - num_query_pieces - squad_windows.SPECIAL_PIECES
-            windows = squad_windows.make_windows(len(document.pieces), max_length, arguments.doc_stride)
-            examples.append(Example(question.id, num_query_pieces, document, windows, num_windows))
-            num_windows += len(windows)
-    return examples
-
-
 def fit_results(results, examples, arguments):
     """Loads the results, in the order of the windows. Raises UserError unless each window has one finite result."""
     num_windows = sum(len(example.windows) for example in examples)
@@ -310,55 +302,6 @@ def fit_results(results, examples, arguments):
             f"unique_id {wanted[~is_finite][0]}); the model has diverged"
         )
     return results
-
-
-def answer_questions(examples, results, arguments):
-    """Returns three dicts by question id: the answer, the n best answers, and (v2.0) the null odds.
-
-    The null odds are the score of "no answer" minus that of the best answer.
-    """
-    start_logits = np.ascontiguousarray(results["start_logits"])
-    end_logits = np.ascontiguousarray(results["end_logits"])
-    find_text = squad_answers.TextFinder(arguments.do_lower_case, arguments.verbose_logging)
-    answers, n_best, null_odds = {}, {}, {}
-    for example in progress_bar(examples, desc="answering", unit="question"):
-        rows = slice(example.first_window, example.first_window + len(example.windows))
-        spans = squad_answers.rank_spans(
-            example.windows,
-            example.num_query_pieces,
-            start_logits[rows],
-            end_logits[rows],
-            arguments.n_best_size,
-            arguments.max_answer_length,
-        )
-        null = null_score = None
-        if arguments.version_2_with_negative:
-            null, null_score = squad_answers.null_prediction(start_logits[rows], end_logits[rows])
-        predictions = squad_answers.n_best_predictions(spans, null, example.document, find_text, arguments.n_best_size)
-        n_best[example.id] = n_best_entries(predictions)
-        if not arguments.version_2_with_negative:
-            answers[example.id] = predictions[0].text
-            continue
-        best = next((prediction for prediction in predictions if prediction.text), None)
-        # Without any valid span, where run_squad.py fails, there is no answer.
-        null_odds[example.id] = null_score - best.start_logit - best.end_logit if best else null_score
-        is_answered = best and null_odds[example.id] <= arguments.null_score_diff_threshold
-        answers[example.id] = best.text if is_answered else ""
-    return answers, n_best, null_odds
-
-
-def n_best_entries(predictions):
-    """Returns the predictions in the format of nbest_predictions.json: a list of dicts."""
-    probabilities = squad_answers.softmax([prediction.start_logit + prediction.end_logit for prediction in predictions])
-    return [
-        {
-            "text": prediction.text,
-            "probability": probability,
-            "start_logit": prediction.start_logit,
-            "end_logit": prediction.end_logit,
-        }
-        for prediction, probability in zip(predictions, probabilities, strict=True)
-    ]
 
 
 def write_files(folder, contents):

@@ -81,18 +81,42 @@ class BertForPretraining(nn.Module):
         Returns scalars by name: mlm_loss = sum(weight x cross-entropy) / (sum(weight) + 1e-5), nsp_loss = mean
         cross-entropy, total_loss = their sum (google-research/bert, run_pretraining.py).
         """
-        masked_lm_logits, next_sentence_logits = self.logits(
-            batch["input_ids"], batch["input_mask"], batch["segment_ids"], batch["masked_lm_positions"]
-        )
-        cross_entropy = flow._C.sparse_softmax_cross_entropy(masked_lm_logits, batch["masked_lm_ids"].reshape(-1))
+        _, cross_entropy, _, next_sentence_cross_entropy = self._cross_entropies(batch)
         weights = batch["masked_lm_weights"].reshape(-1)
         numerator = over_all_ranks((weights * cross_entropy).sum())
         mlm_loss = numerator / (over_all_ranks(weights.sum()) + 1e-5)
-        cross_entropy = flow._C.sparse_softmax_cross_entropy(
+        nsp_loss = over_all_ranks(next_sentence_cross_entropy.mean())
+        return {"total_loss": mlm_loss + nsp_loss, "mlm_loss": mlm_loss, "nsp_loss": nsp_loss}
+
+    def _cross_entropies(self, batch):
+        """Masked LM logits [B * P, V] and their cross-entropy [B * P], next sentence logits [B, 2] and theirs [B]."""
+        masked_lm_logits, next_sentence_logits = self.logits(
+            batch["input_ids"], batch["input_mask"], batch["segment_ids"], batch["masked_lm_positions"]
+        )
+        masked_lm = flow._C.sparse_softmax_cross_entropy(masked_lm_logits, batch["masked_lm_ids"].reshape(-1))
+        next_sentence = flow._C.sparse_softmax_cross_entropy(
             next_sentence_logits, batch["next_sentence_labels"].reshape(-1)
         )
-        nsp_loss = over_all_ranks(cross_entropy.mean())
-        return {"total_loss": mlm_loss + nsp_loss, "mlm_loss": mlm_loss, "nsp_loss": nsp_loss}
+        return masked_lm_logits, masked_lm, next_sentence_logits, next_sentence
+
+    def scores(self, batch):
+        """For evaluation, of each prediction its cross-entropy and whether it is right (1 or 0), float32.
+
+        Of the masked LM [B, P] each, of the next sentence [B] each.
+        """
+        masked_lm_logits, masked_lm, next_sentence_logits, next_sentence = self._cross_entropies(batch)
+        masked_lm_ids = batch["masked_lm_ids"]
+        return (
+            masked_lm.reshape(*masked_lm_ids.shape),
+            _is_right(masked_lm_logits, masked_lm_ids).reshape(*masked_lm_ids.shape),
+            next_sentence,
+            _is_right(next_sentence_logits, batch["next_sentence_labels"]),
+        )
+
+
+def _is_right(logits, labels):
+    """[N, C] and N labels -> [N]: 1 where the greatest logit is the label's, else 0."""
+    return (flow.argmax(logits, dim=1) == labels.reshape(-1).to(flow.int64)).to(flow.float32)
 
 
 class PretrainJob(TrainJob):

@@ -134,7 +134,7 @@ class ShortPrediction:
                     rows = batches[index][1] if windows is not None else None
                     inputs = None
                     if windows is not None:
-                        inputs = {name: windows[name][rows, :length] for name in self.scorer.INPUTS}
+                        inputs = {name: windows[name][rows, :length] for name in self.scorer.inputs}
                     start_logits, end_logits = self.scorer.score(inputs, length)
                     if windows is not None:
                         results[-1]["start_logits"][rows, :length] = start_logits

@@ -23,7 +23,8 @@ from system.progress import progress_bar
 # Larger data sets are not checked for truncation before a run, because that reads the length of every record.
 _SCAN_LIMIT = 2**30  # bytes
 
-_PART_NAME = re.compile(r"part-(0*)0$")
+# This suite's parts, and those of OneFlow-Benchmark's classifiers: train.of_record-0, eval.of_record-0, ...
+_FIRST_PART = re.compile(r"(part-|[\w.]+\.of_record-)0+")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,24 +103,32 @@ _FLAG_OF_BOUND = {
 def part_paths(data_dir, part_num=None, flag="data_dir"):
     """Returns the paths of the first `part_num` parts in `data_dir`, or of all: part-0, ... or padded: part-00000, ...
 
-    Raises UserError, naming the flag, if the folder or a part is missing.
+    Otherwise OneFlow-Benchmark's names count: train.of_record-0, ... Raises UserError, naming the flag, if the folder or a
+    part is missing, or if parts have several names.
     """
     folder = Path(data_dir)
     with reading(f"--{flag}={data_dir}", "folder"):
         names = os.listdir(folder)
     if any(0xDC80 <= ord(character) <= 0xDCFF for character in str(data_dir)):
         raise UserError(f"--{flag}={data_dir}: cannot be read: OneFlow needs UTF-8 names; rename the folder")
-    first = sorted((name for name in names if _PART_NAME.fullmatch(name)), key=len)
+    first = sorted((name for name in names if _FIRST_PART.fullmatch(name)), key=len)
     if not first:
         raise UserError(f"--{flag}={data_dir}: holds no part-0; give a folder of OFRecord parts part-0, part-1, ...")
-    digits = len(first[0]) - len("part-")
-    count = sum(re.fullmatch(rf"part-[0-9]{{{digits},}}", name) is not None for name in names)
+    prefixes = sorted({part_name_prefix(name) for name in first})
+    if len(prefixes) > 1 and "part-" not in prefixes:
+        raise UserError(
+            f"--{flag}={data_dir}: holds parts of several data sets, {prefixes[0]}0 and {prefixes[1]}0; give each its "
+            "own folder"
+        )
+    prefix = "part-" if "part-" in prefixes else prefixes[0]
+    digits = min(len(name) for name in first if part_name_prefix(name) == prefix) - len(prefix)
+    count = sum(re.fullmatch(rf"{re.escape(prefix)}[0-9]{{{digits},}}", name) is not None for name in names)
     if part_num is None:
         part_num = count
     elif part_num < count:
         print(f"Notice: --data_part_num={part_num} reads {part_num} of the {count} parts in {data_dir}.", flush=True)
     # Bounded by the number of files, as part_num may be huge.
-    paths = [folder / f"part-{index:0{digits}d}" for index in range(min(part_num, len(names) + 1))]
+    paths = [folder / f"{prefix}{index:0{digits}d}" for index in range(min(part_num, len(names) + 1))]
     missing = [path.name for path in paths if not path.is_file()]
     if missing:
         raise UserError(
@@ -127,6 +136,11 @@ def part_paths(data_dir, part_num=None, flag="data_dir"):
             f"{missing[0]} is missing"
         )
     return paths
+
+
+def part_name_prefix(name):
+    """What stands before the number in the name of a part: `part-`."""
+    return name.rstrip("0123456789")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,6 +24,7 @@ class OFRecordLoader(nn.Module):
     def __init__(self, data_set, batch_size, placement, shuffle, seed):
         super().__init__()
         paths = data_set.paths
+        prefix = checks.part_name_prefix(paths[0].name)
         self._placement = placement
         self._sbp = _split_over(placement.ranks)
         # Either all ranks read, or the first reads for all.
@@ -32,7 +33,8 @@ class OFRecordLoader(nn.Module):
             str(paths[0].parent),
             batch_size=batch_size,
             data_part_num=len(paths),
-            part_name_suffix_length=len(paths[0].name) - len("part-"),
+            part_name_prefix=prefix,
+            part_name_suffix_length=len(paths[0].name) - len(prefix),
             random_shuffle=shuffle,
             shuffle_buffer_size=_SHUFFLE_BUFFER,
             shuffle_after_epoch=shuffle,

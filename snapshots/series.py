@@ -17,14 +17,18 @@ _NAME = re.compile(r"snapshot_([1-9][0-9]*)")
 
 
 def complete_snapshots(folder):
-    """Returns the paths of complete snapshots (`snapshot_<iteration>`, `last_snapshot`) in `folder`, oldest first."""
+    """Returns the paths of complete snapshots in `folder`, oldest first.
+
+    They are `snapshot_<iteration>`, `last_snapshot` and `best_snapshot`.
+    """
     found = []
     if Path(folder).is_dir():
         for entry in os.scandir(folder):
             name = _NAME.fullmatch(entry.name)
-            if (name or entry.name == "last_snapshot") and (Path(entry) / layout.DONE_FILE).is_file():
+            is_one = name or entry.name in ("last_snapshot", "best_snapshot")
+            if is_one and (Path(entry) / layout.DONE_FILE).is_file():
                 number, iteration = run_state.number_and_iteration(entry.path)
-                # At the same iteration, last_snapshot is saved second.
+                # At the same iteration, the numbered snapshot is saved first.
                 found.append((number, iteration or (int(name[1]) if name else 0), name is None, Path(entry)))
     return [path for *_, path in sorted(found)]
 
@@ -35,7 +39,7 @@ def next_run_number(folder):
 
 
 def remove_oldest(folder, keep):
-    """Removes all complete `snapshot_<iteration>` in `folder` except the `keep` newest; keeps `last_snapshot`."""
+    """Removes all complete `snapshot_<iteration>` in `folder` except the `keep` newest; keeps the others."""
     numbered = [path for path in complete_snapshots(folder) if _NAME.fullmatch(path.name)]
     for path in numbered[:-keep]:
         # Rename first, so that a partly removed snapshot never looks complete.

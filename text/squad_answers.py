@@ -10,11 +10,27 @@ from typing import NamedTuple
 import numpy as np
 
 from system.progress import print_warning
+from text import squad_windows
 from text.squad_windows import windows_of_maximum_context
 from text.tokenization import MAX_CACHED, split_words
 
 # The score of "no answer" if no window has a lower one.
 _HIGHEST_NULL_SCORE = 1000000
+
+
+# How google-research/bert's run_squad.py answers by default: so many answers to a question, of so many pieces at most.
+N_BEST_SIZE = 20
+MAX_ANSWER_LENGTH = 30
+
+
+class Example(NamedTuple):
+    """A question as it was put to the model: the windows of its document, and where among all windows they begin."""
+
+    id: str
+    num_query_pieces: int
+    document: squad_windows.Document
+    windows: list[squad_windows.Window]
+    first_window: int
 
 
 class Prediction(NamedTuple):
@@ -152,3 +168,77 @@ def softmax(scores):
     for exponential in exponentials:
         total += exponential
     return [exponential / total for exponential in exponentials]
+
+
+def make_examples(paragraphs, tokenizer, max_seq_length, doc_stride, max_query_length):
+    """Tokenises the questions and cuts their documents into windows, as tools/create_squad_data.py did; Examples."""
+    examples = []
+    num_windows = 0
+    for paragraph in paragraphs:
+        document = squad_windows.tokenize_document(paragraph.context, tokenizer)
+        for question in paragraph.questions:
+            num_query_pieces = len(squad_windows.tokenize_question(question.text, tokenizer, max_query_length))
+            max_length = max_seq_length - num_query_pieces - squad_windows.SPECIAL_PIECES
+            windows = squad_windows.make_windows(len(document.pieces), max_length, doc_stride)
+            examples.append(Example(question.id, num_query_pieces, document, windows, num_windows))
+            num_windows += len(windows)
+    return examples
+
+
+def answer_questions(
+    examples,
+    results,
+    do_lower_case,
+    n_best_size=N_BEST_SIZE,
+    max_answer_length=MAX_ANSWER_LENGTH,
+    null_score_diff_threshold=None,
+    verbose=False,
+):
+    """Three dicts from question id: to the answer, to the n best answers, and (v2.0) to the odds of there being none.
+
+    `examples` are Examples; `results` has start_logits and end_logits, float32 [windows, seq_length], in their order.
+    The odds are the score of "no answer" less that of the best answer. There is no answer where they are more than
+    `null_score_diff_threshold`, which is None for SQuAD v1.1. `verbose`: see TextFinder.
+    """
+    start_logits = np.ascontiguousarray(results["start_logits"])
+    end_logits = np.ascontiguousarray(results["end_logits"])
+    find_text = TextFinder(do_lower_case, verbose)
+    answers, n_best, null_odds = {}, {}, {}
+    for example in examples:
+        rows = slice(example.first_window, example.first_window + len(example.windows))
+        spans = rank_spans(
+            example.windows,
+            example.num_query_pieces,
+            start_logits[rows],
+            end_logits[rows],
+            n_best_size,
+            max_answer_length,
+        )
+        null = null_score = None
+        if null_score_diff_threshold is not None:
+            null, null_score = null_prediction(start_logits[rows], end_logits[rows])
+        predictions = n_best_predictions(spans, null, example.document, find_text, n_best_size)
+        n_best[example.id] = _n_best_entries(predictions)
+        if null_score_diff_threshold is None:
+            answers[example.id] = predictions[0].text
+            continue
+        best = next((prediction for prediction in predictions if prediction.text), None)
+        # Where the context has no possible answer, on which run_squad.py breaks down, there is none.
+        null_odds[example.id] = null_score - best.start_logit - best.end_logit if best else null_score
+        is_answered = best and null_odds[example.id] <= null_score_diff_threshold
+        answers[example.id] = best.text if is_answered else ""
+    return answers, n_best, null_odds
+
+
+def _n_best_entries(predictions):
+    """The predictions as nbest_predictions.json has them: list of dicts."""
+    probabilities = softmax([prediction.start_logit + prediction.end_logit for prediction in predictions])
+    return [
+        {
+            "text": prediction.text,
+            "probability": probability,
+            "start_logit": prediction.start_logit,
+            "end_logit": prediction.end_logit,
+        }
+        for prediction, probability in zip(predictions, probabilities, strict=True)
+    ]

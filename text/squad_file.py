@@ -104,3 +104,23 @@ def check_unique_ids(paragraphs, path):
                 raise UserError(
                     f"{first.place} and {at} have the same id, {question.id!r}; every question needs its own"
                 )
+
+
+def reference_answers(paragraphs, path):
+    """The reference answers of every question of the SQuAD v1.1 file `path`: id -> list of texts, at least one.
+
+    Raises UserError if it holds no question, or one without an answer.
+    """
+    check_unique_ids(paragraphs, path)
+    references = {}
+    for paragraph in paragraphs:
+        for question in paragraph.questions:
+            answers = field(question.entry, "answers", list, question.place)
+            if not answers:
+                raise UserError(f"{question.place}: has no answer; in SQuAD v1.1 every question has one")
+            references[question.id] = [
+                field(answer, "text", str, f"{question.place}.answers[{index}]") for index, answer in enumerate(answers)
+            ]
+    if not references:
+        raise UserError(f"{path}: holds no question")
+    return references

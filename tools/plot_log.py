@@ -1,4 +1,4 @@
-"""Draws the losses, the learning rate and the speed of training runs from the JSON lines in their log folders.
+"""Draws losses, evaluations, learning rate and speed of training runs from the JSON lines in their log folders.
 
     python tools/plot_log.py ./output -o loss.png
 
@@ -37,6 +37,13 @@ FORMATS = ("png", "svg", "pdf")
 LOSS_TITLES = {"total_loss": "Loss", "mlm_loss": "Masked language model loss", "nsp_loss": "Next sentence loss"}
 OTHER_TITLES = {"learning_rate": "Learning rate", "sentences_per_sec": "Sentences per second"}
 STEP = "train_step"
+# The metrics of evaluations begin so; those that are losses of training are drawn beside these.
+EVALUATION = "eval_"
+LOSSES_EVALUATED = {
+    "total_loss": "eval_loss",
+    "mlm_loss": "eval_masked_lm_loss",
+    "nsp_loss": "eval_next_sentence_loss",
+}
 
 # Told apart by people with any kind of colour blindness: Okabe and Ito's colours, then the same with dashes.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
@@ -52,12 +59,17 @@ MAX_MARKED = 30  # points of a curve, at most, that are marked one by one
 
 
 class Run(NamedTuple):
-    """A curve for each of `values`: name -> float array, over `steps`. `resumed` are steps at which it went on."""
+    """A curve for each of `values`: name -> float array, over `steps`. `resumed` are steps at which it went on.
+
+    `metrics` are what evaluations have found, over `evaluated` steps.
+    """
 
     name: str
     steps: np.ndarray
     values: dict[str, np.ndarray]
     resumed: list[int]
+    evaluated: np.ndarray
+    metrics: dict[str, np.ndarray]
 
 
 def main():
@@ -136,22 +148,35 @@ def read_run(name, paths):
     resumed = []
     for path in paths:
         later = read_lines(path)
-        if later and lines:
-            first_step = later[0][STEP]
+        first_step = next((line[STEP] for line in later if not is_evaluation(line)), None)
+        if first_step is not None and lines:
             lines = [line for line in lines if line[STEP] < first_step]
             if lines:
                 resumed.append(first_step)
         lines += later
+    evaluations = [line for line in lines if is_evaluation(line)]
+    lines = [line for line in lines if not is_evaluation(line)]
     if not lines:
         return None
-    steps = np.array([line[STEP] for line in lines], float)
     keys = [*LOSS_TITLES, *OTHER_TITLES]
     others = sorted({key for line in lines for key in line if key.endswith("_loss") and key not in keys})
     if len(others) > MAX_LOSSES:
         raise UserError(f"{paths[0]}: has {len(others)} kinds of losses; the file is damaged or not a training run's")
     keys += others
+    metrics = sorted({key for line in evaluations for key in line if key.startswith(EVALUATION)})
+    return Run(name, *columns(lines, keys), resumed, *columns(evaluations, metrics[:MAX_LOSSES]))
+
+
+def columns(lines, keys):
+    """(the steps of the lines, key -> their values) as float arrays, NaN where a line lacks a key; not if all do."""
     values = {key: np.array([line.get(key, np.nan) for line in lines], float) for key in keys}
-    return Run(name, steps, {key: array for key, array in values.items() if not np.isnan(array).all()}, resumed)
+    steps = np.array([line[STEP] for line in lines], float)
+    return steps, {key: array for key, array in values.items() if not np.isnan(array).all()}
+
+
+def is_evaluation(line):
+    """Whether a line, a dict, is of an evaluation and not of an iteration."""
+    return any(key.startswith(EVALUATION) for key in line)
 
 
 def read_lines(path):
@@ -183,12 +208,13 @@ def draw(runs):
     """A Figure with a panel for every quantity and a curve for every run. Raises UserError if there are too many."""
     keys = [key for key in LOSS_TITLES if any(key in run.values for run in runs)]
     others = sorted({key for run in runs for key in run.values} - set(keys) - set(OTHER_TITLES))
+    metrics = {key for run in runs for key in run.metrics} - {LOSSES_EVALUATED.get(key) for key in keys}
     if len(runs) > MAX_RUNS or len(others) > MAX_LOSSES:
         raise UserError(
             f"{len(runs)} runs with {len(others)} other kinds of losses are more than a picture can show; give fewer "
             "log folders"
         )
-    keys += others
+    keys += others + sorted(metrics)[:MAX_LOSSES]
     wide, narrow = keys[:1], [*keys[1:], *OTHER_TITLES]
     num_rows = -(-len(narrow) // 2)
     figure = Figure(figsize=(11, 0.2 * len(runs) + 3.6 + 2.3 * num_rows), layout="constrained")
@@ -202,12 +228,19 @@ def draw(runs):
 
 def draw_panel(axes, key, runs):
     """Draws the curves of one quantity."""
-    axes.set_title(LOSS_TITLES.get(key) or OTHER_TITLES.get(key) or key, loc="left", fontsize=11)
+    title = LOSS_TITLES.get(key) or OTHER_TITLES.get(key) or key.replace(EVALUATION, "Evaluation: ")
+    axes.set_title(title, loc="left", fontsize=11)
     for index, run in enumerate(runs):
         if key in run.values:
             draw_curve(axes, key, run.steps, run.values[key], **style(index))
             for step in run.resumed:
                 axes.axvline(step, color=style(index)["color"], linewidth=0.8, linestyle=":", alpha=0.7)
+        metric = run.metrics.get(LOSSES_EVALUATED.get(key, key))
+        if metric is not None:
+            marker = "s" if len(metric) <= MAX_MARKED else None
+            axes.plot(
+                run.evaluated, metric, "--", color=style(index)["color"], linewidth=1, marker=marker, markersize=4
+            )
     if key in OTHER_TITLES:
         axes.set_ylim(bottom=0)
     if key == "sentences_per_sec":
@@ -284,6 +317,9 @@ def add_legend(figure, runs):
     if any(run.resumed for run in runs):
         handles.append(Line2D([], [], color="0.5", linewidth=0.8, linestyle=":"))
         labels.append("resumed")
+    if any(run.metrics for run in runs):
+        handles.append(Line2D([], [], color="0.5", linewidth=1, linestyle="--", marker="s", markersize=4))
+        labels.append("evaluation")
     legend = figure.legend(
         handles, labels, loc="outside upper left", ncols=1 + (len(runs) > 6), frameon=False, fontsize=9
     )

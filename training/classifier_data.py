@@ -10,7 +10,7 @@ from records import checks, description
 from snapshots import layout, model_files, variables
 from system.errors import UserError
 from text.classification import describe_labels, metrics_of, read_labels
-from training import model_flags
+from training import evaluation, model_flags
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,26 +30,25 @@ def check(args):
     Raises UserError, saying which folder is at fault, where records are not as they should be, were made with another
     vocabulary or other labels than the rest, or have no labels although they need some.
     """
-    flags = [flag for work, flag in config.CLASSIFIER_WORK.items() if getattr(args, work)]
+    flags = [flag for work, flag in config.WORK.items() if getattr(args, work)]
     for flag in flags:
         if rank() == 0:
             checks.part_paths(getattr(args, flag), flag=flag)
         _check_kind(args, flag)
     labels = _settle_labels(args, flags)
-    train = evaluation = test = None
+    train = evaluated = test = None
     if args.do_train:
         train = checks.check_data_set(args, checks.classifier_fields(args), shuffle=True, count_records=True)
         train = dataclasses.replace(train, labels=labels)
         config.set_iter_num(args, train.record_count)
     if args.do_eval:
         fields = checks.classifier_fields(args)
-        evaluation = checks.check_whole_data_set("eval_data_dir", args.eval_data_dir, fields)
+        evaluated = checks.check_whole_data_set("eval_data_dir", args.eval_data_dir, fields)
     if args.do_predict:
         fields = checks.classifier_test_fields(args)
         test = checks.check_whole_data_set("test_data_dir", args.test_data_dir, fields)
-    data_sets = {"data_dir": train, "eval_data_dir": evaluation, "test_data_dir": test}
-    _check_text(args, {flag: data_set for flag, data_set in data_sets.items() if data_set is not None})
-    return Sets(train, evaluation, test, labels, _metrics(args, evaluation))
+    model_flags.check_data_sets(args, data_dir=train, eval_data_dir=evaluated, test_data_dir=test)
+    return Sets(train, evaluated, test, labels, _metrics(args, evaluated))
 
 
 def _check_kind(args, flag):
@@ -120,27 +119,14 @@ def _describe_count(count):
     return f"{count} labels" if count > 1 else "a regression"
 
 
-def _check_text(args, data_sets):
-    """Raises UserError where records were made with another vocabulary or case than the model's or the first ones."""
-    first = None
-    for flag, data_set in data_sets.items():
-        model_flags.check_records(args, data_set, flag)
-        if data_set.description is None:
-            continue
-        name = f"--{flag}={getattr(args, flag)}"
-        first = first or (data_set.description, getattr(args, flag))
-        records, folder = first
-        vocab_file = os.path.join(folder, description.VOCAB_FILE)
-        description.check_same_text(
-            data_set.description, records["vocab_sha256"], records["do_lower_case"], name, vocab_file
-        )
-
-
-def _metrics(args, evaluation):
-    if evaluation is None:
+def _metrics(args, data_set):
+    """The names of the metrics of the evaluation, the loss aside; settles --metric_for_best_model."""
+    if data_set is None:
         return ()
-    task_name = (evaluation.description or {}).get("task_name")
-    return metrics_of(task_name, args.num_labels == 1, args.num_labels, f"--eval_data_dir={args.eval_data_dir}")
+    task_name = (data_set.description or {}).get("task_name")
+    names = metrics_of(task_name, args.num_labels == 1, args.num_labels, f"--eval_data_dir={args.eval_data_dir}")
+    evaluation.settle_metric(args, (*names, "loss"))
+    return names
 
 
 def check_same_on_all_ranks(args):
@@ -150,12 +136,3 @@ def check_same_on_all_ranks(args):
         raise UserError(
             f"rank {rank()}: --num_labels is {args.num_labels}, but {count} on the first rank; give it on all machines"
         )
-
-
-def epoch_ends(args, train):
-    """A function that tells whether an epoch ends with that iteration, counted from 1. Needs OneFlow.
-
-    `train` is the DataSet, whose records the first rank has counted.
-    """
-    records, batch_size = from_first_rank(lambda: train.record_count), config.global_batch_size(args)
-    return lambda iteration: iteration * batch_size // records > (iteration - 1) * batch_size // records

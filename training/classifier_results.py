@@ -7,11 +7,9 @@ import numpy as np
 from scipy import special, stats
 from sklearn import metrics
 
-from system.errors import RunError
 from system.output_files import atomic_file
 from system.progress import print_line
 
-EVALUATION_FILE = "eval_results.txt"
 PROBABILITIES_FILE = "test_results.tsv"
 PREDICTIONS_FILE = "predictions.tsv"
 
@@ -20,9 +18,8 @@ def evaluate(names, logits, label_ids):
     """The metrics `names` and the loss, name -> float, of logits [N, labels] and the right label_ids [N].
 
     Of one label `label_ids` are scores. f1 is that of the label 1. A correlation is nan where one side has one value
-    only. Raises RunError if the logits are not finite.
+    only.
     """
-    _check_finite(logits)
     logits = logits.astype(np.float64)
     with warnings.catch_warnings():
         # They tell of correlations that are nan.
@@ -54,33 +51,12 @@ _METRICS = {
 }
 
 
-def _check_finite(logits):
-    if not np.isfinite(logits).all():
-        raise RunError("the model gives NaN or infinity for a sentence: it has diverged in training, or is damaged")
-
-
-def tell_evaluation(folder, values, count, iteration=None):
-    """Prints the metrics `values` of `count` examples and writes eval_results.txt, as google-research/bert's.
-
-    `iteration` is how many have run, None outside of training.
-    """
-    when = "" if iteration is None else f" after {iteration} iterations"
-    numbers = ", ".join(f"{name}: {value:.4f}" for name, value in values.items())
-    print_line(f"Evaluation{when}: {numbers}, examples: {count}")
-    lines = {f"eval_{name}": value for name, value in values.items()}
-    if iteration is not None:
-        lines["global_step"] = iteration
-    with atomic_file(os.path.join(folder, EVALUATION_FILE), "w") as file:
-        file.writelines(f"{name} = {value}\n" for name, value in sorted(lines.items()))
-
-
 def write_predictions(folder, logits, labels):
     """Writes what is predicted of logits float32 [N, labels]; `labels` are their names, or None.
 
     test_results.tsv has a row of probabilities each, as google-research/bert's; predictions.tsv the number and the
-    label of each, as GLUE takes them. With one label both have the score. Raises RunError if the logits are not finite.
+    label of each, as GLUE takes them. With one label both have the score.
     """
-    _check_finite(logits)
     is_regression = logits.shape[1] == 1
     rows = logits if is_regression else special.softmax(logits.astype(np.float64), axis=1).astype(np.float32)
     names = labels or range(logits.shape[1])

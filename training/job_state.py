@@ -15,10 +15,11 @@ _STEP_LIMIT = 2**53  # far beyond what any run comes to
 _MODEL = "model."  # the prefix of the optimiser's variables: the graph's attribute that holds the model
 
 
-def save(job, folder, state, files):
+def save(job, folder, state, files, with_optimizer=True):
     """Writes `job` after its last step as the snapshot `folder`, with `state` for snapshots/run_state.py.
 
-    `files`, name -> bytes, describe the model (snapshots/model_files.py).
+    `files`, name -> bytes, describe the model (snapshots/model_files.py). Without the optimiser's moments, nothing can
+    be resumed from it.
 
     All ranks take part, the first writes. Where that fails, the snapshot that stood there stays; returns in words what
     has failed, on all ranks, or None. Raises RunError, on all ranks, if there are numbers in it that are not finite.
@@ -26,7 +27,7 @@ def save(job, folder, state, files):
     # A rank that could not read its part of the last batch does not get here: then nobody saves what came of it.
     wait_for_all_ranks()
     print_line(f"Saving model to {folder}.")
-    arrays = _arrays(job)
+    arrays = _arrays(job, with_optimizer)
     failure = None
     if rank() == 0:
         try:
@@ -63,14 +64,14 @@ class _PoisonedError(Exception):
     """A variable, named by the text, is not to be saved."""
 
 
-def _arrays(job):
+def _arrays(job, with_optimizer):
     """(name in a snapshot, whole NumPy array, on the first rank, else None) for all that a snapshot holds."""
-    for name, tensor in _tensors(job):
+    for name, tensor in _tensors(job, with_optimizer):
         whole = tensor.to_global(sbp=flow.sbp.broadcast)
         yield name, whole.to_local().numpy() if rank() == 0 else None
 
 
-def _tensors(job):
+def _tensors(job, with_optimizer):
     """(name in a snapshot, global tensor) for all that a snapshot holds."""
     state = job.state_dict()
     for name, tensor in state["model"].items():
@@ -78,7 +79,7 @@ def _tensors(job):
     for name, tensor in state.items():
         if name == _TRAIN_STEP:
             yield name_of_step(job), tensor
-        elif name.startswith(_MODEL) and name.endswith(("-m", "-v")):
+        elif with_optimizer and name.startswith(_MODEL) and name.endswith(("-m", "-v")):
             yield variables.variable_name(name[len(_MODEL) :]), tensor
 
 
@@ -143,6 +144,17 @@ def restore(job, folder, skip_checksums=False, reset_train_step=False):
     if others:
         print(f"Ignored other variables of the snapshot: {len(others)}.", flush=True)
     return step
+
+
+def check_has_moments(job, folder):
+    """Raises UserError if the snapshot `folder`, from which a run is to be resumed, lacks moments of the optimiser."""
+    names = set(layout.variable_names(folder))
+    needed = {name + suffix for name in _parameters(job) for suffix in layout.MOMENT_SUFFIXES}
+    if missing := needed - names:
+        raise UserError(
+            f"--resume: {folder} lacks {len(missing)} of the optimiser's moments, as with --save_optimizer=False; "
+            f"start a run from it with --model_load_dir={folder} --reset_train_step, saving elsewhere"
+        )
 
 
 def name_of_step(job):

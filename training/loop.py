@@ -1,17 +1,20 @@
 """The loop around a train job: it runs the job, logs what comes out, saves snapshots and stops at signals."""
 
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
+import config
 from engine.oneflow_loader import nn
-from ranks.ranks import from_every_rank, has_launcher
+from ranks.ranks import default_signals, from_every_rank, has_launcher
+from records import loader
 from system import signals
 from system.errors import RunError
-from training import notices, save_points
+from system.progress import print_line
+from training import job_state, notices, resume, save_points
 from training.job import GRADIENT_NORM, SIGNALS
 from training.metrics import MetricLog
 from training.optimizer import learning_rate_at
+from training.scoring import BatchJob
 
 
 class _Iteration(NamedTuple):
@@ -23,28 +26,36 @@ class _Iteration(NamedTuple):
     outputs: dict  # of the graph
 
 
-class Hook(NamedTuple):
-    """What is to be done in the midst of training, on all ranks, while no iteration is under way.
+def train_and_evaluate(job_class, model, train_set, evaluation, placement, args):
+    """What --do_train and --do_eval ask for; without --do_train the model is that of --model_load_dir.
 
-    Iterations are counted as in the names of snapshots. `call` gives numbers by name, for the curves of the run; its
-    time counts as no iteration's.
+    `job_class` is the task's TrainJob, `train_set` the checks.DataSet, and `evaluation` an evaluation.Evaluation, or
+    None without --do_eval.
     """
+    if args.do_train:
+        batch_size = config.global_batch_size(args)
+        data = loader.OFRecordLoader(train_set, batch_size, placement, shuffle=True, seed=args.seed)
+        job = job_class(model, data, args)
+        train(job, args, resume.start(job, args, train_set), evaluation)
+        return
+    job_state.restore_for_prediction(BatchJob(model), args.model_load_dir, args.skip_checksums)
+    if evaluation is not None:
+        with default_signals():
+            evaluation.run()
 
-    is_due: Callable[[int], bool]  # after so many iterations; it always is after the last one
-    call: Callable[[int], dict[str, float]]
 
-
-def train(job, args, start, hook=None):
+def train(job, args, start, evaluation=None):
     """Runs `job` up to args.iter_num iterations, printing losses and saving snapshots as the flags say.
 
-    It begins where `start`, a resume.Start, says; `hook` is a Hook. The result of an iteration is fetched while the
-    next one runs, so that the engine never waits for Python. At a signal it saves a snapshot and raises StoppedTogether
-    on all ranks. Raises RunError where a loss or the gradients are not finite, or the last snapshot cannot be saved.
+    It begins where `start`, a resume.Start, says. `evaluation`, an evaluation.Evaluation, is run when it is due and at
+    the end; it may end training before. The result of an iteration is fetched while the next one runs, so that the
+    engine never waits for Python. At a signal it saves a snapshot and raises StoppedTogether on all ranks. Raises
+    RunError where a loss or the gradients are not finite, or the last snapshot cannot be saved.
     """
-    if start.iteration >= args.iter_num:
-        save_points.complete(start, args)
-        if hook is not None:
-            hook.call(args.iter_num)
+    if evaluation is not None:
+        evaluation.begin(start)
+    if start.iteration >= args.iter_num or (evaluation is not None and evaluation.is_over()):
+        _end_at_once(args, start, evaluation)
         return
     notices.tell(args, start)
     # The signals first: from here on one that comes is saved for, and the log's file tells that this is so.
@@ -53,10 +64,15 @@ def train(job, args, start, hook=None):
         MetricLog(args, type(job).__name__, start.train_step, start.losses) as log,
     ):
         saves = save_points.SavePoints(job, args, start, log)
+        if evaluation is not None and evaluation.is_missing(start.iteration):
+            # First the train job, which may divide the parameters among the ranks.
+            job._compile()
+            _evaluate(evaluation, start.iteration, start.train_step - 1, log, saves)
         done = start.iteration
         running = None
         stop = 0
-        while done < args.iter_num and not stop:
+        is_over = evaluation is not None and evaluation.is_over()
+        while done < args.iter_num and not stop and not is_over:
             if received and job.signals is not None:
                 job.signals.to(nn.Module).note(received[0])
             outputs = job()
@@ -68,32 +84,54 @@ def train(job, args, start, hook=None):
             step = start.train_step + done - start.iteration
             running = _Iteration(done, step, learning_rate_at(step, args), outputs)
             done += 1
-            is_hook_due = hook is not None and done < args.iter_num and hook.is_due(done)
-            if saves.is_due(done) or is_hook_due:
+            is_evaluation_due = evaluation is not None and done < args.iter_num and evaluation.is_due(done)
+            if saves.is_due(done) or is_evaluation_due:
                 stop = _finish(job, running, log, saves) or stop
                 running = None
             if saves.is_due(done):
                 saves.save(done)
-            if is_hook_due and not stop:
-                _call(hook, done, step, log)
+            if is_evaluation_due and not stop:
+                _evaluate(evaluation, done, step, log, saves)
+                is_over = evaluation.is_over()
             if job.signals is None:
                 stop = next(iter(received), 0)
         if running is not None:
             _finish(job, running, log, saves)
-        if done < args.iter_num:
+        if done < args.iter_num and not is_over:
             saves.stop(done, stop)
-        saves.finish()
-        if hook is not None:
-            _call(hook, done, start.train_step + done - start.iteration - 1, log)
+        saves.finish(done)
+        if is_over:
+            print_line(f"Training stops after {done} iterations: {evaluation.describe_end()}.")
+        elif evaluation is not None:
+            _evaluate(evaluation, done, step, log, saves)
             stop = max(from_every_rank(next(iter(received), 0)))
             if stop:
                 saves.stop(done, stop)
         log.print_average_speed()
 
 
-def _call(hook, iteration, train_step, log):
+def _end_at_once(args, start, evaluation):
+    """What is left of a run whose iterations had all run when it was resumed, or which its evaluations had ended."""
+    if start.iteration < args.iter_num:
+        print(f"Nothing is left to do: {evaluation.describe_end()}.", flush=True)
+    else:
+        print(f"All {args.iter_num} iterations have run; nothing is left to do.", flush=True)
+    save_points.complete(start, args)
+    if evaluation is not None and start.iteration >= args.iter_num:
+        values = evaluation.run(start.iteration)
+        if evaluation.is_best(values):
+            save_points.copy(start, args, save_points.BEST)
+        evaluation.note(start.iteration, values)
+
+
+def _evaluate(evaluation, iteration, train_step, log, saves):
+    """Evaluates after so many iterations, of which the last was `train_step`, and saves the model if it is the best."""
     with log.paused():
-        log.add_scalars(train_step, hook.call(iteration))
+        values = evaluation.run(iteration)
+        log.add_evaluation(iteration - 1, train_step, values)
+        if evaluation.is_best(values):
+            saves.save_best(iteration)
+        evaluation.note(iteration, values)
 
 
 def _finish(job, iteration, log, saves):

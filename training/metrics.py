@@ -6,6 +6,7 @@ The first rank tells it.
 import contextlib
 import html
 import json
+import math
 import re
 import time
 from datetime import datetime
@@ -17,6 +18,13 @@ from system.errors import describe_os_error
 from system.progress import print_line, print_warning, progress_bar
 from training.event_file import EventFile
 from training.run_folder import open_run_folder
+
+# The metrics of an evaluation that are losses of training -> the tags of these.
+_TAGS_OF_EVALUATION = {
+    "loss": "loss/total_loss",
+    "masked_lm_loss": "loss/mlm_loss",
+    "next_sentence_loss": "loss/nsp_loss",
+}
 
 
 class MetricLog:
@@ -31,12 +39,18 @@ class MetricLog:
         self._closing = contextlib.ExitStack()
         self._log_dir = args.log_dir
         self._has_warned = False
-        self._json_file = self._events = None
+        self._json_file = self._events = self._evaluation_events = None
         if rank() == 0:
             self._json_file = self._closing.enter_context(_open_json_file(args.log_dir))
             name = Path(self._json_file.name).name
             folder = open_run_folder(args, job_name, first_step, name)
             self._events = self._closing.enter_context(contextlib.closing(EventFile(folder, first_step)))
+            if args.do_eval:
+                # A run of its own to TensorBoard, which draws curves of one name into one chart.
+                (folder / "eval").mkdir(exist_ok=True)
+                self._evaluation_events = self._closing.enter_context(
+                    contextlib.closing(EventFile(folder / "eval", first_step))
+                )
             self._events.write_text(first_step, "parameters", _markdown_table(vars(args)))
         self._bar = self._closing.enter_context(progress_bar(total=args.iter_num, unit="batch", leave=False))
         self._batch_size = config.global_batch_size(args)
@@ -69,11 +83,20 @@ class MetricLog:
         self._line_start += pause
         self._iteration_end += pause
 
-    def add_scalars(self, train_step, scalars):
-        """Takes further numbers (name -> float) for the curves of TensorBoard."""
-        if self._events is not None and scalars:
-            with self._warning_of_losses():
-                self._events.write_scalars(train_step, scalars)
+    def add_evaluation(self, iteration, train_step, values):
+        """Takes the metrics (name -> float) of an evaluation after the iteration of that number, and its train step.
+
+        A JSON line has them as eval_<name>, those that are numbers. Among TensorBoard's curves the losses have the
+        names that training gives them.
+        """
+        if self._json_file is None:
+            return
+        line = {"iter": iteration, "train_step": train_step}
+        line |= {f"eval_{name}": value for name, value in values.items() if math.isfinite(value)}
+        scalars = {_TAGS_OF_EVALUATION.get(name, f"eval/{name}"): value for name, value in values.items()}
+        with self._warning_of_losses():
+            self._json_file.write(json.dumps(line) + "\n")
+            self._evaluation_events.write_scalars(train_step, scalars)
 
     def add(self, iteration, train_step, learning_rate, values):
         """Takes the numbers of an iteration (name -> float) that has just ended."""
@@ -139,7 +162,9 @@ class MetricLog:
         self._line_start = now
 
     def print_average_speed(self):
-        """The tutorial's last lines: sentences per second from the first iteration to the last."""
+        """The tutorial's last lines: sentences per second from the first iteration to the last, if any has run."""
+        if self._iterations == 0:
+            return
         seconds = self._iteration_end - self._run_start
         for line in (
             "-" * 66,

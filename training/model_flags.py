@@ -120,6 +120,24 @@ def check_same_on_all_ranks(args):
         )
 
 
+def check_data_sets(args, **data_sets):
+    """Raises UserError where records were made with another vocabulary or case than the model's or the first ones.
+
+    `data_sets`: the DataSet of each flag that names a folder, None for one that is not read.
+    """
+    first = None
+    for flag, data_set in data_sets.items():
+        if data_set is None or data_set.description is None:
+            continue
+        check_records(args, data_set, flag)
+        folder = getattr(args, flag)
+        first = first or (data_set.description, folder)
+        records, vocab_file = first[0], os.path.join(first[1], description.VOCAB_FILE)
+        description.check_same_text(
+            data_set.description, records["vocab_sha256"], records["do_lower_case"], f"--{flag}={folder}", vocab_file
+        )
+
+
 def check_records(args, data_set, flag="data_dir"):
     """Raises UserError if the records were not made for the model: with more pieces, or another vocabulary or case.
 

@@ -56,6 +56,7 @@ def start(job, args, data_set):
             _tell_rest_of_schedule(job, args, train_step)
         return Start(0, train_step, number, run, {}, files)
     state = from_first_rank(lambda: _read_state(folder, run))
+    from_first_rank(lambda: job_state.check_has_moments(job, folder))
     train_step = job_state.initialise(job, folder, args.skip_checksums)
     notices = state["notices"] + _restore_position(job, args, state)
     print(f"Resuming after {state['iteration']} of {args.iter_num} iterations.", flush=True)

@@ -24,6 +24,14 @@ from training import model_flags
 _LONGEST_END_OF_A_KILLED_RUN = 10
 
 
+def check_folders(args):
+    """Checks the folders of what --do_train, --do_eval and --do_predict, as far as the script has them, write."""
+    if args.do_train:
+        check_training_folders(args)
+    if args.do_eval or "do_predict" in args and args.do_predict:
+        check_results_folder(args)
+
+
 def check_training_folders(args):
     """Makes --log_dir and, where this rank saves snapshots, --model_save_dir.
 
@@ -52,7 +60,7 @@ def check_training_folders(args):
 
 def _saves_snapshots(args):
     """Whether this rank writes snapshots into --model_save_dir. The first rank writes them all."""
-    return rank() == 0 and (args.save_last_snapshot or args.iter_num >= args.model_save_every_n_iter)
+    return rank() == 0 and (args.save_last_snapshot or args.do_eval or args.iter_num >= args.model_save_every_n_iter)
 
 
 def _saves_snapshot_named(args, name):
@@ -60,7 +68,7 @@ def _saves_snapshot_named(args, name):
     iteration = re.fullmatch(r"snapshot_([1-9][0-9]*)", name)
     if iteration:
         return int(iteration[1]) <= args.iter_num and int(iteration[1]) % args.model_save_every_n_iter == 0
-    return name == "last_snapshot" and args.save_last_snapshot
+    return name == "last_snapshot" and args.save_last_snapshot or name == "best_snapshot" and args.do_eval
 
 
 def _folders_in(flag, folder):

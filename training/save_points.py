@@ -10,6 +10,8 @@ from system.progress import print_warning
 from system.signals import StoppedTogether
 from training import job_state, resume
 
+LAST, BEST = "last_snapshot", "best_snapshot"
+
 
 class SavePoints:
     """The snapshots that a run of `job` saves in --model_save_dir. All ranks call the same methods.
@@ -41,6 +43,12 @@ class SavePoints:
         else:
             _warn(f"{reason}; training goes on, {self.tell_newest()}")
 
+    def save_best(self, iteration):
+        """Saves best_snapshot, the best model so far. Where that fails, a warning tells, and training goes on."""
+        reason = self._save(BEST, iteration)
+        if reason is not None:
+            _warn(f"{reason}; {self.tell_newest()}")
+
     def stop(self, iteration, number):
         """Saves snapshot_<iteration> if it is not there yet, and raises StoppedTogether for the signal `number`.
 
@@ -57,10 +65,13 @@ class SavePoints:
             f"stopped by {name} after {iteration} of {self._args.iter_num} iterations; --resume goes on from {where}",
         )
 
-    def finish(self):
-        """Saves last_snapshot if it is wanted. Raises RunError if a snapshot of the last iteration was not saved."""
+    def finish(self, iteration):
+        """Saves last_snapshot if it is wanted, after so many iterations, which are the last.
+
+        Raises RunError if a snapshot of the last iteration was not saved.
+        """
         if self._args.save_last_snapshot:
-            reason = self._save("last_snapshot", self._args.iter_num)
+            reason = self._save(LAST, iteration)
             if reason is not None:
                 self._final_failures.append(reason)
         if self._final_failures:
@@ -76,7 +87,7 @@ class SavePoints:
         batches = iteration - self._start.iteration
         state = resume.state_to_save(self._start, batches, iteration, self._log.losses_since_line())
         try:
-            reason = job_state.save(self._job, folder, state, self._start.files)
+            reason = job_state.save(self._job, folder, state, self._start.files, self._args.save_optimizer)
         except RunError as error:
             raise RunError(f"after {iteration} iterations {error}; {self.tell_newest()}") from None
         if reason is not None:
@@ -91,13 +102,17 @@ class SavePoints:
 
 
 def complete(start, args):
-    """Sees to last_snapshot where all iterations of a run had run when it was resumed."""
-    print(f"All {args.iter_num} iterations have run; nothing is left to do.", flush=True)
-    if args.save_last_snapshot and rank() == 0:
-        last = os.path.join(args.model_save_dir, "last_snapshot")
-        if run_state.number_and_iteration(last) != (start.run_number, start.iteration):
-            print(f"Copying {start.folder} to {last}.", flush=True)
-            series.copy(start.folder, last)
+    """Sees to last_snapshot where no iteration of a run was left when it was resumed."""
+    if args.save_last_snapshot:
+        copy(start, args, LAST)
+
+
+def copy(start, args, name):
+    """Makes --model_save_dir/`name` a copy of the snapshot that the run was resumed from, if it is not that already."""
+    folder = os.path.join(args.model_save_dir, name)
+    if rank() == 0 and run_state.number_and_iteration(folder) != (start.run_number, start.iteration):
+        print(f"Copying {start.folder} to {folder}.", flush=True)
+        series.copy(start.folder, folder)
 
 
 def _warn(text):

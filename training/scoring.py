@@ -1,17 +1,28 @@
 """What a model computes for batches that the first rank has, outside of training and in its midst."""
 
+import itertools
+
 import numpy as np
 
 from engine.oneflow_loader import flow, nn
+from ranks.ranks import from_first_rank, rank
+from records import checks
+from system.errors import RunError, UserError
+from system.progress import progress_bar
 from training.job import copy_variables
+
+SEQUENCE = ("input_ids", "input_mask", "segment_ids")
 
 
 class BatchJob(nn.Graph):
-    """Computes a model's logits of the batches that it is given, which are all of one size."""
+    """Computes what a method of the model gives for the batches that it is given, which are all of one size."""
 
-    def __init__(self, model, amp_dtype=None):
+    def __init__(self, model, inputs=SEQUENCE, method="logits", amp_dtype=None):
+        """`method` names one of the model that takes a batch, name -> tensor, and gives a tensor or several."""
         super().__init__()
         self.model = model
+        self._inputs = inputs
+        self._method = method
         if amp_dtype is not None:
             self.config.enable_amp(True, dtype=getattr(flow, amp_dtype))
 
@@ -22,28 +33,30 @@ class BatchJob(nn.Graph):
             # A train job with ZeRO has divided them among the ranks.
             copy_variables(self)
 
-    def build(self, input_ids, input_mask, segment_ids):
-        """Three [B, S] -> a list of the model's logits, whole on every rank."""
+    def build(self, *tensors):
+        """int32 [B, length] for each of the inputs -> a list of the method's tensors, whole on every rank."""
         with flow.no_grad():
-            logits = self.model.logits({"input_ids": input_ids, "input_mask": input_mask, "segment_ids": segment_ids})
-            logits = logits if isinstance(logits, tuple) else (logits,)
-            return [tensor.to_global(sbp=flow.sbp.broadcast) for tensor in logits]
+            outputs = getattr(self.model, self._method)(dict(zip(self._inputs, tensors, strict=True)))
+            outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+            return [tensor.to_global(sbp=flow.sbp.broadcast) for tensor in outputs]
 
 
 class Scorer:
-    """Graphs of a model's logits, one for each length of sequences, made when a batch first needs it.
+    """Graphs of what a model computes, one for each length of sequences, made when a batch first needs it.
 
     They share the parameters with a train job of the model, and change nothing of its run: they draw no random numbers,
     and the model is in evaluation mode only while a graph is made.
     """
 
-    INPUTS = ("input_ids", "input_mask", "segment_ids")
+    def __init__(self, model, placement, amp_dtype=None, inputs=SEQUENCE, method="logits"):
+        """`placement` is that of the model's parameters; `amp_dtype` names the data type of mixed precision, if any.
 
-    def __init__(self, model, placement, amp_dtype=None):
-        """`placement` is that of the model's parameters; `amp_dtype` names the data type of mixed precision, if any."""
-        self.model_job = BatchJob(model, amp_dtype)  # for the parameters; runs nothing
+        For `inputs`, the names of integer fields of records, and `method` see BatchJob.
+        """
+        self.inputs = inputs
+        self._make_job = lambda: BatchJob(model, inputs, method, amp_dtype)
+        self.model_job = self._make_job()  # for the parameters; runs nothing
         self._model = model
-        self._amp_dtype = amp_dtype
         self._placement = placement
         self._sbp = flow.sbp.split(0) if len(placement.ranks) > 1 else flow.sbp.broadcast
         self._jobs = {}
@@ -54,12 +67,12 @@ class Scorer:
         return self._jobs.keys()
 
     def score(self, inputs, length):
-        """The model's logits as NumPy arrays, a list, on all ranks. All ranks call it.
+        """What the model computes as NumPy arrays, a list, on all ranks. All ranks call it.
 
-        `inputs`: name -> [B, length] of INPUTS on the first rank, which alone has them; B is the same at every call.
+        `inputs`: name -> [B, length] on the first rank, which alone has them; B is the same at every call.
         """
         tensors = []
-        for name in self.INPUTS:
+        for name in self.inputs:
             values = np.ascontiguousarray(inputs[name], np.int32) if inputs is not None else []
             on_first_rank = flow.tensor(values, dtype=flow.int32).to_global(
                 placement=flow.placement("cpu", [0]), sbp=flow.sbp.broadcast
@@ -70,7 +83,41 @@ class Scorer:
         else:
             was_training = self._model.training
             self._model.eval()
-            job = self._jobs[length] = BatchJob(self._model, self._amp_dtype)
+            job = self._jobs[length] = self._make_job()
             outputs = job(*tensors)
             self._model.train(was_training)
-        return [logits.to_local().numpy() for logits in outputs]
+        return [output.to_local().numpy() for output in outputs]
+
+
+def score_records(scorer, data_set, batch_size, length, kept=(), most_batches=None):
+    """({field: array [N, length]} of the fields `kept`, [array [N, ...]] of the scorer's outputs), in order of records.
+
+    Of a checks.DataSet, or its first `most_batches`. The first rank reads the records and has the results, the others
+    get None. Records whose is_real_example is 0 only fill up google-research/bert's batches, and are left out. Raises
+    UserError if there are no others, or one cannot be read; RunError if an output is not finite.
+    """
+    batches = from_first_rank(lambda: -(-data_set.record_count // batch_size))
+    batches = min(batches, most_batches or batches)
+    records = checks.read_records(data_set) if rank() == 0 else iter(())
+    fields, outputs = {name: [] for name in kept}, []
+    for _ in progress_bar(range(batches), unit="batch", leave=False):
+        batch = list(itertools.islice(records, batch_size))
+        # The last one is filled up with records that it has already.
+        rows = np.resize(np.arange(len(batch)), batch_size)
+        inputs = {name: np.stack([batch[row][name] for row in rows]) for name in scorer.inputs} if batch else None
+        results = scorer.score(inputs, length)
+        real = [row for row, record in enumerate(batch) if record.get("is_real_example", [1])[0] != 0]
+        outputs.append([result[real] for result in results])
+        for name in kept:
+            fields[name] += [batch[row][name] for row in real]
+    if rank() > 0:
+        return None, None
+    outputs = [np.concatenate(parts) for parts in zip(*outputs, strict=True)]
+    if not len(outputs[0]):
+        raise UserError(f"{data_set.paths[0].parent}: no record is a real example: is_real_example is 0 in all")
+    if not all(np.isfinite(output).all() for output in outputs):
+        raise RunError(
+            f"{data_set.paths[0].parent}: the model gives NaN or infinity for a record: it has diverged in training, "
+            "or is damaged"
+        )
+    return {name: np.stack(values) for name, values in fields.items()}, outputs

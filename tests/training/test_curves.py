@@ -183,6 +183,29 @@ def test_a_resumed_run_is_one_curve(tmp_path):
     assert second.values["total_loss"].tolist() == [3.0] * 3
 
 
+def test_evaluations_are_curves_of_their_own(tmp_path):
+    """An evaluation that was made up for when the run was resumed is of the step before."""
+
+    def evaluation(step, loss):
+        return json.dumps({"train_step": step, "eval_masked_lm_loss": loss, "eval_masked_lm_accuracy": 0.5}) + "\n"
+
+    write_log(tmp_path, "1", range(8), mlm_loss=1.0)
+    write_log(tmp_path, "2", range(5, 10), mlm_loss=1.0)
+    for name, first, second in (("1", evaluation(2, 3.0), evaluation(6, 9.0)), ("2", evaluation(4, 2.0), "")):
+        path = tmp_path / f"metrics-{name}.jsonl"
+        path.write_text(first + path.read_text() + second)
+    (tmp_path / "PretrainJob-1").mkdir()
+    content = {"metrics": ["metrics-1.jsonl", "metrics-2.jsonl"]}
+    (tmp_path / "PretrainJob-1" / run_folder.RUN_FILE).write_text(json.dumps(content))
+    (run,) = plot_log.read_log_dir(str(tmp_path), False)
+    assert run.steps.tolist() == list(range(10)) and run.evaluated.tolist() == [2, 4]
+    assert run.metrics["eval_masked_lm_loss"].tolist() == [3.0, 2.0]
+    titles = [axes.get_title("left") for axes in plot_log.draw([run]).axes]
+    assert titles == [
+        "Loss", "Masked language model loss", "Evaluation: masked_lm_accuracy", "Learning rate", "Sentences per second",
+    ]  # fmt: skip
+
+
 def test_running_mean_and_groups():
     values = np.random.default_rng(0).standard_normal(333)
     expected = [values[max(0, index - 3) : index + 4].mean() for index in range(333)]
@@ -296,7 +319,7 @@ def test_bad_flags_of_plot_log(tmp_path):
 
 
 def test_a_full_disk_costs_numbers_but_not_the_run(tmp_path, capsys):
-    args = arguments(tmp_path, iter_num=100, loss_print_every_n_iter=50, log_every_n_iter=1)
+    args = arguments(tmp_path, iter_num=100, loss_print_every_n_iter=50, log_every_n_iter=1, do_eval=False)
     args.node_num = args.gpu_num_per_node = args.batch_size_per_device = 1
     with full_disk(4000), metrics.MetricLog(args, "PretrainJob", 0, {}) as log:
         for iteration in range(100):

@@ -1,0 +1,209 @@
+"""Evaluation while a model is trained and without: when, what is told of it, which model is the best, when to stop.
+
+What the evaluations of a run have found stands in --model_save_dir, not in its snapshots, which are the same with
+evaluation and without:
+
+    <model_save_dir>/evaluations.json    {"run_number": n, "evaluations": [{"iteration": i, <metric>: value, ...}, ...]}
+"""
+
+import json
+import math
+import os
+from collections.abc import Callable
+from typing import NamedTuple
+
+import config
+from ranks.ranks import from_first_rank, rank
+from records import checks
+from system.errors import UserError, describe_os_error
+from system.input_files import read_json
+from system.lazy import LazyModule
+from system.output_files import atomic_file
+from system.progress import print_line, print_warning
+
+scoring = LazyModule("training.scoring")
+
+RESULTS_FILE = "eval_results.txt"
+HISTORY_FILE = "evaluations.json"
+
+
+class Task(NamedTuple):
+    """What an evaluation is of: all that differs from task to task."""
+
+    data_set: checks.DataSet | None  # None on ranks but the first
+    # Of fields and outputs, as scoring.score_records gives them; called on the first rank.
+    metrics: Callable[[dict, list], dict[str, float]]
+    fields: tuple[str, ...] = ()  # the fields of the records that `metrics` takes
+    prefix: str = ""  # of the metrics' names in eval_results.txt
+    each_epoch: bool = False  # whether a run without --eval_every_n_iter evaluates at the end of each epoch
+
+
+def settle_metric(args, names):
+    """Sets --metric_for_best_model, if it was not given and will be used, to the first of the metrics' `names`.
+
+    Raises UserError if it is none of them.
+    """
+    if not (args.do_train and args.do_eval):
+        return
+    if args.metric_for_best_model is None:
+        args.metric_for_best_model = names[0]
+    if args.metric_for_best_model.removeprefix("eval_") not in names:
+        raise UserError(
+            f"--metric_for_best_model={args.metric_for_best_model}: the metrics of this task are {', '.join(names)}"
+        )
+
+
+def _is_better(name, value, other):
+    """Whether a `value` of the metric `name` is better than the `other`, None for one that is no number."""
+    if value is None or other is None:
+        return value is not None
+    return value < other if name.endswith("loss") or name == "perplexity" else value > other
+
+
+class Evaluation:
+    """The evaluations of one run. All ranks call the same methods.
+
+    Iterations are counted as in the names of snapshots: so many have run.
+    """
+
+    def __init__(self, scorer, task, args, train_set=None):
+        """`scorer` is a scoring.Scorer of the model; `train_set` the DataSet that it is trained on, if it is."""
+        self._scorer = scorer
+        self._task = task
+        self._args = args
+        self._metric = from_first_rank(lambda: (args.metric_for_best_model or "").removeprefix("eval_"))
+        self._run_number = None
+        self._history = []  # of dicts
+        self.is_due = _when_due(args, train_set, task.each_epoch) if train_set is not None else None
+
+    def begin(self, start):
+        """Takes up the evaluations that went before `start`, a resume.Start.
+
+        Raises UserError if their file is damaged.
+        """
+        self._run_number = start.run_number
+        if start.iteration > 0:
+            history = from_first_rank(lambda: _read_history(self._args.model_save_dir, start.run_number))
+            self._history = [entry for entry in history if entry["iteration"] <= start.iteration]
+
+    def is_missing(self, iteration):
+        """Whether the run was stopped between this iteration and the evaluation that was due then."""
+        return 0 < iteration < self._args.iter_num and self.is_due(iteration) and not self._has(iteration)
+
+    def _has(self, iteration):
+        return any(entry["iteration"] == iteration for entry in self._history)
+
+    def run(self, iteration=None):
+        """Evaluates the model and tells the metrics; returns them, on all ranks, as name -> float.
+
+        `iteration` is None outside of training. Raises RunError if the model gives no finite numbers.
+        """
+        fields, outputs = scoring.score_records(
+            self._scorer,
+            self._task.data_set,
+            config.evaluation_batch_size(self._args),
+            self._args.seq_length,
+            self._task.fields,
+            self._args.eval_iter_num,
+        )
+        values = from_first_rank(lambda: self._task.metrics(fields, outputs))
+        if rank() == 0:
+            self._tell(values, len(outputs[0]), iteration)
+        return values
+
+    def _tell(self, values, count, iteration):
+        when = "" if iteration is None else f" after {iteration} iterations"
+        numbers = ", ".join(f"{name}: {value:.4f}" for name, value in values.items())
+        print_line(f"Evaluation{when}: {numbers}, examples: {count}")
+        lines = {f"{self._task.prefix}{name}": value for name, value in values.items()}
+        if iteration is not None:
+            lines["global_step"] = iteration
+        path = os.path.join(self._args.output_dir, RESULTS_FILE)
+        try:
+            with atomic_file(path, "w") as file:
+                file.writelines(f"{name} = {value}\n" for name, value in sorted(lines.items()))
+        except OSError as error:
+            if iteration in (None, self._args.iter_num):
+                raise
+            print_warning(f"{path}: could not be written ({describe_os_error(error)}); training goes on")
+
+    def is_best(self, values):
+        """Whether they are better, by --metric_for_best_model, than those of all evaluations that were noted."""
+        best = self._best()
+        return _is_better(self._metric, _finite(values).get(self._metric), best and best[self._metric])
+
+    def _best(self):
+        """The first of the best evaluations, or None."""
+        best = None
+        for entry in self._history:
+            if _is_better(self._metric, entry.get(self._metric), best and best[self._metric]):
+                best = entry
+        return best
+
+    def note(self, iteration, values):
+        """Keeps what was found after so many iterations, for is_best, is_over, and whoever resumes the run."""
+        self._history = [entry for entry in self._history if entry["iteration"] != iteration]
+        self._history.append({"iteration": iteration, **_finite(values)})
+        if rank() > 0:
+            return
+        path = os.path.join(self._args.model_save_dir, HISTORY_FILE)
+        try:
+            with atomic_file(path, "w") as file:
+                file.write(json.dumps({"run_number": self._run_number, "evaluations": self._history}, indent=1) + "\n")
+        except OSError as error:
+            print_warning(f"{path}: could not be written ({describe_os_error(error)}); --resume will not know of it")
+
+    def is_over(self):
+        """Whether --early_stopping ends the run: so many evaluations have come since the best one."""
+        return self._args.early_stopping is not None and self._since_best() >= self._args.early_stopping
+
+    def _since_best(self):
+        best = self._best()
+        after = 0 if best is None else best["iteration"]
+        return sum(entry["iteration"] > after for entry in self._history)
+
+    def describe_end(self):
+        """Why is_over(), in words."""
+        best = self._best()
+        found = f"{best[self._metric]:.4f} after {best['iteration']} iterations" if best else "a number"
+        return f"{self._since_best()} evaluations have not found a better {self._metric} than {found}"
+
+
+def _finite(values):
+    """What of the metrics is a number: a correlation may be nan, which JSON cannot carry."""
+    return {name: value for name, value in values.items() if math.isfinite(value)}
+
+
+def _when_due(args, train_set, each_epoch):
+    """A function that tells whether an evaluation is due after so many iterations.
+
+    The first rank has counted the records of `train_set`, if `each_epoch`.
+    """
+    if args.eval_every_n_iter is not None or not each_epoch:
+        every = args.eval_every_n_iter or args.model_save_every_n_iter
+        return lambda iteration: iteration % every == 0
+    records, batch_size = from_first_rank(lambda: train_set.record_count), config.global_batch_size(args)
+    return lambda iteration: iteration * batch_size // records > (iteration - 1) * batch_size // records
+
+
+def _read_history(folder, run_number):
+    """The evaluations of the run of that number, a list of dicts; none if there is no file, or it is of another run.
+
+    Raises UserError if the file is damaged.
+    """
+    path = os.path.join(folder, HISTORY_FILE)
+    if not os.path.lexists(path):
+        return []
+    content = read_json(path)
+    history = content.get("evaluations") if isinstance(content, dict) else None
+    if not isinstance(history, list) or not all(map(_is_entry, history)):
+        raise UserError(f"{path}: damaged: not the evaluations of a run; remove it, and --resume begins without them")
+    return history if content.get("run_number") == run_number else []
+
+
+def _is_entry(entry):
+    return (
+        isinstance(entry, dict)
+        and type(entry.get("iteration")) is int
+        and all(type(value) is float for name, value in entry.items() if name != "iteration")
+    )
