@@ -67,6 +67,7 @@ def load(flow, device_type="cpu"):
             plugin.bert_use_one_stream(ctypes.c_void_p.in_dll(oneflow_internal, _SESSION_RESOURCES))
         else:
             _kernels.preloaded.bert_tell_plans(plugin.bert_tell_memory)
+        _kernels.preloaded.bert_choose_gradients(plugin.bert_first_gradient)
         plugin.bert_newest_reader_position.restype = ctypes.c_int64
         plugin.bert_newest_reader_failure.restype = ctypes.c_int64
         _new_tensor = getattr(oneflow_internal, _PY_TENSOR_NEW)
