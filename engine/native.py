@@ -64,6 +64,7 @@ def load(flow, device_type="cpu"):
         plugin = ctypes.PyDLL(path)
         if device_type == "cpu":
             _kernels.preloaded.bert_change_plans(plugin.bert_share_memory)
+            _kernels.preloaded.bert_tell_plans(plugin.bert_check_memory)
             plugin.bert_use_one_stream(ctypes.c_void_p.in_dll(oneflow_internal, _SESSION_RESOURCES))
         else:
             _kernels.preloaded.bert_tell_plans(plugin.bert_tell_memory)
@@ -132,6 +133,15 @@ def set_thread_count(count):
     """Makes the kernels use `count` threads; at first as many as there are processors. No effect without kernels."""
     if _kernels is not None:
         _kernels.library.bert_set_thread_count(count)
+
+
+def limit_memory(size):
+    """Makes a graph on the CPU, when it is compiled, raise RuntimeError, `out of memory`, if it needs more bytes.
+
+    What it needs goes to stderr. No effect without kernels.
+    """
+    if _plugin is not None:
+        _plugin.bert_limit_memory(ctypes.c_int64(size))
 
 
 def set_seed(seed):

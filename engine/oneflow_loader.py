@@ -90,11 +90,18 @@ def load(log_file=None, device_type="cpu") -> Any:
         # Starts what the first graph would start, and says the rest of its noise.
         oneflow.framework.session_context.GetDefaultSession().TryInit()
         native.load(oneflow, device_type)
+    # It tells errors on stderr that it then raises.
+    sys.modules["oneflow.nn.graph.graph"].__dict__["print"] = _print_but_to_stderr
     if oneflow.env.get_world_size() > 1:
         # A rank connects to the others before it has made what takes their messages, and dies of one that comes in
         # between. The barrier goes another way, by gRPC.
         oneflow.comm.barrier()
     return oneflow
+
+
+def _print_but_to_stderr(*values, file=None, **options):
+    if file is not sys.stderr:
+        print(*values, file=file, **options)
 
 
 def check_python(version=sys.version_info, optimize=sys.flags.optimize):

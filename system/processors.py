@@ -19,22 +19,25 @@ def usable_processors(root="/"):
 
     `root` is where proc/ is found, and the mounted control groups.
     """
-    quotas = (_quota(folder) for folder in _control_groups(Path(root)))
+    quotas = (_quota(folder) for folder in control_groups(Path(root), "cpu"))
     return max(1, math.ceil(min(len(os.sched_getaffinity(0)), *quotas, math.inf)))
 
 
-def _control_groups(root):
-    """The folders of the groups that may limit this process: its own and those above it, as far as they are mounted."""
+def control_groups(root, controller):
+    """The folders of the groups that may limit this process: its own and those above it, as far as they are mounted.
+
+    `controller` is the one of version 1 that sets the limit.
+    """
     paths = {}  # version -> path of this process's group in its hierarchy
-    for line in _read(root / "proc/self/cgroup").splitlines():
+    for line in read_text(root / "proc/self/cgroup").splitlines():
         number, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
-        if "cpu" in controllers.split(","):
+        if controller in controllers.split(","):
             paths["cgroup"] = path
         elif number == "0":
             paths["cgroup2"] = path
-    for *names, kind, options in _MOUNT.findall(_read(root / "proc/self/mountinfo")):
-        if kind not in paths or (kind == "cgroup" and "cpu" not in options.split(",")):
+    for *names, kind, options in _MOUNT.findall(read_text(root / "proc/self/mountinfo")):
+        if kind not in paths or (kind == "cgroup" and controller not in options.split(",")):
             continue
         mounted, point = (root / _unescaped(name).lstrip("/") for name in names)
         # In a container the path may be that on the host, of which only a part is mounted.
@@ -46,9 +49,9 @@ def _control_groups(root):
 
 def _quota(folder):
     """The quota of a control group, in processors; infinity if it has none."""
-    quota, _, period = _read(folder / "cpu.max").partition(" ")
+    quota, _, period = read_text(folder / "cpu.max").partition(" ")
     if not quota:
-        quota, period = _read(folder / "cpu.cfs_quota_us"), _read(folder / "cpu.cfs_period_us")
+        quota, period = read_text(folder / "cpu.cfs_quota_us"), read_text(folder / "cpu.cfs_period_us")
     try:
         quota, period = int(quota), int(period)
     except ValueError:  # `max`, or nothing that can be read
@@ -56,7 +59,8 @@ def _quota(folder):
     return quota / period if quota > 0 and period > 0 else math.inf
 
 
-def _read(path):
+def read_text(path):
+    """What a file of the system's says, empty where there is none."""
     try:
         return path.read_text(encoding="utf-8", errors="surrogateescape")
     except OSError:

@@ -16,6 +16,7 @@ from system.errors import UserError
 from system.folder_lock import lock_folder
 from system.input_files import reading
 from system.lazy import LazyModule, import_all
+from system.memory import usable_memory
 from system.output_files import check_can_write, writing
 from system.processors import usable_processors
 from training import model_flags
@@ -142,6 +143,7 @@ def start_engine(args):
     operators.compute_in(config.amp_dtype(args, device_type))
     if device_type == "cpu":
         native.set_thread_count(threads)
+        native.limit_memory(usable_memory() // args.gpu_num_per_node)
         print(f"CPU: {native.describe()}", flush=True)
         if args.use_fp16:
             print(_use_bfloat16(), flush=True)
