@@ -137,7 +137,7 @@ class SelfAttention(nn.Module):
         self.value = FullyConnected(hidden_size, hidden_size, config, initializer)
 
     def forward(self, x, attention_mask):
-        """[B * S, H] and the additive mask [B, S] -> [B * S, H]."""
+        """[B * S, H] and the mask of operators.attention_mask -> [B * S, H]."""
         dropout_prob = self._dropout_prob if self.training else 0.0
         query, key, value = self.query(x), self.key(x), self.value(x)
         return operators.attention(query, key, value, attention_mask, self._num_heads, dropout_prob)
@@ -242,6 +242,6 @@ class BertBackbone(nn.Module):
     def forward(self, input_ids, input_mask, segment_ids):
         """Three [B, S] int32 (input_mask: 1 for a token, 0 for padding) -> sequence output [B, S, H]."""
         seq_length = input_ids.shape[1]
-        attention_mask = (input_mask.to(flow.float32) - 1.0) * 10000.0
+        attention_mask = operators.attention_mask(input_mask)
         x = self.encoder(self.embeddings(input_ids, segment_ids), attention_mask)
         return x.reshape(-1, seq_length, x.shape[-1])

@@ -29,10 +29,9 @@ class Predictions(nn.Module):
         self.output_bias = initializer.constant((config.vocab_size,), 0.0)
 
     def forward(self, sequence_output, positions, word_embeddings):
-        """[B, S, H], [B, P] int32 and [V, H] -> logits [B * P, V]."""
+        """[B, S, H], [B, P] int32 and [V, H] -> logits [B * P, V], on CUDA with more columns behind."""
         x = flow._C.batch_gather(sequence_output, positions).reshape(-1, sequence_output.shape[-1])
-        logits = flow._C.matmul(self.transform(x), word_embeddings, transpose_b=True)
-        return flow._C.bias_add(logits, self.output_bias, axis=1)
+        return operators.vocabulary_logits(self.transform(x), word_embeddings, self.output_bias)
 
 
 class SequenceRelationship(nn.Module):

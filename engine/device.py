@@ -9,6 +9,7 @@ import re
 from typing import NamedTuple
 
 from system.errors import UserError
+from system.memory import usable_memory
 from system.processors import usable_processors
 
 # The wheel holds machine code for these compute capabilities and no PTX. Code for x.y runs on x.z with z >= y.
@@ -111,35 +112,72 @@ def usable_gpus():
     return usable, None
 
 
+class _Plan(NamedTuple):
+    """The bytes that each rank's arrays need for a step, by OneFlow's plan."""
+
+    needed: int
+    variables: int  # of those needed
+    on_gpu: bool
+
+    @classmethod
+    def of(cls, log):
+        """What bert_tell_memory or bert_check_memory (kernels/plugin_memory.cpp) has said last, or None."""
+        plans = re.findall(r" needs (\d+) bytes of (a GPU|memory), (\d+) of them for variables$", log, re.MULTILINE)
+        return cls(int(plans[-1][0]), int(plans[-1][2]), plans[-1][1] == "a GPU") if plans else None
+
+    def there_is(self, args):
+        """The bytes that a rank may use."""
+        return _memory() if self.on_gpu else usable_memory() // args.gpu_num_per_node
+
+
 def lack_of_memory(error, log, args):
-    """In words, what GPU memory was asked for, what there is and which flags need less; None if it was not that.
+    """In words, what memory was asked for, what there is and which flags need less; None if it was not that.
 
     `error` is what OneFlow says of it, `log` what it has said in the run.
     """
     if _OUT_OF_MEMORY not in error:
         return None
-    total = _memory()
-    there_is = f"the GPU has {total / 1e9:.2f} GB, less what others use"
+    plan = _Plan.of(log)
+    if plan is None:
+        return (
+            f"out of GPU memory: the variables do not fit, the GPU has {_memory() / 1e9:.2f} GB, less what others use; "
+            f"{_needs_less(['a smaller model'], args, on_gpu=True)}"
+        )
+    return f"out of {'GPU ' if plan.on_gpu else ''}memory: {_in_words(plan, args)}"
+
+
+def likely_lack_of_memory(log, args):
+    """As lack_of_memory, of a run that the system has killed; None if what OneFlow has planned leaves much free."""
+    plan = _Plan.of(log)
+    return _in_words(plan, args) if plan and not plan.on_gpu and 2 * plan.needed > plan.there_is(args) else None
+
+
+def _in_words(plan, args):
+    total = plan.there_is(args)
     remedies = ["a smaller --batch_size_per_device", "a smaller --seq_length"]
-    # bert_tell_memory of kernels/plugin_memory.cpp
-    planned = re.findall(r" needs (\d+) bytes of a GPU, (\d+) of them for variables$", log, re.MULTILINE)
-    if not planned:
-        asked_for = "the variables do not fit"
-        remedies = ["a smaller model"]
-    else:
-        needed, variables = map(int, planned[-1])
-        asked_for = f"a step needs {needed / 1e9:.2f} GB"
-        # More than that cannot fit: gradients do not shrink with the batch.
-        batch = int(args.batch_size_per_device * (total - variables) / (needed - variables))
-        if 0 < batch < args.batch_size_per_device:
-            remedies[0] = f"--batch_size_per_device={batch} or less"
+    # More than that cannot fit: gradients do not shrink with the batch.
+    batch = int(args.batch_size_per_device * (total - plan.variables) / max(1, plan.needed - plan.variables))
+    if 0 < batch < args.batch_size_per_device:
+        remedies[0] = f"--batch_size_per_device={batch} or less"
+    if plan.on_gpu:
+        there_is = f"the GPU has {total / 1e9:.2f} GB, less what others use"
         if not args.use_fp16:
             remedies.append("--use_fp16")
-    if args.zero_stage < 2 and not hasattr(args, "all_results_file"):
-        remedies.append("--zero_stage=2 on several GPUs")
+    else:
+        there_is = f"a process can have {total / 1e9:.2f} GB of this machine's, less what others use"
+        if args.gpu_num_per_node > 1:
+            remedies.append("a smaller --gpu_num_per_node")
+    return f"a step needs {plan.needed / 1e9:.2f} GB, {there_is}; {_needs_less(remedies, args, plan.on_gpu)}"
+
+
+def _needs_less(remedies, args, on_gpu):
+    """`remedies`, and --zero_stage where it would help, as a clause."""
+    stage, devices = (2, "GPUs") if on_gpu else (1, "machines")
+    if args.zero_stage < stage and not hasattr(args, "all_results_file"):
+        remedies = [*remedies, f"--zero_stage={stage} on several {devices}"]
     *others, last = remedies
     what_helps = f"{', '.join(others)} or {last}" if others else last
-    return f"out of GPU memory: {asked_for}, {there_is}; {what_helps} needs less"
+    return f"{what_helps} needs less"
 
 
 def _memory():

@@ -64,9 +64,11 @@ def load(flow, device_type="cpu"):
         plugin = ctypes.PyDLL(path)
         if device_type == "cpu":
             _kernels.preloaded.bert_change_plans(plugin.bert_share_memory)
+            _kernels.preloaded.bert_tell_plans(plugin.bert_check_memory)
             plugin.bert_use_one_stream(ctypes.c_void_p.in_dll(oneflow_internal, _SESSION_RESOURCES))
         else:
             _kernels.preloaded.bert_tell_plans(plugin.bert_tell_memory)
+        _kernels.preloaded.bert_choose_gradients(plugin.bert_first_gradient)
         plugin.bert_newest_reader_position.restype = ctypes.c_int64
         plugin.bert_newest_reader_failure.restype = ctypes.c_int64
         _new_tensor = getattr(oneflow_internal, _PY_TENSOR_NEW)
@@ -130,6 +132,15 @@ def set_thread_count(count):
     """Sets the number of threads of the kernels, initially that of the processors. No effect without kernels."""
     if _kernels is not None:
         _kernels.library.bert_set_thread_count(count)
+
+
+def limit_memory(size):
+    """Makes a graph on the CPU, when it is compiled, raise RuntimeError, `out of memory`, if it needs more bytes.
+
+    What it needs goes to stderr. No effect without kernels.
+    """
+    if _plugin is not None:
+        _plugin.bert_limit_memory(ctypes.c_int64(size))
 
 
 def set_seed(seed):

@@ -89,11 +89,18 @@ def load(log_file=None, device_type="cpu") -> Any:
         # Starts the session now, so that its start-up messages are caught here.
         oneflow.framework.session_context.GetDefaultSession().TryInit()
         native.load(oneflow, device_type)
+    # It tells errors on stderr that it then raises.
+    sys.modules["oneflow.nn.graph.graph"].__dict__["print"] = _print_but_to_stderr
     if oneflow.env.get_world_size() > 1:
         # A rank accepts connections before it can handle messages, and one that comes too early kills it. The barrier
         # uses gRPC, not these connections.
         oneflow.comm.barrier()
     return oneflow
+
+
+def _print_but_to_stderr(*values, file=None, **options):
+    if file is not sys.stderr:
+        print(*values, file=file, **options)
 
 
 def check_python(version=sys.version_info, optimize=sys.flags.optimize):

@@ -2,25 +2,52 @@
 
 On a CPU with the native kernels (engine/native.py) they are operators of the library, with gradients. Elsewhere they
 are put together from OneFlow's own, on CUDA from its fused ones. Both compute the same; dropout draws different masks.
+BERT_OPERATORS=cuda in the environment makes a graph on a CPU consist of CUDA's, which the library has plain kernels
+for: tests look at what they compute.
 Shapes: N rows (tokens), H hidden units.
 """
+
+import os
 
 from engine import native
 from engine.oneflow_loader import flow
 
+_ALWAYS_AS_ON_CUDA = os.environ.get("BERT_OPERATORS") == "cuda"
+# The tensor cores of a GPU want sizes that this divides.
+_MULTIPLE_ON_CUDA = 8
+# What a score becomes whose key is padding, or the logit of a word that there is not.
+_NEVER = -10000.0
+
+_mixed_precision = None
+
+
+def compute_in(dtype):
+    """Tells which data type graphs for CUDA will be in mixed precision of: "float16", "bfloat16", or None for none."""
+    global _mixed_precision
+    _mixed_precision = dtype
+
+
+def _is_native(x):
+    return native.is_used_for(x) and not _ALWAYS_AS_ON_CUDA
+
+
+def _is_fused(x):
+    """Whether OneFlow's fused operators for CUDA are to be used: they need random masks of the library's."""
+    return native.is_loaded() and (x.is_cuda or _ALWAYS_AS_ON_CUDA)
+
 
 def linear(x, weight, bias):
     """x W + b: [N, inputs], [inputs, outputs], [outputs] -> [N, outputs]."""
-    if native.is_used_for(x):
+    if _is_native(x):
         return _Linear.apply(x, weight, bias)
     return flow._C.bias_add(flow._C.matmul(x, weight), bias, axis=1)
 
 
 def bias_gelu(x, bias):
     """gelu(x + bias), by erf: [N, H], [H] -> [N, H]."""
-    if native.is_used_for(x):
+    if _is_native(x):
         return _BiasGelu.apply(x, bias)
-    if x.is_cuda:
+    if x.is_cuda or _is_fused(x):
         return flow._C.fused_bias_add_gelu(x, bias, axis=1)
     return flow._C.gelu(flow._C.bias_add(x, bias, axis=1))
 
@@ -39,11 +66,32 @@ def dropout(x, rate):
     """Zeroes each element with probability `rate`, and scales the others up to keep the mean."""
     if rate == 0.0:
         return x
-    if native.is_used_for(x):
+    if _is_native(x):
         return flow._C.dropout(x, rate)
+    if _is_fused(x):
+        return _masked(x, rate)
     # OneFlow's dropout ignores its seed within a graph: all layers of all runs would draw the same mask.
     uniform = flow._C.rand([*x.shape], dtype=flow.float32, placement=x.placement, sbp=list(x.sbp))
     return x * (uniform >= rate).to(x.dtype) * (1.0 / (1.0 - rate))
+
+
+def _masked(x, rate):
+    class Dropout(flow.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            (mask,) = native.apply("random_mask_like", (x,), rate=rate)
+            ctx.save_for_backward(mask)
+            # A gradient is masked and scaled as the value is.
+            (y,) = native.apply("dropout_grad", (x, mask), rate=rate)
+            return y
+
+        @staticmethod
+        def backward(ctx, dy):
+            (mask,) = ctx.saved_tensors
+            (dx,) = native.apply("dropout_grad", (dy, mask), rate=rate)
+            return dx
+
+    return Dropout.apply(x)
 
 
 def in_float32(x):
@@ -78,16 +126,42 @@ def scale_by_tensor(x, scale):
     return x * scale
 
 
+def vocabulary_logits(x, table, bias):
+    """x table^T + bias: [N, H], [V, H], [V] -> [N, V]. On CUDA there are more columns, of words of no probability."""
+    padding = -table.shape[0] % _MULTIPLE_ON_CUDA if x.is_cuda or _ALWAYS_AS_ON_CUDA else 0
+    if padding:
+        table = flow._C.pad(table, [0, 0, 0, padding])
+        bias = flow._C.pad(bias, [0, padding], value=_NEVER)
+    return flow._C.bias_add(flow._C.matmul(x, table, transpose_b=True), bias, axis=1)
+
+
+def _fuses_softmax(x):
+    # OneFlow's has no kernel for bfloat16.
+    return _is_fused(x) and _mixed_precision != "bfloat16"
+
+
+def attention_mask(input_mask):
+    """What attention() takes as its mask, from input_mask [B, S] int32, 1 for a token and 0 for padding."""
+    if _fuses_softmax(input_mask):
+        return input_mask.reshape(-1, 1, 1, input_mask.shape[1]).to(flow.bool)
+    return (input_mask.to(flow.float32) - 1.0) * -_NEVER
+
+
 def _attention_by_parts(query, key, value, mask, heads, rate):
-    length = mask.shape[1]
+    length = mask.shape[-1]
     head_size = query.shape[-1] // heads
 
     def split_heads(x):
         return x.reshape(-1, length, heads, head_size).permute(0, 2, 1, 3)
 
     scores = flow._C.matmul(split_heads(query), split_heads(key), transpose_b=True, alpha=head_size**-0.5)
-    probabilities = flow._C.softmax(scores + mask.reshape(-1, 1, 1, length), dim=-1)
-    context = flow._C.matmul(dropout(probabilities, rate), split_heads(value))
+    if not _fuses_softmax(query):
+        probabilities = dropout(flow._C.softmax(scores + mask.reshape(-1, 1, 1, length), dim=-1), rate)
+    elif rate > 0.0:
+        probabilities, _ = flow._C.fused_scale_mask_softmax_dropout(scores, mask, fill_value=_NEVER, p=rate)
+    else:
+        probabilities = flow._C.fused_scale_mask_softmax(scores, mask, fill_value=_NEVER)
+    context = flow._C.matmul(probabilities, split_heads(value))
     return context.permute(0, 2, 1, 3).reshape(-1, heads * head_size)
 
 
@@ -121,10 +195,11 @@ class _BiasGelu(flow.autograd.Function):
 def attention(query, key, value, mask, heads, rate):
     """Multi-head attention; all heads side by side, dropout on the probabilities.
 
-    query, key, value: [B * S, H]; mask, added to the scores: [B, S] -> [B * S, H].
+    query, key, value: [B * S, H]; mask: what attention_mask() makes -> [B * S, H]. Attention to nothing but padding is
+    none to be relied on.
     """
 
-    if not native.is_used_for(query):
+    if not _is_native(query):
         return _attention_by_parts(query, key, value, mask, heads, rate)
 
     class Attention(flow.autograd.Function):
@@ -145,8 +220,12 @@ def attention(query, key, value, mask, heads, rate):
 def residual_norm(x, bias, residual, gamma, beta, rate):
     """LayerNorm(dropout(x + bias) + residual) with epsilon 1e-12: [N, H] and parameters [H] -> [N, H]."""
 
-    if not native.is_used_for(x):
-        return layer_norm(dropout(flow._C.bias_add(x, bias, axis=1), rate) + residual, gamma, beta)
+    if not _is_native(x):
+        if _is_fused(x) and rate > 0.0:
+            x = flow._C.fused_bias_add_dropout(x, bias, p=rate, axis=1)
+        else:
+            x = dropout(flow._C.bias_add(x, bias, axis=1), rate)
+        return layer_norm(x + residual, gamma, beta)
 
     class ResidualNorm(flow.autograd.Function):
         @staticmethod

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cstdio>
 #include <map>
+#include <stdexcept>
 
 #include "oneflow/core/graph/stream_id.h"
 #include "oneflow/core/job/plan.pb.h"
@@ -146,23 +147,60 @@ BERT_KERNEL void bert_share_memory(oneflow::Plan* plan) {
   for (auto& thread : tasks) { oneflow::share_memory(thread.second); }
 }
 
-// Tells on stderr how much memory a graph needs on the GPU that needs most: engine/device.py looks for it.
-BERT_KERNEL void bert_tell_memory(const oneflow::Plan* plan, const std::string* graph) {
-  std::map<int64_t, std::pair<int64_t, int64_t>> needs;  // by rank: all bytes, and those of variables
-  for (const auto& chunk : plan->block_chunk_list().chunk()) {
-    if (chunk.mem_case().device_type() == oneflow::DeviceType::kCUDA) {
-      needs[chunk.machine_id()].first += chunk.mem_size();
+namespace oneflow {
+namespace {
+
+// The bytes that a rank's arrays on devices of one type need by a plan: all, and those of variables.
+struct Need {
+  int64_t all = 0, variables = 0;
+};
+
+// Of the rank that needs most.
+Need largest_need(const Plan& plan, DeviceType type) {
+  std::map<int64_t, Need> needs;
+  for (const auto& chunk : plan.block_chunk_list().chunk()) {
+    if (chunk.mem_case().device_type() == type) { needs[chunk.machine_id()].all += chunk.mem_size(); }
+  }
+  for (const auto& block : plan.block_chunk_list().mem_block()) {
+    if (block.mem_case().device_type() != type || block.has_chunk_id()) { continue; }
+    Need& need = needs[block.machine_id()];
+    need.all += block.mem_size();
+    if (block.has_variable_op_name() && block.variable_op_name() != kSharedName) {
+      need.variables += block.mem_size();
     }
   }
-  for (const auto& block : plan->block_chunk_list().mem_block()) {
-    if (block.mem_case().device_type() != oneflow::DeviceType::kCUDA || block.has_chunk_id()) { continue; }
-    auto& need = needs[block.machine_id()];
-    need.first += block.mem_size();
-    if (block.has_variable_op_name()) { need.second += block.mem_size(); }
+  Need most;
+  for (const auto& need : needs) {
+    if (need.second.all > most.all) { most = need.second; }
   }
-  std::pair<int64_t, int64_t> most{0, 0};
-  for (const auto& need : needs) { most = std::max(most, need.second); }
-  if (most.first == 0) { return; }
-  std::fprintf(stderr, "%s needs %lld bytes of a GPU, %lld of them for variables\n", graph->c_str(),
-               static_cast<long long>(most.first), static_cast<long long>(most.second));
+  return most;
+}
+
+// engine/device.py looks for this.
+void tell(const std::string& graph, const Need& need, const char* of_what) {
+  if (need.all == 0) { return; }
+  std::fprintf(stderr, "%s needs %lld bytes of %s, %lld of them for variables\n", graph.c_str(),
+               static_cast<long long>(need.all), of_what, static_cast<long long>(need.variables));
+}
+
+int64_t memory_limit = 0;
+
+}  // namespace
+}  // namespace oneflow
+
+// Tells on stderr how much memory a graph needs on the GPU that needs most.
+BERT_KERNEL void bert_tell_memory(const oneflow::Plan* plan, const std::string* graph) {
+  oneflow::tell(*graph, oneflow::largest_need(*plan, oneflow::DeviceType::kCUDA), "a GPU");
+}
+
+// The bytes that a rank may use of the machine's memory.
+BERT_KERNEL void bert_limit_memory(int64_t bytes) { oneflow::memory_limit = bytes; }
+
+// Where there is a limit, tells on stderr how much of the machine's memory a graph needs in the rank that needs most, and
+// ends the graph's compilation, by an exception, if that is more: the system would kill the process.
+BERT_KERNEL void bert_check_memory(const oneflow::Plan* plan, const std::string* graph) {
+  if (oneflow::memory_limit == 0) { return; }
+  const oneflow::Need need = oneflow::largest_need(*plan, oneflow::DeviceType::kCPU);
+  oneflow::tell(*graph, need, "memory");
+  if (need.all > oneflow::memory_limit) { throw std::runtime_error("out of memory"); }
 }

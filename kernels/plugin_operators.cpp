@@ -351,6 +351,9 @@ Maybe<one::UserOpExpr> find_operator(const std::string& name, int inputs, const 
       if (attribute.name() == "heads") { builder.Attr<int64_t>("heads", attributes.heads); }
       if (attribute.name() == "rate") { builder.Attr<float>("rate", attributes.rate); }
       if (attribute.name() == "epsilon") { builder.Attr<double>("epsilon", attributes.epsilon); }
+      if (attribute.name() == "scale") {  // of dropout
+        builder.Attr<float>("scale", attributes.rate < 1.0f ? 1.0f / (1.0f - attributes.rate) : 0.0f);
+      }
       if (attribute.name() == "p") { builder.Attr<float>("p", 2.0f); }  // squares
     }
     found = JUST(builder.Build());

@@ -125,6 +125,41 @@ void log_plan(void* plan, const void* graph) {
   reinterpret_cast<void (*)(void*, const void*)>(original(LOG_PLAN))(plan, graph);
 }
 
+// Of the gradients of a graph whose loss is scaled, a std::unordered_map of OneFlow's: those that tell whether any is not
+// finite. Null where OneFlow is to look at all of them, and to divide them by the scale.
+static const void* (*gradient_choice)(const void* gradients) = nullptr;
+
+extern "C" __attribute__((visibility("default"))) void bert_choose_gradients(const void* (*choose)(const void*)) {
+  gradient_choice = choose;
+}
+
+#define OF_GRADIENTS \
+  "St13unordered_mapINS_13LogicalBlobIdES8_St4hashIS8_ESt8equal_toIS8_ESaISt4pairIKS8_S8_EEE"
+#define DIVIDE_GRADIENTS \
+  "_ZN7oneflow25ScaleModelDiffByLossScaleEPNS_10JobPassCtxERKNS_7OpGraphEPNS_10JobBuilderEP" OF_GRADIENTS
+void divide_gradients(void* context, const void* graph, void* job, void* gradients) STAND_IN_FOR(DIVIDE_GRADIENTS);
+
+// ScaleModelDiffByLossScale, which multiplies each gradient by the inverse of the loss scale, by a kernel each: the
+// gradients are divided when they are clipped (training/optimizer.py).
+void divide_gradients(void* context, const void* graph, void* job, void* gradients) {
+  if (gradient_choice != nullptr) return;
+  reinterpret_cast<void (*)(void*, const void*, void*, void*)>(original(DIVIDE_GRADIENTS))(context, graph, job,
+                                                                                           gradients);
+}
+
+#define COUNT_NOT_FINITE \
+  "_ZN7oneflow22CountNotFiniteIfNeededEPNS_10JobPassCtxERKNS_7OpGraphEPNS_10JobBuilderERK" OF_GRADIENTS
+void* count_not_finite(void* result, void* context, const void* graph, void* job, const void* gradients)
+    STAND_IN_FOR(COUNT_NOT_FINITE);
+
+// CountNotFiniteIfNeeded, which returns a Maybe<void> through `result`. It reads all gradients, which then have to be
+// scaled before the update, each by a kernel of its own. Clipping makes all of them nan where any is not finite.
+void* count_not_finite(void* result, void* context, const void* graph, void* job, const void* gradients) {
+  if (gradient_choice != nullptr) gradients = gradient_choice(gradients);
+  return reinterpret_cast<void* (*)(void*, void*, const void*, void*, const void*)>(original(COUNT_NOT_FINITE))(
+      result, context, graph, job, gradients);
+}
+
 // What the two functions below have mapped: its size by its address.
 static std::unordered_map<void*, size_t>* const mapped = new std::unordered_map<void*, size_t>;
 static std::mutex mapped_mutex;

@@ -79,7 +79,7 @@ class RunLog:
 
 
 def call_with_memory(function, args, log):
-    """Returns function(args). Turns the engine's error for too little GPU memory into a RunError."""
+    """Returns function(args). Turns the engine's error for too little memory into a RunError."""
     try:
         return function(args)
     except RuntimeError as error:
@@ -142,7 +142,8 @@ def describe_death(number, log, args):
     if lack:
         return f"was killed by SIGABRT, {lack}"
     if number == signal.SIGKILL:
-        return "was killed by SIGKILL, perhaps for lack of memory"
+        needed = device.likely_lack_of_memory(log.added(), args)
+        return f"was killed by SIGKILL, perhaps for lack of memory{f': {needed}' if needed else ''}"
     last_words = f"; its last words are in {log.path}" if os.path.exists(log.path) else ""
     names = {known.value: known.name for known in signal.Signals}  # most real-time signals have numbers only
     return f"was killed by {names.get(number, f'signal {number}')}{last_words}"

@@ -18,22 +18,25 @@ def usable_processors(root="/"):
 
     `root` is the folder that holds proc/ and the mounted control groups.
     """
-    quotas = (_quota(folder) for folder in _control_groups(Path(root)))
+    quotas = (_quota(folder) for folder in control_groups(Path(root), "cpu"))
     return max(1, math.ceil(min(len(os.sched_getaffinity(0)), *quotas, math.inf)))
 
 
-def _control_groups(root):
-    """Yields the folders of this process's control groups and their mounted parents."""
+def control_groups(root, controller):
+    """Yields the folders of this process's control groups and their mounted parents.
+
+    `controller` is the controller of version 1 that sets the limit.
+    """
     paths = {}  # version -> path of this process's group in its hierarchy
-    for line in _read(root / "proc/self/cgroup").splitlines():
+    for line in read_text(root / "proc/self/cgroup").splitlines():
         number, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
-        if "cpu" in controllers.split(","):
+        if controller in controllers.split(","):
             paths["cgroup"] = path
         elif number == "0":
             paths["cgroup2"] = path
-    for *names, kind, options in _MOUNT.findall(_read(root / "proc/self/mountinfo")):
-        if kind not in paths or (kind == "cgroup" and "cpu" not in options.split(",")):
+    for *names, kind, options in _MOUNT.findall(read_text(root / "proc/self/mountinfo")):
+        if kind not in paths or (kind == "cgroup" and controller not in options.split(",")):
             continue
         mounted, point = (root / _unescaped(name).lstrip("/") for name in names)
         # In a container the path may be the host's, of which only a part is mounted.
@@ -45,9 +48,9 @@ def _control_groups(root):
 
 def _quota(folder):
     """Returns the quota of a control group in processors, or infinity."""
-    quota, _, period = _read(folder / "cpu.max").partition(" ")
+    quota, _, period = read_text(folder / "cpu.max").partition(" ")
     if not quota:
-        quota, period = _read(folder / "cpu.cfs_quota_us"), _read(folder / "cpu.cfs_period_us")
+        quota, period = read_text(folder / "cpu.cfs_quota_us"), read_text(folder / "cpu.cfs_period_us")
     try:
         quota, period = int(quota), int(period)
     except ValueError:  # `max`, or unreadable
@@ -55,7 +58,8 @@ def _quota(folder):
     return quota / period if quota > 0 and period > 0 else math.inf
 
 
-def _read(path):
+def read_text(path):
+    """What a file of the system's says, empty where there is none."""
     try:
         return path.read_text(encoding="utf-8", errors="surrogateescape")
     except OSError:

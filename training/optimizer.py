@@ -1,6 +1,6 @@
 """The optimiser of google-research/bert: Adam, its learning rate, and clipping of gradients."""
 
-from engine import operators
+from engine import native, operators
 from engine.oneflow_loader import flow
 
 # As in google-research/bert's optimization.py.
@@ -55,8 +55,8 @@ def clip_by_global_norm(parameters, gradients, max_norm, loss_scale=None):
 
     Returns the norm. As TensorFlow's clip_by_global_norm. OneFlow's own clipping adds up the squares of all gradients
     one after the other in float32, which loses most of the sum for a model of 100 million parameters.
-    With `loss_scale`, a scalar tensor, the gradients are those of a loss scaled by it, and stay so, but the norm is of
-    the unscaled ones. If it is not finite, the gradients become nan, all of them: then OneFlow skips the update.
+    With `loss_scale`, a scalar tensor, the gradients are those of a loss scaled by it, but the norm is of the unscaled
+    ones. If it is not finite, the gradients become nan, all of them: then OneFlow skips the update.
     """
     norm = operators.global_norm(gradients)
     if loss_scale is not None:
@@ -64,6 +64,9 @@ def clip_by_global_norm(parameters, gradients, max_norm, loss_scale=None):
     scale = max_norm / flow._C.clamp(norm, min=max_norm, max=None)
     if loss_scale is not None:
         scale = scale + 0.0 * norm
+        if native.is_loaded():
+            # Else OneFlow divides each gradient, in a pass of its own (bert_choose_gradients of kernels/preload.cpp).
+            scale = scale / loss_scale
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.grad = operators.scale_by_tensor(gradient, scale)
     return norm

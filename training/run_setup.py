@@ -15,10 +15,13 @@ from snapshots import layout
 from system.errors import UserError
 from system.folder_lock import lock_folder
 from system.input_files import reading
-from system.lazy import import_all
+from system.lazy import LazyModule, import_all
+from system.memory import usable_memory
 from system.output_files import check_can_write, writing
 from system.processors import usable_processors
 from training import model_flags
+
+operators = LazyModule("engine.operators")
 
 # Seconds: it is killed with its parent, but may still be giving back its memory when it is started again.
 _LONGEST_END_OF_A_KILLED_RUN = 10
@@ -144,9 +147,11 @@ def start_engine(args):
     model_flags.check_same_on_all_ranks(args)
     import_all()
     flow.manual_seed(args.seed)
+    native.set_seed(args.seed)
+    operators.compute_in(config.amp_dtype(args, device_type))
     if device_type == "cpu":
-        native.set_seed(args.seed)
         native.set_thread_count(threads)
+        native.limit_memory(usable_memory() // args.gpu_num_per_node)
         print(f"CPU: {native.describe()}", flush=True)
         if args.use_fp16:
             print(_use_bfloat16(), flush=True)

@@ -2,11 +2,15 @@
 
 import ctypes
 import os
+import re
 
 import pytest
 
 import config
-from engine import device
+from engine import device, native
+from launched import PRETRAINING
+from made_parts import write_pretraining_part
+from running import run
 from system.errors import UserError
 from training import run_setup
 
@@ -149,9 +153,44 @@ LOG += "PretrainJob_1 needs 34000000000 bytes of a GPU, 4000000000 of them for v
             "a smaller model needs less",
         ),
         ("Check failed: allocate failed", LOG, {}, None),
+        (
+            "out of memory",
+            LOG.replace("a GPU", "memory"),
+            {"gpu_num_per_node": 2},
+            "out of memory: a step needs 34.00 GB, a process can have 10.00 GB of this machine's, less what others "
+            "use; --batch_size_per_device=12 or less, a smaller --seq_length, a smaller --gpu_num_per_node or "
+            "--zero_stage=1 on several machines needs less",
+        ),
     ],
 )
 def test_a_lack_of_memory_is_told_with_what_helps(monkeypatch, error, log, flags, expected):
     monkeypatch.setattr(device.ctypes, "CDLL", lambda name: Driver([A100]))
+    monkeypatch.setattr(device, "usable_memory", lambda: 20 * 10**9)
     args = config.parse_pretraining_args(["--data_dir=x", *(f"--{name}={value}" for name, value in flags.items())])
     assert device.lack_of_memory(error, log, args) == expected
+
+
+def test_a_run_that_was_killed_with_much_memory_left(monkeypatch):
+    args = config.parse_pretraining_args(["--data_dir=x"])
+    log = "PretrainJob_0 needs 9000000000 bytes of memory, 1 of them for variables\n"
+    for total, is_likely in ((10 * 10**9, True), (20 * 10**9, False)):
+        monkeypatch.setattr(device, "usable_memory", lambda total=total: total)
+        assert bool(device.likely_lack_of_memory(log, args)) == is_likely
+    assert device.likely_lack_of_memory("", args) is None
+
+
+@pytest.mark.skipif(not native.is_built(), reason="no native kernels: make kernels builds them")
+def test_a_step_that_the_machine_has_no_memory_for_is_not_begun(tmp_path, monkeypatch):
+    monkeypatch.delenv("BERT_KERNELS", raising=False)
+    (tmp_path / "data").mkdir()
+    write_pretraining_part(tmp_path / "data" / "part-0", 1)
+    result = run(
+        "run_pretraining.py", **{**PRETRAINING, "batch_size_per_device": 10**7}, data_dir=tmp_path / "data",
+        log_dir=tmp_path, model_save_dir=tmp_path, check_data=False,
+    )  # fmt: skip
+    assert result.returncode == 1
+    (line,) = result.stderr.splitlines()
+    assert re.match(r"run_pretraining.py: error: out of memory: a step needs [\d.]+ GB, a process can have ", line), (
+        line
+    )
+    assert "--batch_size_per_device=" in line

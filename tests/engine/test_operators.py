@@ -108,6 +108,93 @@ def test_dropout_gradients(own, ours):
             np.testing.assert_allclose(gradient, weights * scale, rtol=1e-6)
 
 
+def test_graph_for_cuda_against_float64():
+    """The graph that a GPU runs, of the library's plain kernels."""
+    subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-n", "0"]
+        + ["tests/models/test_pretraining_numerics.py::test_losses_and_gradients"],
+        cwd=ROOT,
+        env={**os.environ, "BERT_OPERATORS": "cuda"},
+        check=True,
+    )
+
+
+def test_dropout_for_cuda():
+    """Masks and their scale, the order of heads, and what becomes of padding, by the operators of a GPU."""
+    code = """
+import numpy as np
+from engine import native
+native.steady_graphs()
+from engine import operators
+from engine.oneflow_loader import flow, nn
+native.set_seed(5)
+place = {"placement": flow.placement("cpu", [0]), "sbp": flow.sbp.broadcast}
+BATCH, LENGTH, HEADS, RATE = 2, 64, 3, 0.25
+SIZE = HEADS * LENGTH
+parameters = nn.ParameterDict({
+    "value": nn.Parameter(flow.tensor(np.tile(np.eye(LENGTH, dtype=np.float32), (BATCH, HEADS)), **place)),
+    "x": nn.Parameter(flow.ones(BATCH * LENGTH, SIZE, **place)),
+    "bias": nn.Parameter(flow.full((SIZE,), 2.0, **place)),
+})
+nothing = flow.zeros(BATCH * LENGTH, SIZE, **place)
+ramp = flow.tensor(np.arange(SIZE, dtype=np.float32), **place)
+kept = np.ones((BATCH, LENGTH), np.int32)
+kept[1, 48:] = 0
+kept = flow.tensor(kept, **place)
+
+class Job(nn.Graph):
+    def __init__(self):
+        super().__init__()
+        self.parameters_of_job = parameters
+        self.config.allow_fuse_add_to_output(True)
+        self.add_optimizer(flow.optim.SGD(parameters.parameters(), lr=0.0))
+
+    def build(self):
+        mask = operators.attention_mask(kept)
+        context = operators.attention(nothing, nothing, parameters["value"], mask, HEADS, RATE)
+        plain = operators.attention(nothing, nothing, parameters["value"], mask, HEADS, 0.0)
+        first, second = (operators.dropout(parameters["x"], RATE) for _ in range(2))
+        normalised = operators.residual_norm(parameters["x"], parameters["bias"], nothing + 5.0, ramp + 1.0, ramp, RATE)
+        ((context * context).sum() + (first + 2.0 * second).sum()).backward()
+        gradients = [parameters[name].grad for name in ("value", "x")]
+        return [context, plain, first, second, normalised, *gradients]
+
+job = Job()
+outputs, later = ([output.numpy() for output in job()] for _ in range(2))
+context, plain, first, second, normalised, dvalue, dx = outputs
+scale = np.float32(1 / (1 - RATE))
+# One head after the other: in each, the probability of each key, all the same, dropped or scaled up, 0 for padding.
+probabilities = context.reshape(BATCH, LENGTH, HEADS, LENGTH)
+for sequence, keys in enumerate((64, 48)):
+    assert (probabilities[sequence, :, :, keys:] == 0).all()
+    there = probabilities[sequence, :, :, :keys]
+    np.testing.assert_allclose(np.unique(there), [0, scale / keys], rtol=1e-6)
+    assert abs((there == 0).mean() - RATE) < 0.03, (there == 0).mean()
+    expected = np.zeros((LENGTH, HEADS, LENGTH))
+    expected[:, :, :keys] = 1 / keys
+    np.testing.assert_allclose(plain.reshape(BATCH, LENGTH, HEADS, LENGTH)[sequence], expected, rtol=1e-6)
+# The gradient of the sum of squares by the values: 2 p^T p v, by the same masked p.
+p = probabilities.transpose(0, 2, 1, 3)
+expected = 2 * p.transpose(0, 1, 3, 2) @ p
+np.testing.assert_allclose(dvalue.reshape(BATCH, LENGTH, HEADS, LENGTH).transpose(0, 2, 1, 3), expected, atol=1e-6)
+np.testing.assert_allclose(dx, first + 2 * second, rtol=1e-6)
+# Before it is normalised, each is (1 + 2) x scale + 5, or 5 where it is dropped.
+is_dropped = normalised < (np.arange(SIZE))
+share = is_dropped.mean(axis=1, keepdims=True)
+assert abs(share.mean() - RATE) < 0.02
+deviation = np.sqrt(share * (1 - share))
+expected = np.where(is_dropped, share - 1, share) / deviation * (np.arange(SIZE) + 1) + np.arange(SIZE)
+np.testing.assert_allclose(normalised, expected, rtol=1e-4, atol=1e-3)
+# No two masks are the same: of places, of steps.
+masks = [values != 0 for values in (first, second, later[2], later[3])]
+for i, mask in enumerate(masks):
+    for other in masks[i + 1 :]:
+        assert abs((mask != other).mean() - 2 * RATE * (1 - RATE)) < 0.02
+assert (later[0] != context).any()
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env={**os.environ, "BERT_OPERATORS": "cuda"}, check=True)
+
+
 def test_what_an_operator_cannot_take_is_an_error_of_python():
     code = """
 import sys
