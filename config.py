@@ -9,6 +9,7 @@ from system.command_line import (
     non_negative_float,
     non_negative_int,
     port_number,
+    positive_float,
     positive_int,
     probability,
 )
@@ -81,7 +82,14 @@ _FLAGS_OF_A_START = (
 _FLAGS_THAT_MAY_CHANGE = (
     "iter_num",
     "learning_rate",
+    "end_learning_rate",
+    "lr_schedule",
+    "lr_power",
     "weight_decay_rate",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "max_grad_norm",
     "warmup_batches",
     "attention_probs_dropout_prob",
     "hidden_dropout_prob",
@@ -499,6 +507,47 @@ def _add_later_flags(groups, trains=True):
         default=True,
         help="GPU: let products of float32 round their operands to TF32, which is faster, where the GPU can do so",
     )
+    _add_optimizer_flags(groups["training" if trains else "unused"])
+
+
+def _add_optimizer_flags(group):
+    """What the optimiser and its schedule can be told; the defaults are google-research/bert's constants."""
+    group.add_argument(
+        "--adam_beta1", type=probability, default=0.9, metavar="X", help="decay of the mean of gradients"
+    )
+    group.add_argument(
+        "--adam_beta2", type=probability, default=0.999, metavar="X", help="decay of the mean of squared gradients"
+    )
+    group.add_argument(
+        "--adam_epsilon", type=positive_float, default=1e-6, metavar="X", help="added to the root of that mean"
+    )
+    group.add_argument(
+        "--max_grad_norm",
+        type=non_negative_float,
+        default=1.0,
+        metavar="X",
+        help="scale gradients down to this global norm; 0: do not clip",
+    )
+    group.add_argument(
+        "--lr_schedule",
+        choices=("linear", "cosine", "constant"),
+        default="linear",
+        help="how the learning rate goes on after the warm-up",
+    )
+    group.add_argument(
+        "--end_learning_rate",
+        type=non_negative_float,
+        default=0.0,
+        metavar="X",
+        help="learning rate at the last iteration, with the linear and cosine schedules",
+    )
+    group.add_argument(
+        "--lr_power",
+        type=positive_float,
+        default=1.0,
+        metavar="X",
+        help="power of the linear schedule: (1 - step / iter_num) ^ X; 0.5 is usual with LAMB",
+    )
 
 
 def _complete(args):
@@ -514,6 +563,7 @@ def _complete(args):
         )
     if args.amp_dtype is not None and not args.use_fp16:
         raise UserError(f"--amp_dtype={args.amp_dtype} is for mixed precision: add --use_fp16")
+    _check_schedule(args)
     if args.model_save_dir is None:
         if args.resume:
             raise UserError("--resume needs --model_save_dir, the folder of the snapshots to go on from")
@@ -521,6 +571,23 @@ def _complete(args):
     if "output_dir" in args:
         args.output_dir = args.output_dir or args.model_save_dir
     return args
+
+
+def _check_schedule(args):
+    """Raises UserError for flags of the learning rate that another one leaves without effect, or that make it rise."""
+    if args.end_learning_rate > args.learning_rate:
+        raise UserError(
+            f"--end_learning_rate={args.end_learning_rate:g} is above --learning_rate={args.learning_rate:g}; give one "
+            "that is not"
+        )
+    if args.lr_schedule == "constant" and args.end_learning_rate != 0:
+        raise UserError(
+            f"--end_learning_rate={args.end_learning_rate:g} has no effect with --lr_schedule=constant: leave it out"
+        )
+    if args.lr_schedule != "linear" and args.lr_power != 1:
+        raise UserError(
+            f"--lr_power={args.lr_power:g} has no effect with --lr_schedule={args.lr_schedule}: leave it out"
+        )
 
 
 def set_iter_num(args, record_count):

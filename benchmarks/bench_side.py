@@ -37,8 +37,7 @@ def made_up_batch(size):
 def this_project(size, bfloat16=False):
     """Returns a function that trains this project's model for one step, with BERT_KERNELS, and returns the loss."""
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-    import argparse
-
+    from config import parse_pretraining_args
     from engine import native, oneflow_loader
 
     flow = oneflow_loader.load()
@@ -58,9 +57,7 @@ def this_project(size, bfloat16=False):
         for name, array in made_up_batch(size).items()
     }
     model = pretrain.BertForPretraining(config, bert_util.Initializer(placement, 0))
-    args = argparse.Namespace(
-        use_fp16=False, learning_rate=1e-4, weight_decay_rate=0.01, iter_num=1000, warmup_batches=0, zero_stage=0
-    )
+    args = parse_pretraining_args(["--data_dir=none", "--iter_num=1000", "--warmup_batches=0"])
     job = pretrain.PretrainJob(model, lambda: batch, args)
 
     def step():

@@ -103,8 +103,8 @@ _FLAG_OF_BOUND = {
 def part_paths(data_dir, part_num=None, flag="data_dir"):
     """Returns the paths of the first `part_num` parts in `data_dir`, or of all: part-0, ... or padded: part-00000, ...
 
-    Otherwise OneFlow-Benchmark's names count: train.of_record-0, ... Raises UserError, naming the flag, if the folder or
-    a part is missing, or if parts have several names.
+    Otherwise OneFlow-Benchmark's names count: train.of_record-0, ... Raises UserError, naming the flag, if the folder
+    or a part is missing, or if parts have several names.
     """
     folder = Path(data_dir)
     with reading(f"--{flag}={data_dir}", "folder"):

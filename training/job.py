@@ -6,7 +6,7 @@ import math
 import config
 from engine.oneflow_loader import flow, nn
 from engine.operators import in_float32, over_all_ranks
-from training.optimizer import MAX_GRADIENT_NORM, clip_by_global_norm, make_optimizer
+from training.optimizer import clip_by_global_norm, make_optimizer
 
 # Names of what a train job gives beside its losses.
 SIGNALS = "signals"
@@ -28,6 +28,7 @@ class TrainJob(nn.Graph):
         self._parameters = list(model.parameters())
         placement = self._parameters[0].placement
         self.signals = _SignalsOfRanks(placement) if len(placement.ranks) > 1 else None
+        self._max_grad_norm = args.max_grad_norm
         optimizer, schedule = make_optimizer(self._parameters, args)
         amp_dtype = config.amp_dtype(args, placement.type)
         if amp_dtype is not None:
@@ -76,7 +77,7 @@ class TrainJob(nn.Graph):
         loss.backward(gradient_of_loss)
         loss_scale = flow._C.identity(gradient_of_loss) if self.scales_loss else None
         gradients = [in_float32(self._summed_gradient(parameter)) for parameter in self._parameters]
-        outputs[GRADIENT_NORM] = clip_by_global_norm(self._parameters, gradients, MAX_GRADIENT_NORM, loss_scale)
+        outputs[GRADIENT_NORM] = clip_by_global_norm(self._parameters, gradients, self._max_grad_norm, loss_scale)
         if self.signals is not None:
             outputs[SIGNALS] = self.signals()
         return outputs

@@ -52,7 +52,7 @@ def start(job, args, data_set):
             )
         number = from_first_rank(lambda: series.next_run_number(args.model_save_dir))
         train_step = job_state.initialise(job, args.model_load_dir, args.skip_checksums, args.reset_train_step)
-        if train_step > 0:
+        if train_step > 0 and args.lr_schedule != "constant":
             _tell_rest_of_schedule(job, args, train_step)
         return Start(0, train_step, number, run, {}, files)
     state = from_first_rank(lambda: _read_state(folder, run))
@@ -69,8 +69,8 @@ def _tell_rest_of_schedule(job, args, train_step):
     """Says for how long a run that begins with a later `train_step` than 0 learns."""
     learning = max(0, args.iter_num - train_step)
     print(
-        f"Notice: the train step of the snapshot is {train_step}, so the learning rate is 0 after {learning} of "
-        f"{args.iter_num} iterations; give --reset_train_step to begin the schedule anew.",
+        f"Notice: the train step of the snapshot is {train_step}, so the learning rate is {args.end_learning_rate:g} "
+        f"after {learning} of {args.iter_num} iterations; give --reset_train_step to begin the schedule anew.",
         flush=True,
     )
 

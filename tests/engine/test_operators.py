@@ -274,16 +274,15 @@ assert resident() - before < 1 << 26, resident() - before
 
 def test_arrays_of_a_graph_share_memory():
     code = """
-import argparse, ctypes, pathlib
+import pathlib
 import numpy as np
 from engine import native
 from engine.oneflow_loader import flow
 import bert_util, pretrain
+from config import parse_pretraining_args
 placement = flow.placement("cpu", [0])
 config = bert_util.BertConfig(1000, 192, 4, 4, 768, 128, 2, 0.0, 0.0)
-args = argparse.Namespace(
-    use_fp16=False, learning_rate=1e-3, weight_decay_rate=0.01, iter_num=9, warmup_batches=0, zero_stage=0
-)
+args = parse_pretraining_args(["--data_dir=x", "--learning_rate=1e-3", "--iter_num=9", "--warmup_batches=0"])
 generator = np.random.default_rng(1)
 sizes = {"input_ids": (1000, 128), "input_mask": (2, 128), "segment_ids": (2, 128), "masked_lm_positions": (128, 20)}
 sizes.update(masked_lm_ids=(1000, 20), next_sentence_labels=(2, 1))

@@ -8,6 +8,7 @@ import pytest
 import bert_util
 import classifier
 import reference_bert
+from config import parse_pretraining_args
 from engine.oneflow_loader import flow
 from made_parts import write_classifier_part
 from records import checks, loader
@@ -17,8 +18,8 @@ pytestmark = pytest.mark.slow
 
 PLACEMENT = flow.placement("cpu", [0])
 CONFIG = bert_util.BertConfig(200, 48, 2, 2, 192, 40, 2, 0.0, 0.0)
-ARGS = argparse.Namespace(
-    learning_rate=0.01, weight_decay_rate=0.1, iter_num=5, warmup_batches=2, use_fp16=None, zero_stage=0
+ARGS = parse_pretraining_args(
+    ["--data_dir=x", "--learning_rate=0.01", "--weight_decay_rate=0.1", "--iter_num=5", "--warmup_batches=2"]
 )
 
 
