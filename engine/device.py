@@ -147,9 +147,9 @@ def lack_of_memory(error, log, args):
 
 
 def likely_lack_of_memory(log, args):
-    """As lack_of_memory, of a run that the system has killed; None if what OneFlow has planned leaves much free."""
-    plan = _Plan.of(log)
-    return _in_words(plan, args) if plan and not plan.on_gpu and 2 * plan.needed > plan.there_is(args) else None
+    """As lack_of_memory, of a run on the CPU that the system has killed; None if its plan leaves much memory free."""
+    plan = _Plan.of(log)  # told of a plan that takes more than half
+    return _in_words(plan, args) if plan and not plan.on_gpu else None
 
 
 def _in_words(plan, args):

@@ -137,7 +137,7 @@ def set_thread_count(count):
 def limit_memory(size):
     """Makes a graph on the CPU, when it is compiled, raise RuntimeError, `out of memory`, if it needs more bytes.
 
-    What it needs goes to stderr. No effect without kernels.
+    What it needs goes to stderr, if it is more than half of that. No effect without kernels.
     """
     if _plugin is not None:
         _plugin.bert_limit_memory(ctypes.c_int64(size))

@@ -196,11 +196,11 @@ BERT_KERNEL void bert_tell_memory(const oneflow::Plan* plan, const std::string* 
 // The bytes that a rank may use of the machine's memory.
 BERT_KERNEL void bert_limit_memory(int64_t bytes) { oneflow::memory_limit = bytes; }
 
-// Where there is a limit, tells on stderr how much of the machine's memory a graph needs in the rank that needs most, and
-// ends the graph's compilation, by an exception, if that is more: the system would kill the process.
+// Tells on stderr how much of the machine's memory a graph needs in the rank that needs most, if that is more than half of
+// the limit, and ends the graph's compilation, by an exception, if it is more than all: the system would kill the process.
 BERT_KERNEL void bert_check_memory(const oneflow::Plan* plan, const std::string* graph) {
-  if (oneflow::memory_limit == 0) { return; }
   const oneflow::Need need = oneflow::largest_need(*plan, oneflow::DeviceType::kCPU);
+  if (oneflow::memory_limit == 0 || need.all <= oneflow::memory_limit / 2) { return; }
   oneflow::tell(*graph, need, "memory");
   if (need.all > oneflow::memory_limit) { throw std::runtime_error("out of memory"); }
 }

@@ -1,6 +1,9 @@
 # Comparisons with other software that fetch what they need, into .cache. Uses REAL_WEIGHTS of make/real_weights.mk.
 
-.PHONY: bench-squad
+.PHONY: bench-squad gpu-check
+
+gpu-check: setup kernels-if-possible ## Run the tests for GPUs and measure BERT-base on one: prints a report
+	$(PYTHON) benchmarks/gpu_check.py
 
 # At a low priority, for it takes two cores for a long while.
 bench-squad: setup kernels-if-possible $(if $(HF_DIR),,$(REAL_WEIGHTS)) ## Fine-tune on SQUAD_DIR=FOLDER here and in Transformers (of a BERT in HF_DIR=FOLDER)

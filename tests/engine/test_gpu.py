@@ -12,9 +12,9 @@ import sys
 import numpy as np
 import pytest
 
-from engine import device
+from engine import device, native
 from launched import PRETRAINING, SQUAD
-from made_parts import write_pretraining_part, write_squad_parts
+from made_parts import write_classifier_part, write_pretraining_part, write_squad_parts
 from running import ROOT, run
 from snapshots import layout
 
@@ -24,10 +24,13 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(PROBLEM is not None, reason=f"--device=cuda is not usable here: {PROBLEM}"),
 ]
-RANKS = [
-    1,
-    pytest.param(2, marks=pytest.mark.skipif(len(GPUS or ()) < 2, reason="OneFlow can use fewer than two GPUs here")),
+ONE_OR_MORE = [
+    pytest.param(
+        count, marks=pytest.mark.skipif(len(GPUS or ()) < count, reason=f"OneFlow can use fewer than {count} GPUs")
+    )
+    for count in (1, 2, 4)
 ]
+RANKS = ONE_OR_MORE[:2]
 
 # Shards of its matrices have more than 1,024 numbers; it is longer than the sequences.
 MODEL = {"num_attention_heads": 2, "hidden_size_per_head": 32, "max_position_embeddings": 48, "device": "cuda"}
@@ -43,12 +46,30 @@ def data(tmp_path_factory):
         write_pretraining_part(folder / "pretraining" / f"part-{part}", 12)
     write_squad_parts(folder / "squad", 24, parts=2)
     write_squad_parts(folder / "dev", 13, parts=2, is_training=False)
+    (folder / "classifier").mkdir()
+    for part in range(4):
+        write_classifier_part(folder / "classifier" / f"part-{part}", [0, 1, 1] * 8, seed=part)
     return folder
+
+
+@pytest.fixture(scope="module")
+def computes():
+    """Skips a test that looks at numbers, where products of ones are none."""
+    code = "from engine.oneflow_loader import load; flow = load(None, 'cuda'); x = flow.ones(8, 8, device='cuda'); "
+    code += "print((x @ x).sum().item())"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    if float(result.stdout) != 512.0:
+        pytest.skip("the device computes nothing: a product of ones is zero")
 
 
 def structure_of(script, output, ranks, **flags):
     """What tests/helpers/gpu_program.py writes on the first rank of a run that succeeds."""
-    flags |= {"data_part_num": 2, "log_dir": output, "model_save_dir": output, "gpu_num_per_node": ranks}
+    flags |= {
+        "data_part_num": 4 if script == "run_classifier" else 2,
+        "log_dir": output,
+        "model_save_dir": output,
+        "gpu_num_per_node": ranks,
+    }
     result = subprocess.run(
         [sys.executable, str(ROOT / "tests" / "helpers" / "gpu_program.py")]
         + [f"--{name}={value}" for name, value in flags.items()],
@@ -100,6 +121,49 @@ def test_training(data, tmp_path, script, use_fp16, zero_stage, ranks):
     for line in lines:
         # No step is skipped: then the norm would be left out.
         assert all(math.isfinite(line[name]) for name in line) and "gradient_norm" in line
+
+
+@pytest.mark.parametrize("ranks", ONE_OR_MORE)
+def test_classifier(data, tmp_path, ranks):
+    flags = {**SQUAD, **MODEL, **TRAINING, "use_fp16": True, "hidden_dropout_prob": 0.1, "num_labels": 2}
+    folders = {f"{name}data_dir": data / "classifier" for name in ("", "eval_", "test_")}
+    work = {"do_train": True, "do_eval": True, "do_predict": True}
+    for graph in structure_of("run_classifier", tmp_path, ranks, **flags, **folders, **work)["graphs"]:
+        assert dtypes_of(graph, "matmul") == {"kFloat16"}
+        assert dtypes_of(graph, "sparse_softmax_cross_entropy") <= {"kFloat"}
+    assert len((tmp_path / "predictions.tsv").read_text().splitlines()) in (96, 97)
+
+
+@pytest.mark.skipif(not native.is_built(), reason="no native kernels: make kernels builds them")
+@pytest.mark.parametrize("ranks", RANKS)
+@pytest.mark.parametrize("use_fp16", [False, True])
+def test_fused_operators(data, tmp_path, use_fp16, ranks):
+    """Dropout goes with its neighbours, and no gradient is scaled by a kernel of its own."""
+    flags = {**PRETRAINING, **MODEL, **TRAINING, "data_dir": data / "pretraining", "use_fp16": use_fp16}
+    flags |= {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
+    (graph,) = structure_of("run_pretraining", tmp_path, ranks, **flags)["graphs"]
+    types = [operator["type"] for operator in graph]
+    layers = types.count("fused_scale_mask_softmax_dropout")
+    assert layers == flags["num_hidden_layers"]
+    assert types.count("fused_bias_add_mask_scale") == 2 * layers
+    assert types.count("random_mask_like") == 3 * layers + 1
+    # Of the loss, and where several ranks share it.
+    assert types.count("scalar_mul_by_tensor") <= 2 * use_fp16
+    assert not {"uniform", "softmax", "fused_cast_scale"} & set(types), set(types)
+    assert dtypes_of(graph, "fused_scale_mask_softmax_dropout") == ({"kFloat16"} if use_fp16 else {"kFloat"})
+
+
+@pytest.mark.parametrize(("use_fp16", "tolerance"), [(False, 1e-4), (True, 1e-2)])
+def test_losses_are_those_of_the_cpu(computes, data, tmp_path, use_fp16, tolerance):
+    losses = {}
+    for name in ("cpu", "cuda"):
+        flags = {**PRETRAINING, **MODEL, "data_dir": data / "pretraining", "iter_num": 20, "batch_size_per_device": 4}
+        flags |= {"device": name, "tf32": False, "use_fp16": use_fp16 and name == "cuda"}
+        result = run("run_pretraining.py", **flags, log_dir=tmp_path / name, model_save_dir=tmp_path / name)
+        assert (result.returncode, result.stderr) == (0, ""), (result.stdout, result.stderr)
+        losses[name] = [line["total_loss"] for line in logged(tmp_path / name)]
+    np.testing.assert_allclose(losses["cuda"], losses["cpu"], rtol=tolerance)
+    assert losses["cpu"][-1] < losses["cpu"][0]
 
 
 def test_snapshots_begin_as_on_the_cpu(data, tmp_path):

@@ -124,7 +124,7 @@ def test_dropout_for_cuda():
     code = """
 import numpy as np
 from engine import native
-native.steady_graphs()
+native.load_engine_fixes()
 from engine import operators
 from engine.oneflow_loader import flow, nn
 native.set_seed(5)

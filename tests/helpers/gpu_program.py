@@ -1,11 +1,12 @@
 """Runs the script named by the environment variable SCRIPT and writes its graphs as JSON to --log_dir.
 
-structure-<rank>.json has `graphs`, for each compiled graph a list of its operators with their `type` and the `dtypes`
-of inputs and outputs; and `slow_threads`, the number of threads with a lower priority.
+structure-<rank>.json has `graphs`, for each compiled graph a list of its operators with their `type`, the `dtypes` of
+inputs and outputs and their size in `bytes`; and `slow_threads`, the number of threads with a lower priority.
 """
 
 import importlib
 import json
+import math
 import os
 from pathlib import Path
 
@@ -20,6 +21,7 @@ SCRIPTS = {
     "run_pretraining": ("parse_pretraining_args", "train"),
     "run_squad": ("parse_squad_args", "train"),
     "run_squad_predict": ("parse_squad_predict_args", "predict_answers"),
+    "run_classifier": ("parse_classifier_args", "classify"),
 }
 
 
@@ -54,22 +56,27 @@ def run(args):
     (Path(args.log_dir) / f"structure-{rank()}.json").write_text(json.dumps(structure))
 
 
+BYTES = {"kBool": 1, "kInt8": 1, "kUInt8": 1, "kFloat16": 2, "kBFloat16": 2, "kInt64": 8, "kDouble": 8}  # others: 4
+
+
 def operators_of(job):
     from oneflow.core.common.data_type_pb2 import DataType
 
-    dtypes = {name: DataType.Name(blob.data_type) for name, blob in job.helper.lbn2logical_blob_desc.items()}
-    return [
-        {
-            "type": operator.user_conf.op_type_name or operator.WhichOneof("op_type"),
-            "dtypes": [
-                dtypes[name]
-                for values in (operator.user_conf.input, operator.user_conf.output)
-                for value in values.values()
-                for name in value.s
-            ],
-        }
-        for operator in job.net.op
-    ]
+    blobs = job.helper.lbn2logical_blob_desc
+    dtypes = {name: DataType.Name(blob.data_type) for name, blob in blobs.items()}
+    bytes_of = {name: BYTES.get(dtypes[name], 4) * math.prod(blob.shape.dim) for name, blob in blobs.items()}
+    operators = []
+    for operator in job.net.op:
+        user = operator.user_conf
+        taken, made = ([name for value in values.values() for name in value.s] for values in (user.input, user.output))
+        operators.append(
+            {
+                "type": user.op_type_name or operator.WhichOneof("op_type"),
+                "dtypes": [dtypes[name] for name in taken + made],
+                "bytes": sum(bytes_of[name] for name in taken + made),
+            }
+        )
+    return operators
 
 
 if __name__ == "__main__":
