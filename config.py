@@ -117,7 +117,7 @@ def parse_squad_args(arguments=None):
     """The flags of run_squad.py; `iter_num` may be None until set_iter_num."""
     parser = ArgumentParser(
         prog="run_squad.py",
-        usage="%(prog)s --data_dir DIR [--eval_data_dir DIR --eval_predict_file JSON] [flags]",
+        usage="%(prog)s --data_dir DIR [flags]",
         description="Fine-tunes BERT on SQuAD, read from OFRecord parts, in one OneFlow graph.",
     )
     groups = {"work": parser.add_argument_group("what to do"), **_groups(parser)}

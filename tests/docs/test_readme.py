@@ -52,7 +52,7 @@ def flags_of_the_scripts():
     """All flags, without their dashes, that the scripts, tools and benchmarks have."""
     files = [path for path in ROOT.glob("**/*.py") if ".venv" not in path.parts and "tests" not in path.parts]
     text = "\n".join(path.read_text() for path in files)
-    return set(re.findall(r'"--([a-z]\w+)"', text)) | set(re.findall(r'_add_shape\([^,]+, "(\w+)"', text))
+    return set(re.findall(r'"--([a-z][\w-]+)"', text)) | set(re.findall(r'_add_shape\([^,]+, "(\w+)"', text))
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -63,7 +63,7 @@ def test_flags_and_targets_that_are_named_exist(page):
     targets = set(re.findall(r"^([a-z][\w-]*):", "\n".join(path.read_text() for path in makefiles), re.MULTILINE))
     named = re.findall(r"`([^`]+)`", prose_of(page))
     assert {target for code in named for target in re.findall(r"^make ([a-z][\w-]*)", code)} <= targets
-    flags = {flag for code in named for flag in re.findall(r"(?<![\w-])--([a-z]\w+)", code)}
+    flags = {flag for code in named for flag in re.findall(r"(?<![\w-])--([a-z][\w-]*\w)", code)}
     assert flags - {"help", "flag"} <= flags_of_the_scripts()
 
 
