@@ -1,7 +1,6 @@
-"""Evaluation while a model is trained and without: when, what is told of it, which model is the best, when to stop.
+"""Evaluation during and without training: schedule, reports, best model and early stopping.
 
-What the evaluations of a run have found stands in --model_save_dir, not in its snapshots, which are the same with
-evaluation and without:
+The results are stored in --model_save_dir and not in snapshots, which are therefore equal with and without evaluation:
 
     <model_save_dir>/evaluations.json    {"run_number": n, "evaluations": [{"iteration": i, <metric>: value, ...}, ...]}
 """
@@ -28,20 +27,20 @@ HISTORY_FILE = "evaluations.json"
 
 
 class Task(NamedTuple):
-    """What an evaluation is of: all that differs from task to task."""
+    """The task-specific part of an evaluation."""
 
-    data_set: checks.DataSet | None  # None on ranks but the first
-    # Of fields and outputs, as scoring.score_records gives them; called on the first rank.
+    data_set: checks.DataSet | None  # on the first rank, else None
+    # Takes the fields and outputs that scoring.score_records returns. Called on the first rank.
     metrics: Callable[[dict, list], dict[str, float]]
-    fields: tuple[str, ...] = ()  # the fields of the records that `metrics` takes
+    fields: tuple[str, ...] = ()  # the record fields that `metrics` needs
     prefix: str = ""  # of the metrics' names in eval_results.txt
     each_epoch: bool = False  # whether a run without --eval_every_n_iter evaluates at the end of each epoch
 
 
 def settle_metric(args, names):
-    """Sets --metric_for_best_model, if it was not given and will be used, to the first of the metrics' `names`.
+    """Sets --metric_for_best_model to the first of the task's metrics `names`, unless it is given or unused.
 
-    Raises UserError if it is none of them.
+    Raises UserError if it is not one of them.
     """
     if not (args.do_train and args.do_eval):
         return
@@ -54,7 +53,7 @@ def settle_metric(args, names):
 
 
 def _is_better(name, value, other):
-    """Whether a `value` of the metric `name` is better than the `other`, None for one that is no number."""
+    """Returns whether `value` of the metric `name` is better than `other`; None stands for NaN."""
     if value is None or other is None:
         return value is not None
     return value < other if name.endswith("loss") or name == "perplexity" else value > other
@@ -63,11 +62,11 @@ def _is_better(name, value, other):
 class Evaluation:
     """The evaluations of one run. All ranks call the same methods.
 
-    Iterations are counted as in the names of snapshots: so many have run.
+    `iteration` is the number of completed iterations, as in the names of snapshots.
     """
 
     def __init__(self, scorer, task, args, train_set=None):
-        """`scorer` is a scoring.Scorer of the model; `train_set` the DataSet that it is trained on, if it is."""
+        """`scorer` is a scoring.Scorer of the model, `train_set` the training data or None."""
         self._scorer = scorer
         self._task = task
         self._args = args
@@ -77,26 +76,23 @@ class Evaluation:
         self.is_due = _when_due(args, train_set, task.each_epoch) if train_set is not None else None
 
     def begin(self, start):
-        """Takes up the evaluations that went before `start`, a resume.Start.
-
-        Raises UserError if their file is damaged.
-        """
+        """Loads the evaluations before `start`, a resume.Start. Raises UserError if their file is damaged."""
         self._run_number = start.run_number
         if start.iteration > 0:
             history = from_first_rank(lambda: _read_history(self._args.model_save_dir, start.run_number))
             self._history = [entry for entry in history if entry["iteration"] <= start.iteration]
 
     def is_missing(self, iteration):
-        """Whether the run was stopped between this iteration and the evaluation that was due then."""
+        """Returns whether the run was stopped after this iteration, before the evaluation that was due."""
         return 0 < iteration < self._args.iter_num and self.is_due(iteration) and not self._has(iteration)
 
     def _has(self, iteration):
         return any(entry["iteration"] == iteration for entry in self._history)
 
     def run(self, iteration=None):
-        """Evaluates the model and tells the metrics; returns them, on all ranks, as name -> float.
+        """Evaluates the model and reports the metrics; returns them, on all ranks, as name -> float.
 
-        `iteration` is None outside of training. Raises RunError if the model gives no finite numbers.
+        `iteration` is None without training. Raises RunError if an output of the model is not finite.
         """
         fields, outputs = scoring.score_records(
             self._scorer,
@@ -128,12 +124,12 @@ class Evaluation:
             print_warning(f"{path}: could not be written ({describe_os_error(error)}); training goes on")
 
     def is_best(self, values):
-        """Whether they are better, by --metric_for_best_model, than those of all evaluations that were noted."""
+        """Returns whether `values` are better by --metric_for_best_model than all noted evaluations."""
         best = self._best()
         return _is_better(self._metric, _finite(values).get(self._metric), best and best[self._metric])
 
     def _best(self):
-        """The first of the best evaluations, or None."""
+        """Returns the first of the best evaluations, or None."""
         best = None
         for entry in self._history:
             if _is_better(self._metric, entry.get(self._metric), best and best[self._metric]):
@@ -141,7 +137,7 @@ class Evaluation:
         return best
 
     def note(self, iteration, values):
-        """Keeps what was found after so many iterations, for is_best, is_over, and whoever resumes the run."""
+        """Stores the metrics after `iteration` iterations, for is_best, is_over and --resume."""
         self._history = [entry for entry in self._history if entry["iteration"] != iteration]
         self._history.append({"iteration": iteration, **_finite(values)})
         if rank() > 0:
@@ -154,7 +150,7 @@ class Evaluation:
             print_warning(f"{path}: could not be written ({describe_os_error(error)}); --resume will not know of it")
 
     def is_over(self):
-        """Whether --early_stopping ends the run: so many evaluations have come since the best one."""
+        """Returns whether there have been --early_stopping evaluations since the best one."""
         return self._args.early_stopping is not None and self._since_best() >= self._args.early_stopping
 
     def _since_best(self):
@@ -163,21 +159,21 @@ class Evaluation:
         return sum(entry["iteration"] > after for entry in self._history)
 
     def describe_end(self):
-        """Why is_over(), in words."""
+        """Returns in words why is_over() is true."""
         best = self._best()
         found = f"{best[self._metric]:.4f} after {best['iteration']} iterations" if best else "a number"
         return f"{self._since_best()} evaluations have not found a better {self._metric} than {found}"
 
 
 def _finite(values):
-    """What of the metrics is a number: a correlation may be nan, which JSON cannot carry."""
+    """Returns the metrics without NaN, which a correlation may be and JSON cannot hold."""
     return {name: value for name, value in values.items() if math.isfinite(value)}
 
 
 def _when_due(args, train_set, each_epoch):
-    """A function that tells whether an evaluation is due after so many iterations.
+    """Returns a function: number of iterations -> whether an evaluation is due.
 
-    The first rank has counted the records of `train_set`, if `each_epoch`.
+    With `each_epoch` the first rank must have counted the records of `train_set`.
     """
     if args.eval_every_n_iter is not None or not each_epoch:
         every = args.eval_every_n_iter or args.model_save_every_n_iter
@@ -187,7 +183,7 @@ def _when_due(args, train_set, each_epoch):
 
 
 def _read_history(folder, run_number):
-    """The evaluations of the run of that number, a list of dicts; none if there is no file, or it is of another run.
+    """Returns the evaluations of the run as a list of dicts, empty if the file is missing or of another run.
 
     Raises UserError if the file is damaged.
     """

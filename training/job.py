@@ -1,4 +1,4 @@
-"""The graph of a train step, which every task shares."""
+"""The graph of a training step, shared by all tasks."""
 
 import functools
 import math
@@ -8,7 +8,7 @@ from engine.oneflow_loader import flow, nn
 from engine.operators import in_float32, over_all_ranks
 from training.optimizer import clip_by_global_norm, make_optimizer
 
-# Names of what a train job gives beside its losses.
+# Names of the outputs of a train job besides its losses.
 SIGNALS = "signals"
 GRADIENT_NORM = "gradient_norm"
 
@@ -33,14 +33,14 @@ class TrainJob(nn.Graph):
         amp_dtype = config.amp_dtype(args, placement.type)
         if amp_dtype is not None:
             self.config.enable_amp(True, dtype=getattr(flow, amp_dtype))
-        # Lest gradients be too small for float16. The optimiser scales them back, and skips a step whose gradients are
-        # not finite.
+        # Scaling keeps small gradients representable in float16. The optimiser divides by the scale, and skips a step
+        # whose gradients are not finite.
         self.scales_loss = amp_dtype == "float16"
         if self.scales_loss:
             self.set_grad_scaler(flow.amp.GradScaler(init_scale=2.0**16, growth_interval=2000))
-        # The update itself then scales the gradients: clipped ones need no memory and no pass of their own.
+        # The update operator scales the gradients itself, so that clipping needs no memory and no extra pass.
         self.config.allow_fuse_model_update_ops(True)
-        # A gradient that several operators have a part in is added up by the products themselves.
+        # Matrix products add to gradients that several operators contribute to.
         self.config.allow_fuse_add_to_output(True)
         self._uses_zero = args.zero_stage > 0
         # On a GPU a few launches update all parameters. The operator works on whole variables only.
@@ -55,24 +55,24 @@ class TrainJob(nn.Graph):
             copy_variables(self)
 
     def _mark_variable_gradients(self):
-        # The last to look at the gradients while the graph is built. A later graph of the same parameters, or an eager
-        # step, would add to them, which belong to this graph.
+        # Called last while the graph is built. The gradients belong to this graph: a later graph of the same
+        # parameters, or an eager step, would add to them.
         super()._mark_variable_gradients()
         for parameter in self._parameters:
             parameter.grad = None
 
     def parameters_of_model(self):
-        """The model's parameters, as they are outside of the graph."""
+        """Returns the parameters of the model, outside of the graph."""
         return self._parameters
 
     def build(self):
-        """Scalars by name: the model's losses and the gradient norm before clipping; with several ranks, their signals.
+        """Returns scalars by name: the model's losses, the unclipped gradient norm and, on several ranks, signals.
 
-        If the job scales the loss, a norm that is not finite tells of a step that the optimiser skips.
+        If the job scales the loss, a norm that is not finite means that the optimiser skips the step.
         """
         outputs = self.model(self.loader())
         loss = outputs["total_loss"]
-        # Where OneFlow scales the loss it does so by multiplying this, for all that take it.
+        # OneFlow scales the loss by multiplying this tensor, for all its consumers.
         gradient_of_loss = flow._C.global_constant((), 1.0, dtype=loss.dtype, placement=loss.placement, sbp=loss.sbp)
         loss.backward(gradient_of_loss)
         loss_scale = flow._C.identity(gradient_of_loss) if self.scales_loss else None
@@ -83,19 +83,19 @@ class TrainJob(nn.Graph):
         return outputs
 
     def _summed_gradient(self, parameter):
-        """The gradient of all ranks: whole on each, or with ZeRO the rows of the parameter that the rank updates."""
+        """Returns the gradient summed over ranks: whole, or with ZeRO the rows that this rank updates."""
         ranks = len(parameter.placement.ranks)
         rows, *others = parameter.shape
-        # As OneFlow decides it (optimizer_placement_optimization_pass.cpp).
+        # OneFlow's own condition (optimizer_placement_optimization_pass.cpp).
         if self._uses_zero and rows // ranks * math.prod(others) >= _SMALLEST_SHARD:
             return parameter.grad.to_global(sbp=flow.sbp.split(0))
         return over_all_ranks(parameter.grad)
 
 
 def copy_variables(graph):
-    """Makes `graph`, while its states are built, work on copies of its variables, as where ZeRO divides them.
+    """Makes `graph` compute on copies of its variables; to be called while its states are built, with ZeRO.
 
-    OneFlow aborts if it is to divide a variable that is sliced or, on the CPU, to send its own memory.
+    OneFlow aborts if it has to divide a variable that is sliced or, on the CPU, to send the variable's own memory.
     """
     for state in graph._state():
         builder = state.lazy_origin_builder()
@@ -107,9 +107,9 @@ def _copy_of_built(build):
 
 
 class _SignalsOfRanks(nn.Module):
-    """Lets every rank know, with the result of an iteration, which signal each had been sent when it began.
+    """Shares, with the result of each iteration, the signals that ranks had received when it started.
 
-    So they stop at the same one.
+    All ranks thus stop after the same iteration.
     """
 
     def __init__(self, placement):
@@ -118,10 +118,10 @@ class _SignalsOfRanks(nn.Module):
         self.register_buffer("numbers", numbers)
 
     def note(self, number):
-        """Makes `number` known as that of this rank, from the next iteration on."""
+        """Sets the signal of this rank, from the next iteration on."""
         self.numbers.to_local().fill_(float(number))
 
     def forward(self):
-        """The numbers of all ranks, 0 for none: [ranks]."""
-        # A copy, as OneFlow aborts if it is to send a variable's own memory.
+        """Returns the signals of all ranks, 0 for none: [ranks]."""
+        # A copy: OneFlow aborts if it has to send a variable's own memory.
         return over_all_ranks(flow._C.identity(self.numbers))

@@ -1,4 +1,4 @@
-"""Saving and restoring a job: its model's parameters, Adam's moments and the train step, as a snapshot."""
+"""Saves and restores a job's parameters, Adam moments and train step as a snapshot."""
 
 import os
 
@@ -11,7 +11,7 @@ from system.errors import RunError, UserError, describe_os_error
 from system.progress import print_line
 
 _TRAIN_STEP = "System-Train-TrainStep"  # OneFlow's name for it within a graph
-_STEP_LIMIT = 2**53  # far beyond what any run comes to
+_STEP_LIMIT = 2**53  # far beyond any run
 _MODEL = "model."  # the prefix of the optimiser's variables: the graph's attribute that holds the model
 
 
@@ -24,7 +24,7 @@ def save(job, folder, state, files, with_optimizer=True):
     All ranks take part, the first writes. Where that fails, the snapshot that stood there stays; returns in words what
     has failed, on all ranks, or None. Raises RunError, on all ranks, if there are numbers in it that are not finite.
     """
-    # A rank that could not read its part of the last batch does not get here: then nobody saves what came of it.
+    # A rank that could not read its part of the last batch never gets here, and the bad step is not saved.
     wait_for_all_ranks()
     print_line(f"Saving model to {folder}.")
     arrays = _arrays(job, with_optimizer)
@@ -35,7 +35,7 @@ def save(job, folder, state, files, with_optimizer=True):
         except OSError as error:
             failure = {"reason": describe_os_error(error), "poisoned": False}
     for _ in arrays:
-        pass  # The ranks give their parts to the end, also of what is not written any more.
+        pass  # After a failure, ranks still exchange the remaining variables.
     failure = from_first_rank(lambda: failure)
     if failure is None:
         return None
@@ -61,18 +61,18 @@ def _write(folder, arrays, files_of_step, files_of_model):
 
 
 class _PoisonedError(Exception):
-    """A variable, named by the text, is not to be saved."""
+    """A variable, named by the text, is not finite."""
 
 
 def _arrays(job, with_optimizer):
-    """(name in a snapshot, whole NumPy array, on the first rank, else None) for all that a snapshot holds."""
+    """Yields (name in a snapshot, whole NumPy array on the first rank, else None) for each variable."""
     for name, tensor in _tensors(job, with_optimizer):
         whole = tensor.to_global(sbp=flow.sbp.broadcast)
         yield name, whole.to_local().numpy() if rank() == 0 else None
 
 
 def _tensors(job, with_optimizer):
-    """(name in a snapshot, global tensor) for all that a snapshot holds."""
+    """Yields (name in a snapshot, global tensor) for each variable."""
     state = job.state_dict()
     for name, tensor in state["model"].items():
         yield variables.variable_name(name), tensor
@@ -84,7 +84,7 @@ def _tensors(job, with_optimizer):
 
 
 def initialise(job, model_load_dir, skip_checksums=False, reset_train_step=False):
-    """Readies `job` for its first step, from the snapshot `model_load_dir` if there is one; returns the train step."""
+    """Prepares `job` for its first step, from the snapshot `model_load_dir` if given; returns the train step."""
     if model_load_dir:
         print(f"Restoring model from {model_load_dir}.", flush=True)
         return restore(job, model_load_dir, skip_checksums, reset_train_step)
@@ -158,18 +158,18 @@ def check_has_moments(job, folder):
 
 
 def name_of_step(job):
-    """The name that the train step of `job` has in snapshots."""
+    """Returns the name of the train step of `job` in snapshots."""
     return f"{_TRAIN_STEP}-{type(job).__name__}"
 
 
 def _parameters(job):
-    """name in a snapshot -> (name in the model, parameter)."""
+    """Returns name in a snapshot -> (name in the model, parameter)."""
     model = job.model.to(flow.nn.Module)
     return {variables.variable_name(name): (name, parameter) for name, parameter in model.named_parameters()}
 
 
 def _read_checksums(folder, names, skip_checksums):
-    """The checksums by which the first rank, which reads for all, is to check what it reads."""
+    """Returns the checksums for the first rank, which reads for all ranks."""
     if rank() > 0 or skip_checksums:
         return {}
     digests = layout.read_checksums(folder, names)
@@ -181,15 +181,15 @@ def _read_checksums(folder, names, skip_checksums):
 
 
 def _read_step(folder, name):
-    """The train step of a snapshot. It has no checksum: raises UserError for what is no number of steps."""
+    """Returns the train step of a snapshot. It has no checksum; raises UserError for an impossible number."""
     step = int(layout.read_variable(folder, name, (1,), np.int64)[0])
     if not 0 <= step < _STEP_LIMIT:
-        raise UserError(f"{folder}: {name} says {step}, which is no number of steps; zero its file out")
+        raise UserError(f"{folder}: {name} says {step}, which is not a number of steps; fill its file with zeros")
     return step
 
 
 def _read_like(parameter, folder, name, digests):
-    """The variable `name`, of the shape and placement of `parameter`, read by the first rank for all."""
+    """Returns the variable `name` with the shape and placement of `parameter`; the first rank reads it."""
     value = layout.read_variable(folder, name, parameter.shape, np.float32, digests) if rank() == 0 else []
     on_first_rank = flow.tensor(value).to_global(placement=flow.placement("cpu", [0]), sbp=flow.sbp.broadcast)
     return on_first_rank.to_global(placement=parameter.placement, sbp=parameter.sbp)

@@ -1,4 +1,4 @@
-"""The loop around a train job: it runs the job, logs what comes out, saves snapshots and stops at signals."""
+"""The training loop: runs a train job, logs its losses, saves snapshots, evaluates, and stops at signals."""
 
 import math
 from typing import NamedTuple
@@ -18,19 +18,19 @@ from training.scoring import BatchJob
 
 
 class _Iteration(NamedTuple):
-    """One that runs, or has run."""
+    """A running or finished iteration."""
 
-    number: int  # counted from 0
+    number: int  # from 0
     train_step: int
     learning_rate: float
     outputs: dict  # of the graph
 
 
 def train_and_evaluate(job_class, model, train_set, evaluation, placement, args):
-    """What --do_train and --do_eval ask for; without --do_train the model is that of --model_load_dir.
+    """Trains and evaluates as --do_train and --do_eval say; without --do_train evaluates the model of --model_load_dir.
 
-    `job_class` is the task's TrainJob, `train_set` the checks.DataSet, and `evaluation` an evaluation.Evaluation, or
-    None without --do_eval.
+    `job_class` is the task's TrainJob, `train_set` its checks.DataSet, `evaluation` an evaluation.Evaluation, or None
+    without --do_eval.
     """
     if args.do_train:
         batch_size = config.global_batch_size(args)
@@ -45,12 +45,12 @@ def train_and_evaluate(job_class, model, train_set, evaluation, placement, args)
 
 
 def train(job, args, start, evaluation=None):
-    """Runs `job` up to args.iter_num iterations, printing losses and saving snapshots as the flags say.
+    """Runs `job` from `start`, a resume.Start, to args.iter_num iterations, printing losses and saving snapshots.
 
-    It begins where `start`, a resume.Start, says. `evaluation`, an evaluation.Evaluation, is run when it is due and at
-    the end; it may end training before. The result of an iteration is fetched while the next one runs, so that the
-    engine never waits for Python. At a signal it saves a snapshot and raises StoppedTogether on all ranks. Raises
-    RunError where a loss or the gradients are not finite, or the last snapshot cannot be saved.
+    `evaluation`, an evaluation.Evaluation, runs when it is due and at the end, and may stop training early. The result
+    of an iteration is fetched while the next one runs, so that the engine never waits for Python. After a signal, saves
+    a snapshot and raises StoppedTogether on all ranks. Raises RunError if a loss or the gradients are not finite, or
+    the last snapshot cannot be saved.
     """
     if evaluation is not None:
         evaluation.begin(start)
@@ -58,14 +58,14 @@ def train(job, args, start, evaluation=None):
         _end_at_once(args, start, evaluation)
         return
     notices.tell(args, start)
-    # The signals first: from here on one that comes is saved for, and the log's file tells that this is so.
+    # Signals come first: once the log's file exists, a signal leads to a saved snapshot.
     with (
         signals.recorded(second_kills=not has_launcher()) as received,
         MetricLog(args, type(job).__name__, start.train_step, start.losses) as log,
     ):
         saves = save_points.SavePoints(job, args, start, log)
         if evaluation is not None and evaluation.is_missing(start.iteration):
-            # First the train job, which may divide the parameters among the ranks.
+            # The train job is compiled first, as ZeRO may divide the parameters among the ranks.
             job._compile()
             _evaluate(evaluation, start.iteration, start.train_step - 1, log, saves)
         done = start.iteration
@@ -77,7 +77,7 @@ def train(job, args, start, evaluation=None):
                 job.signals.to(nn.Module).note(received[0])
             outputs = job()
             if done == start.iteration:
-                # The first call has compiled the graph, which is no part of a batch's time.
+                # The first call has compiled the graph; that time does not count.
                 log.start()
             if running is not None:
                 stop = _finish(job, running, log, saves)
@@ -111,7 +111,7 @@ def train(job, args, start, evaluation=None):
 
 
 def _end_at_once(args, start, evaluation):
-    """What is left of a run whose iterations had all run when it was resumed, or which its evaluations had ended."""
+    """Completes a resumed run that has no iteration left, or that its evaluations had stopped early."""
     if start.iteration < args.iter_num:
         print(f"Nothing is left to do: {evaluation.describe_end()}.", flush=True)
     else:
@@ -125,7 +125,7 @@ def _end_at_once(args, start, evaluation):
 
 
 def _evaluate(evaluation, iteration, train_step, log, saves):
-    """Evaluates after so many iterations, of which the last was `train_step`, and saves the model if it is the best."""
+    """Evaluates after `iteration` iterations, the last of them `train_step`, and saves the model if it is the best."""
     with log.paused():
         values = evaluation.run(iteration)
         log.add_evaluation(iteration - 1, train_step, values)
@@ -135,9 +135,9 @@ def _evaluate(evaluation, iteration, train_step, log, saves):
 
 
 def _finish(job, iteration, log, saves):
-    """Waits for the result of an iteration and logs it; returns the signal at which all ranks are to stop, or 0.
+    """Waits for the result of an iteration and logs it; returns the signal at which all ranks must stop, or 0.
 
-    Raises RunError if it has come out as something else than finite numbers, UserError if its batch could not be read.
+    Raises RunError if a number is not finite, UserError if the batch could not be read.
     """
     outputs = {name: output.to_local() for name, output in iteration.outputs.items()}
     sent = outputs.pop(SIGNALS).numpy() if SIGNALS in outputs else [0]
@@ -150,7 +150,7 @@ def _finish(job, iteration, log, saves):
     if bad:
         place = f"iter {iteration.number} (learning rate {iteration.learning_rate:g})"
         numbers = ", ".join(f"{name} is {values[name]}" for name in bad)
-        raise RunError(f"{place}: {numbers}; training stops, {saves.tell_newest()}")
+        raise RunError(f"{place}: {numbers}; training stops, {saves.describe_newest()}")
     if skipped:
         log.skip_step(iteration.number)
     log.add(iteration.number, iteration.train_step, iteration.learning_rate, values)

@@ -1,7 +1,4 @@
-"""What a training run tells: loss lines, a progress bar, and every n-th iteration as a JSON line and for TensorBoard.
-
-The first rank tells it.
-"""
+"""The first rank's reports on training: loss lines, a progress bar, JSON lines and TensorBoard events."""
 
 import contextlib
 import html
@@ -28,14 +25,14 @@ _TAGS_OF_EVALUATION = {
 
 
 class MetricLog:
-    """Collects the scalars of each iteration; prints means since the last line, writes JSON lines and events.
+    """Collects the scalars of iterations; prints means since the last line, writes JSON lines and events.
 
-    Times are wall-clock seconds between the ends of iterations; time spent saving snapshots counts. Lines and events
-    that cannot be written, for lack of room say, are lost, of which one warning tells: the run goes on.
+    Times are wall-clock seconds between the ends of iterations, including the time to save snapshots. If a line or
+    event cannot be written, for example because the disk is full, the run continues after one warning.
     """
 
     def __init__(self, args, job_name, first_step, losses):
-        """`first_step` is the train step of the first iteration; for `losses` see losses_since_line()."""
+        """`first_step` is the train step of the first iteration; `losses` come from losses_since_line()."""
         self._closing = contextlib.ExitStack()
         self._log_dir = args.log_dir
         self._has_warned = False
@@ -69,13 +66,13 @@ class MetricLog:
             self._closing.close()
 
     def start(self):
-        """Starts the clock: what went before counts as no iteration's time."""
+        """Starts the clock; earlier time does not count."""
         self._run_start = self._line_start = self._iteration_end = time.perf_counter()
         self._bar.unpause()
 
     @contextlib.contextmanager
     def paused(self):
-        """What goes on within the block counts as no iteration's time."""
+        """Stops the clock within the block."""
         begin = time.perf_counter()
         yield
         pause = time.perf_counter() - begin
@@ -99,7 +96,7 @@ class MetricLog:
             self._evaluation_events.write_scalars(train_step, scalars)
 
     def add(self, iteration, train_step, learning_rate, values):
-        """Takes the numbers of an iteration (name -> float) that has just ended."""
+        """Adds the numbers (name -> float) of an iteration that has just ended."""
         now = time.perf_counter()
         seconds = now - self._iteration_end
         self._iteration_end = now
@@ -118,11 +115,11 @@ class MetricLog:
         self._bar.update(iteration + 1 - self._bar.n)
 
     def losses_since_line(self):
-        """name -> losses of the iterations since the last printed line, for a run that goes on from here."""
+        """Returns name -> losses since the last printed line, for a run that resumes here."""
         return self._losses
 
     def skip_step(self, iteration):
-        """Tells that the optimiser has skipped a step, as mixed precision does where the gradients overflow."""
+        """Reports a step that the optimiser skipped because gradients overflowed in mixed precision."""
         self._skipped_steps += 1
         print_line(f"Notice: iter {iteration} was skipped, as its gradients overflow ({self._skipped_steps} so far).")
 
@@ -175,7 +172,7 @@ class MetricLog:
 
 
 def _open_json_file(log_dir):
-    """A file of this run alone: another one that has begun in the same second has the name already."""
+    """Opens a new file, named after the current second; waits if another run has taken that name."""
     while True:
         try:
             return open(Path(log_dir) / f"metrics-{datetime.now():%Y-%m-%d-%H-%M-%S}.jsonl", "x", buffering=1)

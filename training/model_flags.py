@@ -1,4 +1,4 @@
-"""The flags of the model's shape: given, or as the model of --model_load_dir or --bert_config_file has them."""
+"""The flags of the model's shape: from the command line, --model_load_dir or --bert_config_file."""
 
 import dataclasses
 import os
@@ -16,10 +16,9 @@ _SAME_NAME = ("num_hidden_layers", "max_position_embeddings", "type_vocab_size",
 
 
 def settle(args):
-    """Sets the flags of the model's shape that were not given: as the model has them, else by default.
+    """Sets the missing flags of the model's shape from --model_load_dir or --bert_config_file, else to defaults.
 
-    The model is that of --model_load_dir or --bert_config_file. Raises UserError where a flag that was given differs
-    from it, and where the number of attention heads cannot be told.
+    Raises UserError if a given flag differs from the model, or if the number of attention heads is unknown.
     """
     sizes, source = _sizes_of_model(args)
     for name in _SAME_NAME:
@@ -38,9 +37,9 @@ def settle(args):
 
 
 def _sizes_of_model(args):
-    """(field of variables.ModelSize -> what the model has, as far as it tells; the file or folder that tells)."""
+    """Returns (field of variables.ModelSize -> value, as far as known; the file or folder that says so)."""
     folder = args.model_load_dir
-    # Where ranks run on several machines, only the first needs the model.
+    # On several machines only the first rank needs the model.
     has_folder = folder is not None and (rank() == 0 or os.path.isdir(folder))
     size = files = None
     if has_folder:
@@ -60,7 +59,7 @@ def _sizes_of_model(args):
 
 
 def _size_by_weights(folder):
-    """The variables.ModelSize, heads unknown, of the BERT in a snapshot, or None where the shapes are not recorded.
+    """Returns the variables.ModelSize, without heads, from the weights of a snapshot, or None without recorded shapes.
 
     Raises UserError if layers are missing.
     """
@@ -74,7 +73,7 @@ def _size_by_weights(folder):
 def _settle_flag(args, name, value, source):
     given = getattr(args, name)
     if given is None:
-        # A new model's vocabulary is that of its records.
+        # A new model gets the vocabulary of its records.
         default = config.SHAPE_DEFAULTS[name] if name != "vocab_size" else None
         setattr(args, name, default if value is None else value)
     elif value is not None and given != value:
@@ -85,7 +84,7 @@ def _settle_heads(args, sizes, source):
     hidden, heads = sizes.get("hidden_size"), sizes.get("num_attention_heads")
     per_head = hidden // heads if heads else None
     if hidden is not None and heads is None:
-        # The weights are the same, however many heads share them.
+        # The shapes of weights do not depend on the number of heads.
         if args.num_attention_heads is None and args.hidden_size_per_head is None:
             raise UserError(
                 f"{source}: does not tell the number of attention heads; give --num_attention_heads, or the model's "
@@ -103,13 +102,13 @@ def _settle_heads(args, sizes, source):
 
 
 def size_of(args):
-    """The variables.ModelSize that the settled flags describe."""
+    """Returns the variables.ModelSize of the settled flags."""
     values = {name: getattr(args, name) for name in (*_SAME_NAME, "num_attention_heads")}
     return variables.ModelSize(hidden_size=args.num_attention_heads * args.hidden_size_per_head, **values)
 
 
 def check_same_on_all_ranks(args):
-    """Raises UserError where this rank, which has not seen the first rank's model, has other sizes. Needs OneFlow."""
+    """Raises UserError if this rank has another model size than the first rank. Requires OneFlow to be loaded."""
     size = dataclasses.asdict(size_of(args))
     of_first_rank = from_first_rank(lambda: size)
     if size != of_first_rank:
@@ -121,9 +120,9 @@ def check_same_on_all_ranks(args):
 
 
 def check_data_sets(args, **data_sets):
-    """Raises UserError where records were made with another vocabulary or case than the model's or the first ones.
+    """Raises UserError if records were made with another vocabulary or case than the model's or the other records'.
 
-    `data_sets`: the DataSet of each flag that names a folder, None for one that is not read.
+    `data_sets` maps the flag of a folder to its DataSet, or to None if it is not read.
     """
     first = None
     for flag, data_set in data_sets.items():
@@ -139,10 +138,10 @@ def check_data_sets(args, **data_sets):
 
 
 def check_records(args, data_set, flag="data_dir"):
-    """Raises UserError if the records were not made for the model: with more pieces, or another vocabulary or case.
+    """Raises UserError if the records have a larger or another vocabulary, or another case, than the model.
 
-    As far as records and model tell. Where the model has pieces that the records cannot have, a notice says so. `flag`
-    has named the folder of the records.
+    Checks what records and model describe. Prints a notice if the model has more pieces than the records' vocabulary.
+    `flag` is the flag of the records' folder.
     """
     records = data_set.description
     if records is None:
@@ -173,10 +172,10 @@ def check_records(args, data_set, flag="data_dir"):
 
 
 def files_of_model(args, data_set):
-    """The files that describe this run's model in its snapshots, name -> bytes.
+    """Returns name -> bytes of the files that describe this run's model in snapshots.
 
-    Vocabulary and case are those of the records, or else of the model in --model_load_dir; check_records has compared
-    them. The labels are those of `data_set`.
+    Vocabulary and case come from the model in --model_load_dir or the records, which check_records has compared; labels
+    come from `data_set`.
     """
     model = model_files.ModelFiles()
     if args.model_load_dir is not None and rank() == 0:

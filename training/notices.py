@@ -1,4 +1,4 @@
-"""What a training run is told before its first step, because it may not be what was meant."""
+"""Notices, before the first step, about flags that may not do what the user meant."""
 
 from ranks.ranks import rank
 from snapshots import series
@@ -6,9 +6,9 @@ from training.optimizer import learning_rate_at
 
 
 def tell(args, start):
-    """Prints a notice, on the first rank, for each thing about the run that a user may not expect.
+    """Prints, on the first rank, a notice for each surprising consequence of the flags.
 
-    `start` is the resume.Start at which it begins.
+    `start` is the resume.Start of the run.
     """
     if rank() == 0:
         for notice in (*_of_schedule(args, start), *_of_snapshots(args, start)):

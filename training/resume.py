@@ -1,6 +1,6 @@
-"""--resume: goes on from the newest complete snapshot of --model_save_dir as if the run had never been stopped.
+"""--resume: continues from the newest complete snapshot of --model_save_dir as if the run had not been stopped.
 
-What a snapshot keeps of its run (snapshots/run_state.py) tells where the run was, and whether this one can be the same.
+The state of the run in a snapshot (snapshots/run_state.py) says where the run was, and with which flags and data.
 """
 
 import dataclasses
@@ -17,8 +17,7 @@ from system.errors import UserError, one_line
 from system.output_files import remove_abandoned
 from training import job_state, model_flags
 
-# Of each part so many bytes at a time are compared, at places spread over it: of all parts up to 16 MiB, and of each at
-# least four such blocks.
+# Parts are compared in blocks of this many bytes spread over them: 16 MiB over all parts, at least four blocks a part.
 _BLOCK = 16384
 _BLOCKS = 1024
 _FEWEST_BLOCKS_OF_A_PART = 4
@@ -26,21 +25,21 @@ _FEWEST_BLOCKS_OF_A_PART = 4
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """Where a run begins."""
+    """The point where a run starts."""
 
-    iteration: int  # how many have run
+    iteration: int  # completed iterations
     train_step: int
-    run_number: int  # of the runs that save in --model_save_dir, from 1
-    run: dict  # as _describe_run gives it, for whoever resumes this run
-    losses: dict  # name -> the losses of the iterations since the last printed line
-    files: dict  # name -> bytes of the files that describe the model in its snapshots
-    folder: str | None = None  # the snapshot that the run goes on from, with --resume
+    run_number: int  # among the runs that save in --model_save_dir, from 1
+    run: dict  # from _describe_run, to be compared by a later --resume
+    losses: dict  # name -> losses since the last printed line
+    files: dict  # name -> bytes of the files that describe the model in snapshots
+    folder: str | None = None  # the snapshot that --resume continues from
 
 
 def start(job, args, data_set):
-    """Readies `job` for its first call: from a snapshot to resume, else from --model_load_dir or anew; returns a Start.
+    """Initialises `job` from the snapshot to resume, --model_load_dir or random values; returns a Start.
 
-    Raises UserError if the newest snapshot cannot be one of this run.
+    Raises UserError if the newest snapshot is not of this run.
     """
     files = model_flags.files_of_model(args, data_set)
     run = from_first_rank(lambda: _describe_run(job, args, data_set))
@@ -66,7 +65,7 @@ def start(job, args, data_set):
 
 
 def _tell_rest_of_schedule(job, args, train_step):
-    """Says for how long a run that begins with a later `train_step` than 0 learns."""
+    """Reports the iterations left in the schedule of a run that starts at a `train_step` above 0."""
     learning = max(0, args.iter_num - train_step)
     print(
         f"Notice: the train step of the snapshot is {train_step}, so the learning rate is {args.end_learning_rate:g} "
@@ -76,9 +75,9 @@ def _tell_rest_of_schedule(job, args, train_step):
 
 
 def state_to_save(start, batches, iteration, losses):
-    """What a snapshot is to keep of the run, for run_state.encode; all ranks call it, when no iteration is under way.
+    """Returns the state of the run for run_state.encode. All ranks call it while no iteration is running.
 
-    `batches` have been read since the run began at `start`; `losses` are those that the next printed line will count.
+    `batches` is the number read since `start`; `losses` are those since the last printed line.
     """
     position = {"reader": native.reader_state(batches), "random": native.random_state()}
     position = {name: run_state.encode_bytes(data) for name, data in position.items()}
@@ -92,15 +91,15 @@ def state_to_save(start, batches, iteration, losses):
 
 
 def _newest(args):
-    """The newest snapshot in --model_save_dir, or None. Removes what killed processes have left there."""
+    """Returns the newest snapshot in --model_save_dir, or None. Removes the temporary folders of killed processes."""
     remove_abandoned(args.model_save_dir, lambda name: "snapshot" in name)
     found = series.complete_snapshots(args.model_save_dir)
     return str(found[-1]) if found else None
 
 
 def _describe_run(job, args, data_set):
-    """What makes a run what it is: {"same": what must not differ, "similar": what a notice tells of if it does,
-    "times": what only hints at other data}.
+    """Returns {"same": what must be equal to resume, "similar": what gives a notice if it differs, "times": time stamps
+    of the parts, which only hint at other data}.
     """
     same, similar = config.flags_of_run(args)
     same |= {"job": type(job).__name__, "global batch size": config.global_batch_size(args)}
@@ -110,13 +109,13 @@ def _describe_run(job, args, data_set):
     similar["device"] = next(iter(job.parameters_of_model())).placement.type
     similar["kernels"] = native.describe().split(",")[0]
     sizes_and_times = [(stat.st_size, stat.st_mtime) for stat in map(os.stat, data_set.paths)]
-    # Where all of a part has been compared, its time says nothing more.
+    # The time stamp of a part that is compared whole adds nothing.
     times = [int(time) if size > blocks * _BLOCK else 0 for size, time in sizes_and_times]
     return {"same": same, "similar": similar, "times": times}
 
 
 def _checksum(paths, read):
-    """A checksum of what read(file, size in bytes) yields of each of the files."""
+    """Returns a checksum of what read(file, size in bytes) yields for each file."""
     digest = hashlib.sha256()
     for path in paths:
         with open(path, "rb") as file:
@@ -126,12 +125,12 @@ def _checksum(paths, read):
 
 
 def _first_bytes(file, size):
-    """A file's size and what it begins with."""
+    """Yields a file's size and its first 64 KiB."""
     yield f"{size}\n".encode() + file.read(65536)
 
 
 def _spread_blocks(file, size, count):
-    """`count` blocks from a file's beginning to its end: all of it, if it is not larger than they are."""
+    """Yields `count` blocks spread over a file, which cover it if it is small enough."""
     last = max(0, size - _BLOCK)
     for index in range(count):
         file.seek(last * index // (count - 1))
@@ -139,7 +138,7 @@ def _spread_blocks(file, size, count):
 
 
 def _read_state(folder, run):
-    """The state in the snapshot `folder`, checked, with `notices` in words on what will not be exact."""
+    """Returns the checked state in the snapshot `folder`, with `notices` about what will not be exact."""
     state = run_state.read(folder)
     if state is None:
         raise UserError(
@@ -148,7 +147,7 @@ def _read_state(folder, run):
         )
     if not run_state.is_complete(state):
         raise UserError(f"{folder}: its {run_state.FILE} is not one of this version; resume from another snapshot")
-    # A snapshot of an older version tells less: what it does not tell is no difference.
+    # A snapshot of an older version lacks entries, which then count as equal.
     saved = state["run"]["same"]
     for name, value in run["same"].items():
         if saved.get(name, value) != value:
@@ -160,7 +159,7 @@ def _read_state(folder, run):
 
 
 def _changes(run, saved):
-    """In words, what of this run differs from the saved one without being refused, as a list."""
+    """Returns notices, a list, on the differences to the saved run that are allowed."""
     now, before = run["similar"], saved["similar"]
     changed = [name for name, value in now.items() if before.get(name, value) != value]
     details = ", ".join(f"{name} was {before[name]}, is {now[name]}" for name in changed)
@@ -168,7 +167,7 @@ def _changes(run, saved):
 
 
 def _newer_parts(run, saved):
-    """In words, which parts have another time stamp than in the saved run, as a list."""
+    """Returns notices, a list, on parts whose time stamps differ from the saved run's."""
     now, before = run["times"], saved.get("times", [])
     if not isinstance(before, list) or len(before) != len(now):
         return []
@@ -182,7 +181,7 @@ def _newer_parts(run, saved):
 
 
 def _restore_position(job, args, state):
-    """Sets this rank's reader and random state to where they were; returns in words what could not be, as a list."""
+    """Restores this rank's reader position and random state; returns notices, a list, on what could not be restored."""
     positions = state["positions"]
     ranks = config.rank_count(args)
     if len(positions) != ranks:
@@ -201,6 +200,6 @@ def _restore_position(job, args, state):
             raise UserError(f"{state['folder']}: {error}; resume from another snapshot") from None
         on_gpu = state["run"]["similar"].get("device") == "cuda"
         return ["dropout draws other masks, as its state on GPUs is not saved"] if on_gpu else []
-    # The same order again would show the model the same records again.
+    # Another seed: the same order would repeat the records already seen.
     job.loader.to(nn.Module).reader.seed += state["iteration"]
     return [f"model, moments and step are exact, but data and dropout begin anew in another order, as {reason}"]

@@ -1,4 +1,4 @@
-"""What a run needs besides its model and data: folders that can be written, a device, and OneFlow loaded."""
+"""Prepares a run: checks folders, chooses the device and loads OneFlow."""
 
 import contextlib
 import os
@@ -23,12 +23,12 @@ from training import model_flags
 
 operators = LazyModule("engine.operators")
 
-# Seconds: it is killed with its parent, but may still be giving back its memory when it is started again.
+# Seconds. A killed run may still hold its lock while it releases memory.
 _LONGEST_END_OF_A_KILLED_RUN = 10
 
 
 def check_folders(args):
-    """Checks the folders of what --do_train, --do_eval and --do_predict, as far as the script has them, write."""
+    """Checks the output folders of --do_train, --do_eval and --do_predict."""
     if args.do_train:
         check_training_folders(args)
     if args.do_eval or "do_predict" in args and args.do_predict:
@@ -36,10 +36,10 @@ def check_folders(args):
 
 
 def check_training_folders(args):
-    """Makes --log_dir and, where this rank saves snapshots, --model_save_dir.
+    """Creates --log_dir and, if this rank saves snapshots, --model_save_dir.
 
-    Raises UserError where one cannot be written, or where a snapshot would take the place of something else, and where
-    --model_load_dir is no snapshot.
+    Raises UserError if one cannot be written, if a snapshot would replace something else, or if --model_load_dir is not
+    a snapshot.
     """
     _check_model_load_dir(args)
     _check_writable("--log_dir", args.log_dir)
@@ -62,12 +62,12 @@ def check_training_folders(args):
 
 
 def _saves_snapshots(args):
-    """Whether this rank writes snapshots into --model_save_dir. The first rank writes them all."""
+    """Returns whether this rank writes snapshots; only the first rank does."""
     return rank() == 0 and (args.save_last_snapshot or args.do_eval or args.iter_num >= args.model_save_every_n_iter)
 
 
 def _saves_snapshot_named(args, name):
-    """Whether a training run writes --model_save_dir/`name`."""
+    """Returns whether the training run writes --model_save_dir/`name`."""
     iteration = re.fullmatch(r"snapshot_([1-9][0-9]*)", name)
     if iteration:
         return int(iteration[1]) <= args.iter_num and int(iteration[1]) % args.model_save_every_n_iter == 0
@@ -75,16 +75,16 @@ def _saves_snapshot_named(args, name):
 
 
 def _folders_in(flag, folder):
-    """The paths of what is in the folder, if there is one."""
+    """Returns the paths of the folder's entries, none if it does not exist."""
     with reading(f"{flag}={folder}", "folder"), contextlib.suppress(FileNotFoundError):
         return list(Path(folder).iterdir())
     return []
 
 
 def check_prediction_folders(args):
-    """Makes --log_dir and, where this rank writes it, the folder of --all_results_file.
+    """Creates --log_dir and, on the first rank, the folder of --all_results_file.
 
-    Raises UserError where one cannot be written, and where --model_load_dir is no snapshot.
+    Raises UserError if one cannot be written, or if --model_load_dir is not a snapshot.
     """
     _check_model_load_dir(args)
     _check_writable("--log_dir", args.log_dir)
@@ -108,35 +108,35 @@ def check_results_folder(args):
 
 
 def _check_model_load_dir(args):
-    """Raises UserError where there is nothing to load, long before the model is made that it should go into."""
+    """Raises UserError if --model_load_dir is not a snapshot, before any model is created."""
     if rank() == 0 and args.model_load_dir is not None:
         layout.check_is_snapshot(args.model_load_dir)
 
 
 def _check_writable(flag, folder):
-    """Makes the folder and writes a file into it; raises UserError naming the flag if that fails."""
+    """Creates the folder and a file in it; raises UserError naming the flag if that fails."""
     with writing(f"{flag}={folder}", "folder"):
         os.makedirs(folder, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
 
 
 def start_engine(args):
-    """Chooses the device, says which and why, and loads OneFlow; returns the oneflow.placement of the model.
+    """Chooses and reports the device, and loads OneFlow; returns the oneflow.placement of the model.
 
-    Sets args.iter_num to what the first rank has found, which may be the only one to know the data.
+    Sets args.iter_num to the first rank's value, since other ranks may not have the data.
     """
     device_type, reason = device.choose_device(args.device, args.gpu_num_per_node)
     if device_type == "cuda":
         reason += _settle_precision(args)
     print(f"Device: {device_type} ({reason})", flush=True)
     if device_type == "cpu":
-        # OneFlow fails on a GPU that it cannot use even if it is not asked to use it.
+        # OneFlow fails on an unsupported GPU even if it does not use it.
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
         if args.zero_stage > 1:
             print(f"Notice: --zero_stage={args.zero_stage} does on the CPU what --zero_stage=1 does.", flush=True)
         threads = cpu_threads_of_rank(args)
         if args.cpu_threads is not None or threads < len(os.sched_getaffinity(0)):
-            # For OneFlow's own kernels, which would take all processors but two.
+            # For OneFlow's own kernels, which by default use all processors but two.
             os.environ["OMP_NUM_THREADS"] = str(threads)
     elif args.cpu_threads is not None:
         print(f"Notice: --cpu_threads={args.cpu_threads} has no effect on a GPU.", flush=True)
@@ -158,16 +158,16 @@ def start_engine(args):
         if args.amp_dtype == "float16":
             print("Notice: --amp_dtype=float16 has no effect on a CPU, which has bfloat16 alone.", flush=True)
     if args.use_boxing_v2:
-        # The settings that the published scripts made for it.
+        # The settings of the published scripts.
         flow.boxing.nccl.set_fusion_threshold_mbytes(8)
         flow.boxing.nccl.enable_use_buffer_to_fuse_all_reduce(False)
     return flow.placement(device_type, list(range(config.rank_count(args))))
 
 
 def _settle_precision(args):
-    """Sets what GPUs compute in, before OneFlow is loaded; returns in words what float32 then means.
+    """Sets the precision on GPUs, before OneFlow is loaded; returns in words whether float32 products use TF32.
 
-    Raises UserError if they cannot compute in bfloat16 as --amp_dtype asks.
+    Raises UserError if --amp_dtype=bfloat16 and a GPU does not support it.
     """
     gpus, _ = device.usable_gpus()
     if args.use_fp16 and args.amp_dtype == "bfloat16":
@@ -179,7 +179,7 @@ def _settle_precision(args):
 
 
 def _use_bfloat16():
-    """Makes matrix products take bfloat16, as --use_fp16 asks; returns what is to be said about it."""
+    """Switches matrix products to bfloat16 for --use_fp16; returns a line about it for the user."""
     obstacle = native.use_bfloat16(True)
     if obstacle:
         return f"Notice: --use_fp16 has no effect on this CPU, which computes in float32: {obstacle}."
@@ -192,9 +192,9 @@ def _use_bfloat16():
 
 
 def cpu_threads_of_rank(args):
-    """Threads for this rank: its share of --cpu_threads, or what OMP_NUM_THREADS says, or its share of the processors.
+    """Returns the threads of this rank: its share of --cpu_threads, else OMP_NUM_THREADS, else its share of processors.
 
-    Raises UserError if OMP_NUM_THREADS asks for too many.
+    Raises UserError if OMP_NUM_THREADS is too large.
     """
     given = os.environ.get("OMP_NUM_THREADS", "")
     if args.cpu_threads is None and given.isdecimal() and int(given) > 0:

@@ -1,4 +1,4 @@
-"""When a training run saves snapshots, what becomes of the older ones, and what happens where saving fails."""
+"""Saves the snapshots of a training run, removes old ones, and handles failures to save."""
 
 import os
 import signal
@@ -14,9 +14,9 @@ LAST, BEST = "last_snapshot", "best_snapshot"
 
 
 class SavePoints:
-    """The snapshots that a run of `job` saves in --model_save_dir. All ranks call the same methods.
+    """The snapshots of a run of `job` in --model_save_dir. All ranks call the same methods.
 
-    Iterations are counted as in the snapshots' names: so many have run.
+    `iteration` is the number of completed iterations, as in the names of snapshots.
     """
 
     def __init__(self, job, args, start, log):
@@ -26,39 +26,40 @@ class SavePoints:
         self._start = start
         self._log = log
         self._newest = start.folder
-        self._saved = start.iteration  # after so many iterations
+        self._saved = start.iteration  # that of the newest snapshot
         self._final_failures = []
 
     def is_due(self, iteration):
-        """Whether a snapshot is to be saved after so many iterations."""
+        """Returns whether a snapshot is due after `iteration` iterations."""
         return iteration % self._args.model_save_every_n_iter == 0
 
     def save(self, iteration):
-        """Saves snapshot_<iteration>. Where that fails, training goes on; at the last iteration finish() will tell."""
+        """Saves snapshot_<iteration>. On failure training continues; finish() reports it at the last iteration."""
         reason = self._save(f"snapshot_{iteration}", iteration)
         if reason is None:
             return
         if iteration == self._args.iter_num:
             self._final_failures.append(reason)
         else:
-            _warn(f"{reason}; training goes on, {self.tell_newest()}")
+            _warn(f"{reason}; training goes on, {self.describe_newest()}")
 
     def save_best(self, iteration):
-        """Saves best_snapshot, the best model so far. Where that fails, a warning tells, and training goes on."""
+        """Saves best_snapshot. On failure prints a warning, and training continues."""
         reason = self._save(BEST, iteration)
         if reason is not None:
-            _warn(f"{reason}; {self.tell_newest()}")
+            _warn(f"{reason}; {self.describe_newest()}")
 
     def stop(self, iteration, number):
-        """Saves snapshot_<iteration> if it is not there yet, and raises StoppedTogether for the signal `number`.
+        """Saves snapshot_<iteration> unless it exists, and raises StoppedTogether for the signal `number`.
 
-        Raises RunError if that cannot be saved.
+        Raises RunError if the snapshot cannot be saved.
         """
         name = signal.Signals(number).name
         if self._saved < iteration:
             reason = self._save(f"snapshot_{iteration}", iteration)
             if reason is not None:
-                raise RunError(f"stopped by {name} after {iteration} iterations, but {reason}; {self.tell_newest()}")
+                text = f"stopped by {name} after {iteration} iterations, but {reason}; {self.describe_newest()}"
+                raise RunError(text)
         where = f"{self._newest} on the first node" if self._args.node_num > 1 else self._newest
         raise StoppedTogether(
             number,
@@ -66,30 +67,30 @@ class SavePoints:
         )
 
     def finish(self, iteration):
-        """Saves last_snapshot if it is wanted, after so many iterations, which are the last.
+        """Saves last_snapshot if requested; `iteration` is the last one.
 
-        Raises RunError if a snapshot of the last iteration was not saved.
+        Raises RunError if a snapshot of the last iteration could not be saved.
         """
         if self._args.save_last_snapshot:
             reason = self._save(LAST, iteration)
             if reason is not None:
                 self._final_failures.append(reason)
         if self._final_failures:
-            raise RunError(f"{'; '.join(self._final_failures)}; {self.tell_newest()}")
+            raise RunError(f"{'; '.join(self._final_failures)}; {self.describe_newest()}")
 
-    def tell_newest(self):
-        """`the newest snapshot is X`, for messages."""
+    def describe_newest(self):
+        """Returns `the newest snapshot is X` for messages."""
         return f"the newest snapshot is {self._newest}" if self._newest else "no snapshot has been saved yet"
 
     def _save(self, name, iteration):
-        """Saves a snapshot and removes what is too old; returns None, or in words why it was not saved."""
+        """Saves a snapshot and removes old ones; returns None, or the reason why it was not saved."""
         folder = os.path.join(self._args.model_save_dir, name)
         batches = iteration - self._start.iteration
         state = resume.state_to_save(self._start, batches, iteration, self._log.losses_since_line())
         try:
             reason = job_state.save(self._job, folder, state, self._start.files, self._args.save_optimizer)
         except RunError as error:
-            raise RunError(f"after {iteration} iterations {error}; {self.tell_newest()}") from None
+            raise RunError(f"after {iteration} iterations {error}; {self.describe_newest()}") from None
         if reason is not None:
             return f"{folder} could not be saved ({reason})"
         self._newest, self._saved = folder, iteration
@@ -102,13 +103,13 @@ class SavePoints:
 
 
 def complete(start, args):
-    """Sees to last_snapshot where no iteration of a run was left when it was resumed."""
+    """Provides last_snapshot, if requested, for a resumed run without iterations left."""
     if args.save_last_snapshot:
         copy(start, args, LAST)
 
 
 def copy(start, args, name):
-    """Makes --model_save_dir/`name` a copy of the snapshot that the run was resumed from, if it is not that already."""
+    """Copies the snapshot that the run was resumed from to --model_save_dir/`name`, unless it is there already."""
     folder = os.path.join(args.model_save_dir, name)
     if rank() == 0 and run_state.number_and_iteration(folder) != (start.run_number, start.iteration):
         print(f"Copying {start.folder} to {folder}.", flush=True)

@@ -1,4 +1,4 @@
-"""What a model computes for batches that the first rank has, outside of training and in its midst."""
+"""Runs a model on batches that the first rank reads, during and without training."""
 
 import itertools
 
@@ -15,10 +15,10 @@ SEQUENCE = ("input_ids", "input_mask", "segment_ids")
 
 
 class BatchJob(nn.Graph):
-    """Computes what a method of the model gives for the batches that it is given, which are all of one size."""
+    """A graph that applies a method of the model to batches of one size."""
 
     def __init__(self, model, inputs=SEQUENCE, method="logits", amp_dtype=None):
-        """`method` names one of the model that takes a batch, name -> tensor, and gives a tensor or several."""
+        """`method` is the name of a method that takes a batch (name -> tensor) and returns one tensor or a tuple."""
         super().__init__()
         self.model = model
         self._inputs = inputs
@@ -30,11 +30,11 @@ class BatchJob(nn.Graph):
         super()._create_states_builder()
         parameters = self.model.to(nn.Module).parameters()
         if any(parameter.sbp != (flow.sbp.broadcast,) for parameter in parameters):
-            # A train job with ZeRO has divided them among the ranks.
+            # ZeRO has divided them among the ranks.
             copy_variables(self)
 
     def build(self, *tensors):
-        """int32 [B, length] for each of the inputs -> a list of the method's tensors, whole on every rank."""
+        """Takes int32 [B, length] for each input; returns a list of the method's tensors, whole on every rank."""
         with flow.no_grad():
             outputs = getattr(self.model, self._method)(dict(zip(self._inputs, tensors, strict=True)))
             outputs = outputs if isinstance(outputs, tuple) else (outputs,)
@@ -42,16 +42,16 @@ class BatchJob(nn.Graph):
 
 
 class Scorer:
-    """Graphs of what a model computes, one for each length of sequences, made when a batch first needs it.
+    """Graphs of a model's outputs, one per sequence length, created when first needed.
 
-    They share the parameters with a train job of the model, and change nothing of its run: they draw no random numbers,
-    and the model is in evaluation mode only while a graph is made.
+    They share the model's parameters with its train job without changing its run: they draw no random numbers, and the
+    model is in evaluation mode only while a graph is created.
     """
 
     def __init__(self, model, placement, amp_dtype=None, inputs=SEQUENCE, method="logits"):
-        """`placement` is that of the model's parameters; `amp_dtype` names the data type of mixed precision, if any.
+        """`placement` is the placement of the parameters, `amp_dtype` the data type of mixed precision or None.
 
-        For `inputs`, the names of integer fields of records, and `method` see BatchJob.
+        `inputs` are names of integer record fields; for `method` see BatchJob.
         """
         self.inputs = inputs
         self._make_job = lambda: BatchJob(model, inputs, method, amp_dtype)
@@ -63,13 +63,13 @@ class Scorer:
 
     @property
     def lengths(self):
-        """The lengths that have a graph, for whoever chooses lengths."""
+        """The sequence lengths that have a graph."""
         return self._jobs.keys()
 
     def score(self, inputs, length):
-        """What the model computes as NumPy arrays, a list, on all ranks. All ranks call it.
+        """Returns the model's outputs as a list of NumPy arrays, on all ranks. All ranks must call it.
 
-        `inputs`: name -> [B, length] on the first rank, which alone has them; B is the same at every call.
+        `inputs` maps names to [B, length] on the first rank and is None on others; B is the same in every call.
         """
         tensors = []
         for name in self.inputs:
@@ -90,11 +90,12 @@ class Scorer:
 
 
 def score_records(scorer, data_set, batch_size, length, kept=(), most_batches=None):
-    """({field: array [N, length]} of the fields `kept`, [array [N, ...]] of the scorer's outputs), in order of records.
+    """Scores a checks.DataSet, or its first `most_batches` batches, in the order of its records.
 
-    Of a checks.DataSet, or its first `most_batches`. The first rank reads the records and has the results, the others
-    get None. Records whose is_real_example is 0 only fill up google-research/bert's batches, and are left out. Raises
-    UserError if there are no others, or one cannot be read; RunError if an output is not finite.
+    Returns ({field: array [N, length]} of the fields `kept`, [array [N, ...]] of the scorer's outputs) on the first
+    rank, which reads the records, and (None, None) on others. Skips records whose is_real_example is 0, the padding of
+    google-research/bert's batches. Raises UserError if no record is left or one cannot be read, RunError if an output
+    is not finite.
     """
     batches = from_first_rank(lambda: -(-data_set.record_count // batch_size))
     batches = min(batches, most_batches or batches)
@@ -102,7 +103,7 @@ def score_records(scorer, data_set, batch_size, length, kept=(), most_batches=No
     fields, outputs = {name: [] for name in kept}, []
     for _ in progress_bar(range(batches), unit="batch", leave=False):
         batch = list(itertools.islice(records, batch_size))
-        # The last one is filled up with records that it has already.
+        # The last batch is padded with its own records.
         rows = np.resize(np.arange(len(batch)), batch_size)
         inputs = {name: np.stack([batch[row][name] for row in rows]) for name in scorer.inputs} if batch else None
         results = scorer.score(inputs, length)

@@ -84,7 +84,7 @@ def test_a_train_step_that_is_no_number_of_steps(tmp_path, step):
     name = "System-Train-TrainStep-PretrainJob"
     with layout.open_writer(tmp_path / "model") as write:
         write(name, np.array([step]))
-    with pytest.raises(UserError, match=f"{name} says {step}, which is no number of steps"):
+    with pytest.raises(UserError, match=f"{name} says {step}, which is not a number of steps"):
         job_state._read_step(tmp_path / "model", name)
 
 
