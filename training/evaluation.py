@@ -76,7 +76,7 @@ class Evaluation:
         self.is_due = _when_due(args, train_set, task.each_epoch) if train_set is not None else None
 
     def begin(self, start):
-        """Loads the evaluations before `start`, a resume.Start. Raises UserError if their file is damaged."""
+        """Loads the evaluations before `start`, a resume.StartingPoint. Raises UserError if their file is damaged."""
         self._run_number = start.run_number
         if start.iteration > 0:
             history = from_first_rank(lambda: _read_history(self._args.model_save_dir, start.run_number))

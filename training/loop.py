@@ -45,7 +45,7 @@ def train_and_evaluate(job_class, model, train_set, evaluation, placement, args)
 
 
 def train(job, args, start, evaluation=None):
-    """Runs `job` from `start`, a resume.Start, to args.iter_num iterations, printing losses and saving snapshots.
+    """Runs `job` from `start`, a resume.StartingPoint, to args.iter_num iterations; prints losses and saves snapshots.
 
     `evaluation`, an evaluation.Evaluation, runs when it is due and at the end, and may stop training early. The result
     of an iteration is fetched while the next one runs, so that the engine never waits for Python. After a signal, saves

@@ -8,7 +8,7 @@ from training.optimizer import learning_rate_at
 def tell(args, start):
     """Prints, on the first rank, a notice for each surprising consequence of the flags.
 
-    `start` is the resume.Start of the run.
+    `start` is the resume.StartingPoint of the run.
     """
     if rank() == 0:
         for notice in (*_of_schedule(args, start), *_of_snapshots(args, start)):

@@ -24,7 +24,7 @@ _FEWEST_BLOCKS_OF_A_PART = 4
 
 
 @dataclasses.dataclass(frozen=True)
-class Start:
+class StartingPoint:
     """The point where a run starts."""
 
     iteration: int  # completed iterations
@@ -37,7 +37,7 @@ class Start:
 
 
 def start(job, args, data_set):
-    """Initialises `job` from the snapshot to resume, --model_load_dir or random values; returns a Start.
+    """Initialises `job` from the snapshot to resume, --model_load_dir or random values; returns a StartingPoint.
 
     Raises UserError if the newest snapshot is not of this run.
     """
@@ -53,7 +53,7 @@ def start(job, args, data_set):
         train_step = job_state.initialise(job, args.model_load_dir, args.skip_checksums, args.reset_train_step)
         if train_step > 0 and args.lr_schedule != "constant":
             _tell_rest_of_schedule(job, args, train_step)
-        return Start(0, train_step, number, run, {}, files)
+        return StartingPoint(0, train_step, number, run, {}, files)
     state = from_first_rank(lambda: _read_state(folder, run))
     from_first_rank(lambda: job_state.check_has_moments(job, folder))
     train_step = job_state.initialise(job, folder, args.skip_checksums)
@@ -61,7 +61,7 @@ def start(job, args, data_set):
     print(f"Resuming after {state['iteration']} of {args.iter_num} iterations.", flush=True)
     for notice in notices:
         print(one_line(f"Notice: {notice}."), flush=True)
-    return Start(state["iteration"], train_step, state["run_number"], run, state["losses"], files, folder)
+    return StartingPoint(state["iteration"], train_step, state["run_number"], run, state["losses"], files, folder)
 
 
 def _tell_rest_of_schedule(job, args, train_step):

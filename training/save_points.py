@@ -20,7 +20,7 @@ class SavePoints:
     """
 
     def __init__(self, job, args, start, log):
-        """`start` is the resume.Start at which the run begins, `log` its MetricLog."""
+        """`start` is the resume.StartingPoint at which the run begins, `log` its MetricLog."""
         self._job = job
         self._args = args
         self._start = start

@@ -6,13 +6,13 @@ import pytest
 import config
 from snapshots import layout
 from training import notices
-from training.resume import Start
+from training.resume import StartingPoint
 
 
 def told(capsys, tmp_path, *flags, iteration=0, train_step=0):
     """The notices of a run with those flags that begins there."""
     args = config.parse_pretraining_args(["--data_dir=x", f"--model_save_dir={tmp_path}", *flags])
-    notices.tell(args, Start(iteration, train_step, 1, {}, {}, {}))
+    notices.tell(args, StartingPoint(iteration, train_step, 1, {}, {}, {}))
     return capsys.readouterr().out
 
 
