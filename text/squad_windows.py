@@ -53,14 +53,14 @@ class AnswerNotFound(Exception):
 def add_window_flags(group, infer=False):
     """Adds the flags of WINDOW_DEFAULTS to a group of arguments. With `infer` their values are None if not given."""
     for name, text in (
-        ("max_seq_length", "length of a record, in pieces"),
-        ("doc_stride", "pieces from one window to the next"),
-        ("max_query_length", "maximum length of a question, in pieces"),
+        ("--max_seq_length", "length of a record, in pieces"),
+        ("--doc_stride", "pieces from one window to the next"),
+        ("--max_query_length", "maximum length of a question, in pieces"),
     ):
-        default = WINDOW_DEFAULTS[name]
+        default = WINDOW_DEFAULTS[name.removeprefix("--")]
         if infer:
             text, default = f"{text} (default: that of the records, else {default})", None
-        group.add_argument(f"--{name}", type=positive_int, default=default, metavar="N", help=text)
+        group.add_argument(name, type=positive_int, default=default, metavar="N", help=text)
     text = "lower-case the text and strip accents, for uncased models"
     if infer:
         text = f"{text} (default: as in the records, else {WINDOW_DEFAULTS['do_lower_case']})"

@@ -175,7 +175,7 @@ def test_labels_of_records_and_model(tmp_path, capsys):
     with pytest.raises(UserError, match="b: its records were made without labels"):
         checked(tmp_path, "--do_train", folder, *other)
     describe(tmp_path / "b", ["x", "y", "z"], task_name="qqp")
-    with pytest.raises(UserError, match="--task_name=qqp has 2 labels, but here are 3 labels"):
+    with pytest.raises(UserError, match="--task_name=qqp has 2 labels, but the data has 3 labels"):
         checked(tmp_path, "--do_train", folder, *other)
     describe(tmp_path / "b", ["x", "y", "z"], task_name="mnli")
     assert checked(tmp_path, "--do_train", folder, *other)[0].metrics == ("accuracy",)
