@@ -38,13 +38,7 @@ def report_differences(references, predictions, arguments):
         print(warning_line(text), file=sys.stderr)
         for question_id in unanswered:
             print(one_line(f"Unanswered question {question_id}"), file=sys.stderr)
-    unknown = [question_id for question_id in predictions if question_id not in references]
-    if unknown:
-        text = (
-            f"{len(unknown)} of {len(predictions)} predictions are for no question of {arguments.dataset_file}; the "
-            f"first is {unknown[0]!r}"
-        )
-        print(warning_line(text), file=sys.stderr)
+    squad_file.warn_of_unknown(predictions, references, arguments.dataset_file)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,8 @@ from util import run_script
 
 def main():
     arguments = parse_args()
-    references = read_references(arguments.data_file)
+    _, paragraphs = squad_file.read_paragraphs(arguments.data_file)
+    references = squad_file.reference_answers(paragraphs, arguments.data_file, may_lack=True)
     predictions = squad_file.read_predictions(arguments.pred_file)
     predictions = complete(references, predictions, arguments)
     na_probs = read_na_probs(arguments.na_prob_file, references)
@@ -67,27 +68,6 @@ def parse_args():
     return arguments
 
 
-def read_references(path):
-    """Returns id -> reference texts of a SQuAD v2.0 file, an empty list for a question without an answer.
-
-    As in the official script, an answer of which normalising leaves nothing counts as a text for `is_answerable` and
-    not as a reference. Raises UserError if the file has no question.
-    """
-    _, paragraphs = squad_file.read_paragraphs(path)
-    squad_file.check_unique_ids(paragraphs, path)
-    references = {
-        question.id: [
-            squad_file.field(answer, "text", str, f"{question.place}.answers[{index}]")
-            for index, answer in enumerate(squad_file.field(question.entry, "answers", list, question.place))
-        ]
-        for paragraph in paragraphs
-        for question in paragraph.questions
-    }
-    if not references:
-        raise UserError(f"{path}: holds no question")
-    return references
-
-
 def complete(references, predictions, arguments):
     """Returns the predictions of all questions in the order of the data; a missing one is None and scores 0.
 
@@ -105,13 +85,7 @@ def complete(references, predictions, arguments):
         print(warning_line(text), file=sys.stderr)
         for question_id in missing:
             print(one_line(f"Missing prediction for {question_id}"), file=sys.stderr)
-    unknown = [question_id for question_id in predictions if question_id not in references]
-    if unknown:
-        text = (
-            f"{len(unknown)} of {len(predictions)} predictions are for no question of {arguments.data_file}; the "
-            f"first is {unknown[0]!r}"
-        )
-        print(warning_line(text), file=sys.stderr)
+    squad_file.warn_of_unknown(predictions, references, arguments.data_file)
     return {question_id: predictions.get(question_id) for question_id in references}
 
 

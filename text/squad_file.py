@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from system.errors import UserError
 from system.input_files import read_json
+from system.progress import print_warning
 
 
 class Question(NamedTuple):
@@ -106,17 +107,17 @@ def check_unique_ids(paragraphs, path):
                 )
 
 
-def reference_answers(paragraphs, path):
-    """The reference answers of every question of the SQuAD v1.1 file `path`: id -> list of texts, at least one.
+def reference_answers(paragraphs, path, may_lack=False):
+    """Returns the reference answers of every question of the SQuAD file `path`: id -> list of texts.
 
-    Raises UserError if it holds no question, or one without an answer.
+    Raises UserError if it holds no question or, unless `may_lack` as in SQuAD v2.0, one without an answer.
     """
     check_unique_ids(paragraphs, path)
     references = {}
     for paragraph in paragraphs:
         for question in paragraph.questions:
             answers = field(question.entry, "answers", list, question.place)
-            if not answers:
+            if not answers and not may_lack:
                 raise UserError(f"{question.place}: has no answer; in SQuAD v1.1 every question has one")
             references[question.id] = [
                 field(answer, "text", str, f"{question.place}.answers[{index}]") for index, answer in enumerate(answers)
@@ -124,3 +125,11 @@ def reference_answers(paragraphs, path):
     if not references:
         raise UserError(f"{path}: holds no question")
     return references
+
+
+def warn_of_unknown(predictions, questions, path):
+    """Warns if some of the `predictions` are for none of the `questions` (both by id) of the file `path`."""
+    unknown = [question_id for question_id in predictions if question_id not in questions]
+    if unknown:
+        count = f"{len(unknown)} of {len(predictions)}"
+        print_warning(f"{count} predictions are for no question of {path}; the first is {unknown[0]!r}")

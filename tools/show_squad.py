@@ -20,7 +20,6 @@ from system.command_line import ArgumentParser
 from system.errors import UserError
 from system.input_files import read_json
 from system.output_files import atomic_file, check_can_write, check_is_no_input
-from system.progress import print_warning
 from text import squad_file, squad_metric
 from text.squad_file import field
 from util import run_script
@@ -64,17 +63,12 @@ def check_predictions_fit(paragraphs, predictions, arguments):
     ids = {question.id for paragraph in paragraphs for question in paragraph.questions}
     if not ids:
         raise UserError(f"{arguments.input_file}: holds no question")
-    unknown = [question_id for question_id in predictions if question_id not in ids]
-    if len(unknown) == len(predictions):
+    if ids.isdisjoint(predictions):
         raise UserError(
             f"{arguments.prediction_file}: its {len(predictions)} predictions are for none of the {len(ids)} questions "
             f"of {arguments.input_file}; give the file that they were made for"
         )
-    if unknown:
-        print_warning(
-            f"{len(unknown)} of {len(predictions)} predictions are for no question of {arguments.input_file}; the "
-            f"first is {unknown[0]!r}"
-        )
+    squad_file.warn_of_unknown(predictions, ids, arguments.input_file)
 
 
 def read_n_best(path):
