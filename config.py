@@ -546,7 +546,7 @@ def _add_optimizer_flags(group):
         type=positive_float,
         default=1.0,
         metavar="X",
-        help="power of the linear schedule: (1 - step / iter_num) ^ X; 0.5 is usual with LAMB",
+        help="power of the linear schedule: (1 - step / iter_num) ^ X",
     )
 
 

@@ -195,8 +195,8 @@ class _BiasGelu(flow.autograd.Function):
 def attention(query, key, value, mask, heads, rate):
     """Multi-head attention; all heads side by side, dropout on the probabilities.
 
-    query, key, value: [B * S, H]; mask: what attention_mask() makes -> [B * S, H]. Attention to nothing but padding is
-    none to be relied on.
+    query, key, value: [B * S, H]; mask: from attention_mask() -> [B * S, H]. For a sequence of padding alone the result
+    is undefined: devices differ.
     """
 
     if not _is_native(query):

@@ -286,8 +286,8 @@ args = parse_pretraining_args(["--data_dir=x", "--learning_rate=1e-3", "--iter_n
 generator = np.random.default_rng(1)
 sizes = {"input_ids": (1000, 128), "input_mask": (2, 128), "segment_ids": (2, 128), "masked_lm_positions": (128, 20)}
 sizes.update(masked_lm_ids=(1000, 20), next_sentence_labels=(2, 1))
-batch = {name: generator.integers(0, bound, (8, length)).astype(np.int32) for name, (bound, length) in sizes.items()}
-batch["masked_lm_weights"] = np.ones((8, 20), np.float32)
+batch = {name: generator.integers(0, bound, (16, length)).astype(np.int32) for name, (bound, length) in sizes.items()}
+batch["masked_lm_weights"] = np.ones((16, 20), np.float32)
 batch = {name: flow.tensor(array, placement=placement, sbp=flow.sbp.broadcast) for name, array in batch.items()}
 def resident():
     return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * 4096
@@ -305,8 +305,7 @@ apart, expected = trained()
 assert len(values) == len(expected) > 60
 for value, other in zip(values, expected):
     np.testing.assert_array_equal(value, other)
-# 0.54 to 0.61 of it were seen: the allocator keeps some pages or not.
-assert shared < 0.7 * apart, (shared, apart)
+assert shared < 0.6 * apart, (shared, apart)
 """
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
