@@ -41,6 +41,7 @@ _TYPES = {
     "task_name": str,  # a key of text.classification.TASKS
     "is_regression": bool,
     "has_labels": bool,
+    "is_shuffled": bool,  # the records are not in the order of the lines
 }
 # Keys of every description.
 _REQUIRED = ("kind", "vocab_size", "vocab_sha256", "do_lower_case", "max_seq_length")

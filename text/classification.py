@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from system.command_line import add_bool
 from system.errors import UserError
 from system.input_files import open_input, reading
 from text.tokenization import CLASSIFIER, SEPARATOR
@@ -67,6 +68,50 @@ class Columns(NamedTuple):
     text_a: str
     text_b: str | None = None
     label: str | None = None
+
+
+def add_form_flags(parser):
+    """Adds the flags that say which columns of --input_file hold what."""
+    form = parser.add_argument_group("form of the file")
+    form.add_argument(
+        "--task_name",
+        type=str.lower,
+        choices=TASKS,
+        metavar="TASK",
+        help="task whose metrics run_classifier.py reports; without --text_column, input_file is this task's GLUE "
+        f"file: {', '.join(TASKS)}",
+    )
+    form.add_argument(
+        "--text_column", metavar="COLUMN", help="sentence in your own file: name, or number from 1 (default: 1)"
+    )
+    form.add_argument("--text_b_column", metavar="COLUMN", help="second sentence, for pairs")
+    form.add_argument(
+        "--label_column",
+        metavar="COLUMN",
+        help="label (default: none with --text_column, else column 2 if there are two)",
+    )
+    add_bool(form, "--header", None, "the first line names the columns (default: True if a column is given by name)")
+    add_bool(form, "--quoted", None, 'fields may be quoted as "..." (default: True for files named .csv)')
+
+
+def check_form_flags(parser, arguments):
+    """Ends with a usage error where the flags of add_form_flags contradict each other."""
+    if arguments.text_column is None:
+        for name in ("text_b_column", "label_column"):
+            if getattr(arguments, name) is not None:
+                parser.error(f"--{name} needs --text_column")
+        if arguments.task_name and (arguments.header, arguments.quoted) != (None, None):
+            parser.error("--header and --quoted are for your own files: give --text_column")
+
+
+def read_examples(arguments):
+    """Reads --input_file: returns (list of Example, list of warnings). Raises UserError if it contradicts the flags."""
+    if arguments.task_name and arguments.text_column is None:
+        return read_task(arguments.input_file, arguments.task_name)
+    columns = None
+    if arguments.text_column is not None:
+        columns = Columns(arguments.text_column, arguments.text_b_column, arguments.label_column)
+    return read_own(arguments.input_file, columns, arguments.header, arguments.quoted)
 
 
 def read_task(path, task_name):

@@ -32,7 +32,7 @@ def main():
     check_output_dir(arguments)
     vocab = read_vocab(arguments.vocab_file)
     tokenizer = Tokenizer(vocab, arguments.do_lower_case)
-    examples, warnings = read_examples(arguments)
+    examples, warnings = classification.read_examples(arguments)
     values, labels = label_values(examples, arguments)
     check_part_num(len(examples), arguments)
     check_case(arguments.vocab_file, vocab, arguments.do_lower_case)
@@ -61,26 +61,7 @@ def parse_arguments():
     files.add_argument("--input_file", required=True, metavar="FILE", help="TSV or CSV, one example per line")
     add_output_flags(files)
 
-    form = parser.add_argument_group("form of the file")
-    form.add_argument(
-        "--task_name",
-        type=str.lower,
-        choices=classification.TASKS,
-        metavar="TASK",
-        help="task whose metrics run_classifier.py reports; without --text_column, input_file is this task's GLUE "
-        f"file: {', '.join(classification.TASKS)}",
-    )
-    form.add_argument(
-        "--text_column", metavar="COLUMN", help="sentence in your own file: name, or number from 1 (default: 1)"
-    )
-    form.add_argument("--text_b_column", metavar="COLUMN", help="second sentence, for pairs")
-    form.add_argument(
-        "--label_column",
-        metavar="COLUMN",
-        help="label (default: none with --text_column, else column 2 if there are two)",
-    )
-    add_bool(form, "--header", None, "the first line names the columns (default: True if a column is given by name)")
-    add_bool(form, "--quoted", None, 'fields may be quoted as "..." (default: True for files named .csv)')
+    classification.add_form_flags(parser)
 
     records = parser.add_argument_group("records")
     add_bool(records, "--regression", help="labels are scores to predict as numbers, as in sts-b")
@@ -97,12 +78,7 @@ def parse_arguments():
     add_bool(records, "--shuffle", False, "shuffle the lines, for training on a sorted file")
     records.add_argument("--random_seed", type=int, default=12345, metavar="N", help="seed of --shuffle")
     arguments = parser.parse_args()
-    if arguments.text_column is None:
-        for name in ("text_b_column", "label_column"):
-            if getattr(arguments, name) is not None:
-                parser.error(f"--{name} needs --text_column")
-        if arguments.task_name and (arguments.header, arguments.quoted) != (None, None):
-            parser.error("--header and --quoted are for your own files: give --text_column")
+    classification.check_form_flags(parser, arguments)
     if arguments.task_name and classification.TASKS[arguments.task_name].is_regression:
         arguments.regression = True
     if arguments.regression and arguments.labels_file:
@@ -110,16 +86,6 @@ def parse_arguments():
     if arguments.max_seq_length < SHORTEST_RECORD:
         parser.error(f"--max_seq_length={arguments.max_seq_length} is too small; give at least {SHORTEST_RECORD}")
     return arguments
-
-
-def read_examples(arguments):
-    """Reads --input_file: returns (list of Example, list of warnings). Raises UserError if it contradicts the flags."""
-    if arguments.task_name and arguments.text_column is None:
-        return classification.read_task(arguments.input_file, arguments.task_name)
-    columns = None
-    if arguments.text_column is not None:
-        columns = classification.Columns(arguments.text_column, arguments.text_b_column, arguments.label_column)
-    return classification.read_own(arguments.input_file, columns, arguments.header, arguments.quoted)
 
 
 def label_values(examples, arguments):
@@ -173,6 +139,7 @@ def describe(examples, vocab, arguments):
         arguments.max_seq_length,
         is_regression=arguments.regression,
         has_labels=examples[0].label is not None,
+        is_shuffled=arguments.shuffle,
         **named,
     )
     return described, vocab_data

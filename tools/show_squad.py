@@ -9,22 +9,13 @@ import suite  # noqa: F401
 
 # isort: split
 
-import base64
-import hashlib
-import json
-import os
-import re
-from pathlib import Path
-
+from html_page import add_output_flag, check_output, write_page
 from system.command_line import ArgumentParser
 from system.errors import UserError
 from system.input_files import read_json
-from system.output_files import atomic_file, check_can_write, check_is_no_input
 from text import squad_file, squad_metric
 from text.squad_file import field
 from util import run_script
-
-PAGE_FOLDER = Path(__file__).resolve().parent
 
 
 def main():
@@ -36,10 +27,7 @@ def main():
     data = make_data(paragraphs, is_version_2(version, paragraphs), predictions, n_best)
     # Last, as it may warn, and where there is an error that is the only line.
     check_predictions_fit(paragraphs, predictions, arguments)
-    data["data_file"] = os.path.basename(arguments.input_file)
-    data["prediction_file"] = os.path.basename(arguments.prediction_file)
-    with atomic_file(arguments.output, "w", encoding="utf-8") as file:
-        file.write(make_page(data))
+    write_page(arguments.output, "squad_page.js", data, arguments.input_file, arguments.prediction_file)
     print(f"{len(data['questions'])} questions in {arguments.output}")
 
 
@@ -50,11 +38,9 @@ def parse_arguments():
     parser.add_argument(
         "--nbest_file", metavar="JSON", help="nbest_predictions.json of npy2json.py (default: not shown)"
     )
-    parser.add_argument("-o", "--output", required=True, metavar="HTML", help="the page to write")
+    add_output_flag(parser)
     arguments = parser.parse_args()
-    check_can_write("--output", arguments.output)
-    inputs = (arguments.input_file, arguments.prediction_file, arguments.nbest_file)
-    check_is_no_input(arguments.output, filter(None, inputs))
+    check_output(arguments.output, (arguments.input_file, arguments.prediction_file, arguments.nbest_file))
     return arguments
 
 
@@ -177,24 +163,6 @@ def mean_scores(questions):
         "exact_match": 100.0 * sum(question["is_exact"] for question in questions) / len(questions),
         "f1": 100.0 * sum(question["f1"] for question in questions) / len(questions),
     }
-
-
-def make_page(data):
-    """The HTML of the page. No text of the data can end the element that it is in, and no other script can run."""
-    template, style, script = (
-        (PAGE_FOLDER / name).read_text() for name in ("squad_page.html", "squad_page.css", "squad_page.js")
-    )
-    policy = f"default-src 'none'; style-src '{csp_hash(style)}'; script-src '{csp_hash(script)}'; base-uri 'none'; "
-    policy += "form-action 'none'"
-    # As ASCII: a JSON string may hold halves of surrogate pairs, which no encoding has.
-    text = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
-    parts = {"@POLICY@": policy, "@STYLE@": style, "@SCRIPT@": script, "@DATA@": text}
-    return re.sub(r"@[A-Z]+@", lambda match: parts[match[0]], template)
-
-
-def csp_hash(text):
-    """The source expression by which a Content-Security-Policy allows this one inline element."""
-    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 
 if __name__ == "__main__":

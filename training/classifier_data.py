@@ -52,7 +52,7 @@ def check(args):
 
 
 def _check_kind(args, flag):
-    """Raises UserError if the records are of another kind, or lack labels where they need some."""
+    """Raises UserError for records of another kind, without the labels they need, or shuffled where order counts."""
     folder = getattr(args, flag)
     records = description.read(folder)
     if records is None:
@@ -63,6 +63,11 @@ def _check_kind(args, flag):
         )
     if flag != "test_data_dir" and not records.get("has_labels", True):
         raise UserError(f"--{flag}={folder}: its records were made without labels, for --do_predict only")
+    if flag == "test_data_dir" and records.get("is_shuffled", False):
+        raise UserError(
+            f"--{flag}={folder}: its records were made with --shuffle, so the predictions would not be in the order of "
+            "the lines; make the records again without it"
+        )
 
 
 def _settle_labels(args, flags):

@@ -9,23 +9,29 @@ from sklearn import metrics
 
 from system.output_files import atomic_file
 from system.progress import print_line
+from text.classification import encode_labels
 
 PROBABILITIES_FILE = "test_results.tsv"
 PREDICTIONS_FILE = "predictions.tsv"
+LABELS_FILE = "labels.txt"
 
 
 def evaluate(names, logits, label_ids):
-    """The metrics `names` and the loss, name -> float, of logits [N, labels] and the right label_ids [N].
-
-    Of one label `label_ids` are scores. f1 is that of the label 1. A correlation is nan where one side has one value
-    only.
-    """
+    """Returns the metrics `names` and the loss, name -> float, of logits [N, labels] and the right label_ids [N]."""
     logits = logits.astype(np.float64)
+    return metrics_of(names, logits, label_ids) | {"loss": _loss(logits, label_ids)}
+
+
+def metrics_of(names, rows, label_ids):
+    """Returns the metrics `names`, name -> float, of logits or probabilities float64 [N, labels] and label_ids [N].
+
+    With one label, `label_ids` are scores. f1 is that of the label 1. A correlation is nan where one side has a single
+    value.
+    """
     with warnings.catch_warnings():
-        # They tell of correlations that are nan.
+        # The warnings are about correlations that are nan.
         warnings.simplefilter("ignore")
-        values = {name: float(_METRICS[name](logits, label_ids)) for name in names}
-    return values | {"loss": _loss(logits, label_ids)}
+        return {name: float(_METRICS[name](rows, label_ids)) for name in names}
 
 
 def _loss(logits, label_ids):
@@ -52,15 +58,19 @@ _METRICS = {
 
 
 def write_predictions(folder, logits, labels):
-    """Writes what is predicted of logits float32 [N, labels]; `labels` are their names, or None.
+    """Writes the predictions of logits float32 [N, labels]; `labels` are their names, or None.
 
-    test_results.tsv has a row of probabilities each, as google-research/bert's; predictions.tsv the number and the
-    label of each, as GLUE takes them. With one label both have the score.
+    test_results.tsv has a row of probabilities per record, as google-research/bert's; labels.txt names its columns, if
+    the names are known. predictions.tsv has the number and the label of each record, as GLUE takes them. With one label
+    both have the score.
     """
     is_regression = logits.shape[1] == 1
     rows = logits if is_regression else special.softmax(logits.astype(np.float64), axis=1).astype(np.float32)
     names = labels or range(logits.shape[1])
     predicted = logits[:, 0] if is_regression else [names[index] for index in logits.argmax(axis=1)]
+    if labels is not None:
+        with atomic_file(os.path.join(folder, LABELS_FILE)) as file:
+            file.write(encode_labels(labels))
     with atomic_file(os.path.join(folder, PROBABILITIES_FILE), "w") as file:
         file.writelines("\t".join(map(str, row)) + "\n" for row in rows)
     with atomic_file(os.path.join(folder, PREDICTIONS_FILE), "w", encoding="utf-8") as file:

@@ -50,14 +50,15 @@ def check_page(path):
     if not path.exists():
         return
     page = path.read_text(encoding="ascii")
-    pattern = re.escape((ROOT / "tools/squad_page.html").read_text())
+    pattern = re.escape((ROOT / "tools/page.html").read_text())
     pattern = re.sub(r"@[A-Z]+@", lambda part: "([^<]*)" if part[0] == "@DATA@" else "([^\x00]*)", pattern)
     found = re.fullmatch(pattern, page)
     assert found, page
-    parts = re.findall(r"@[A-Z]+@", (ROOT / "tools/squad_page.html").read_text())
+    parts = re.findall(r"@[A-Z]+@", (ROOT / "tools/page.html").read_text())
     values = dict(zip(parts, found.groups(), strict=True))
-    assert values["@STYLE@"] == (ROOT / "tools/squad_page.css").read_text()
-    assert values["@SCRIPT@"] == (ROOT / "tools/squad_page.js").read_text()
+    assert values["@STYLE@"] == (ROOT / "tools/page.css").read_text()
+    scripts = [(ROOT / "tools" / name).read_text() for name in ("page.js", "squad_page.js")]
+    assert values["@SCRIPT@"] == "\n".join(scripts)
     # As JavaScript reads it: NaN and Infinity are no JSON.
     json.loads(values["@DATA@"], parse_constant=pytest.fail)
 

@@ -83,6 +83,7 @@ def test_evaluates_and_predicts_exactly_on_two_ranks(tmp_path):
     expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     np.testing.assert_allclose(matrix_of(tmp_path / "out/test_results.tsv"), expected, atol=1e-5)
     names = [["no", "yes"][index] for index in logits.argmax(axis=1)]
+    assert (tmp_path / "out/labels.txt").read_text() == "no\nyes\n"
     assert (tmp_path / "out/predictions.tsv").read_text().splitlines() == [
         "index\tprediction", *(f"{index}\t{name}" for index, name in enumerate(names)),
     ]  # fmt: skip
@@ -174,6 +175,10 @@ def test_labels_of_records_and_model(tmp_path, capsys):
     describe(tmp_path / "b", ["x", "y", "z"], has_labels=False)
     with pytest.raises(UserError, match="b: its records were made without labels"):
         checked(tmp_path, "--do_train", folder, *other)
+    describe(tmp_path / "b", ["x", "y", "z"], is_shuffled=True)
+    assert checked(tmp_path, "--do_train", folder, *other)[0].evaluation.record_count == 3
+    with pytest.raises(UserError, match="b: its records were made with --shuffle, so the predictions would not be"):
+        checked(tmp_path, "--do_train", folder, "--do_predict", f"--test_data_dir={tmp_path / 'b'}")
     describe(tmp_path / "b", ["x", "y", "z"], task_name="qqp")
     with pytest.raises(UserError, match="--task_name=qqp has 2 labels, but the data has 3 labels"):
         checked(tmp_path, "--do_train", folder, *other)

@@ -1,17 +1,16 @@
 """tools/show_squad.py: the page's scores, and the page as a browser shows it, with hostile texts too."""
 
 import json
-import os
 import random
 import re
 import shutil
 import socket
-import subprocess
-from html.parser import HTMLParser
 
 import pytest
 
+import html_page
 import show_squad
+from browsers import Elements, browse, data_of, needs_browser, rows
 from in_process import run_in_process
 from running import ROOT, assert_fails_with_one_line
 from squad_pages import CONTEXT, PREDICTIONS, QUESTIONS, show, squad
@@ -20,75 +19,10 @@ from text import squad_metric
 pytestmark = pytest.mark.slow
 
 DEV_FILE = ROOT / "dataset" / "squad" / "dev-v1.1.json"
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
-needs_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium on PATH (Debian: apt-get install chromium)")
-
-
 N_BEST = {
     "right": [{"text": "Rollo", "probability": 0.75}, {"text": "Charles", "probability": 0.25}],
     "wrong": [{"text": "fealty", "probability": 1.0}],
 }
-
-
-class Elements(HTMLParser):
-    """The `elements` of a page, in order: [name, attributes, all the text in it]."""
-
-    def __init__(self, page):
-        super().__init__(convert_charrefs=True)
-        self.elements = []
-        self._open = []
-        self.feed(page)
-        self.close()
-
-    def handle_starttag(self, tag, attrs):
-        self.elements.append([tag, dict(attrs), ""])
-        if tag not in ("meta", "input", "img"):
-            self._open.append(self.elements[-1])
-
-    def handle_endtag(self, tag):
-        while self._open and self._open.pop()[0] != tag:
-            pass
-
-    def handle_data(self, data):
-        for element in self._open:
-            element[2] += data
-
-    def texts(self, tag, **attrs):
-        """The texts of all elements of this kind with these attributes (class_, aria_pressed, ...)."""
-        wanted = {key.rstrip("_").replace("_", "-"): value for key, value in attrs.items()}
-        return [
-            text
-            for name, found, text in self.elements
-            if name == tag and all(found.get(key) == value for key, value in wanted.items())
-        ]
-
-    def count(self, tag):
-        return sum(name == tag for name, *_ in self.elements)
-
-
-def data_of(page):
-    (text,) = Elements(page.read_text()).texts("script", id="data")
-    return json.loads(text)
-
-
-def browse(page, address="", width=1200, height=800):
-    """The Elements of the page as the browser has them after its script has run. `address` is what stands behind #."""
-    command = [BROWSER, "--headless=new", "--disable-gpu", "--virtual-time-budget=3000", "--dump-dom"]
-    command += [f"--user-data-dir={page.parent / 'profile'}", f"--window-size={width},{height}"]
-    if os.geteuid() == 0:
-        command.append("--no-sandbox")
-    result = subprocess.run([*command, f"{page.as_uri()}#{address}"], capture_output=True, text=True, timeout=120)
-    assert result.returncode == 0, result.stderr
-    return Elements(result.stdout)
-
-
-def rows(elements):
-    """The questions in the list, as far as they are drawn."""
-    return [
-        elements.elements[index + 1][2]
-        for index, (tag, attrs, _) in enumerate(elements.elements)
-        if tag == "button" and attrs.get("class") == "row"
-    ]
 
 
 # ---- scores
@@ -314,11 +248,11 @@ document.title = isLong && markTop > 0 && markTop < shownBox.clientHeight ? "see
 
 def scripted(folder, monkeypatch, script):
     """Has the tool make pages in which a script is run behind the page's own."""
-    for path in show_squad.PAGE_FOLDER.glob("squad_page.*"):
-        shutil.copy(path, folder)
+    for name in ("page.html", "page.css", "page.js", "squad_page.js"):
+        shutil.copy(html_page.PAGE_FOLDER / name, folder)
     with open(folder / "squad_page.js", "a") as file:
         file.write(script)
-    monkeypatch.setattr(show_squad, "PAGE_FOLDER", folder)
+    monkeypatch.setattr(html_page, "PAGE_FOLDER", folder)
 
 
 @needs_browser
