@@ -11,33 +11,35 @@ google-research/bert, without bias correction, and npy2json.py and evaluate-v1.1
 --dropout, the masks differ.
 """
 
-import argparse
 import json
-import os
-import shutil
 import statistics
-import subprocess
-import sys
-import time
-from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
+from comparison import (
+    ROOT,
+    absolute_path,
+    check_inputs,
+    convert_model,
+    copy_records,
+    flags,
+    initial_head,
+    last_line,
+    model_flags,
+    other_side,
+    parse_seeds,
+    prepare_seed,
+    recipe,
+    run,
+    script,
+)
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+# isort: split
 
-import torch_environment  # noqa: E402
-from records import ofrecord  # noqa: E402
-from snapshots import layout, variables  # noqa: E402
-from system.command_line import ArgumentParser, non_negative_float, non_negative_int, positive_int, probability  # noqa: E402
-from system.errors import RunError, UserError  # noqa: E402
-from util import run_script  # noqa: E402
+import torch_environment
+from system.command_line import ArgumentParser, non_negative_float, positive_int, probability
+from util import run_script
 
-WARMUP_SHARE = 0.1
-WEIGHT_DECAY_RATE = 0.01
-# The standard deviation of the initial weights.
-INITIALIZER_RANGE = 0.02
+VARIABLES = ("cls-squad-output-weight", "cls-squad-output-bias")
 
 
 class Score(NamedTuple):
@@ -50,24 +52,26 @@ class Score(NamedTuple):
 
 def main():
     arguments = parse_arguments()
-    check_inputs(arguments)
+    check_inputs(arguments.hf_dir, **{f"squad_dir/{name}": squad_file(name, arguments) for name in ("train", "dev")})
     arguments.work_dir.mkdir(parents=True, exist_ok=True)
     python_of_transformers = torch_environment.find_or_make()
     record_counts = prepare(arguments)
-    recipe = make_recipe(record_counts["train"], arguments)
+    iter_num = max(1, record_counts["train"] * arguments.num_epochs // arguments.batch_size)
+    training_flags = recipe(iter_num, arguments.batch_size, arguments.learning_rate, arguments.dropout, 10)
     print(f"{record_counts['train']} windows to train on, {record_counts['dev']} to predict")
-    print(" ".join(recipe), flush=True)
+    print(" ".join(training_flags), flush=True)
 
     print("| | exact match | F1 | seconds | Transformers: exact match | F1 | seconds |")
     print("| --- | --- | --- | --- | --- | --- | --- |", flush=True)
     ours, theirs = [], []
     for seed in arguments.seeds:
-        prepare_seed(seed, record_counts["train"], arguments)
+        head = initial_head(arguments.hf_dir, 2, seed)
+        prepare_seed(seed, arguments.work_dir, head, VARIABLES, arguments.batch_size, iter_num)
         folder = arguments.work_dir / f"this_project-{seed}"
-        ours.append(score(folder, arguments, run_this_project(folder, seed, recipe, arguments)))
+        ours.append(score(folder, arguments, run_this_project(folder, seed, training_flags, arguments)))
         folder = arguments.work_dir / f"transformers-{seed}"
         theirs.append(
-            score(folder, arguments, run_transformers(folder, seed, recipe, arguments, python_of_transformers))
+            score(folder, arguments, run_transformers(folder, seed, training_flags, arguments, python_of_transformers))
         )
         print_row(f"seed {seed}", ours[-1], theirs[-1])
     our_mean, their_mean = mean(ours), mean(theirs)
@@ -109,37 +113,13 @@ def parse_arguments():
     return parser.parse_args()
 
 
-def absolute_path(text):
-    return Path(os.path.abspath(text))
-
-
-def parse_seeds(text):
-    seeds = [non_negative_int(seed) for seed in text.split(",")]
-    if len(set(seeds)) < len(seeds):
-        raise argparse.ArgumentTypeError(f"'{text}' has a seed twice")
-    return seeds
-
-
-def check_inputs(arguments):
-    """Raises UserError for bad input before the environment of Transformers is created."""
-    for name in ("train", "dev"):
-        if not squad_file(name, arguments).is_file():
-            raise UserError(f"--squad_dir: there is no file {squad_file(name, arguments)}")
-    if not arguments.hf_dir.is_dir():
-        raise UserError(f"--hf_dir: there is no folder {arguments.hf_dir}")
-
-
 def prepare(arguments):
     """Makes the input of both sides in work_dir: vocab.txt, the snapshot `initial` and the windows of the files.
 
     Writes windows as OFRecord parts and, for Transformers, as an .npz file. Returns the number of windows by file.
     """
     work_dir = arguments.work_dir
-    run(
-        script("tools/convert_hf.py", "import", "--overwrite")
-        + flags(hf_dir=arguments.hf_dir, of_dump_path=work_dir / "initial", vocab_dump_path=work_dir / "vocab.txt"),
-        work_dir / "convert_hf.log",
-    )
+    convert_model(arguments.hf_dir, work_dir)
     counts = {}
     for name in ("train", "dev"):
         run(
@@ -148,35 +128,8 @@ def prepare(arguments):
             + window_flags(arguments),
             work_dir / f"create_squad_data-{name}.log",
         )
-        records = [features for _, features in ofrecord.read(work_dir / name / "part-0")]
-        fields = {field: np.stack([record[field] for record in records]) for field in records[0]}
-        np.savez(work_dir / f"{name}.npz", **fields)
-        counts[name] = len(records)
+        counts[name] = copy_records(work_dir / name, work_dir / f"{name}.npz")
     return counts
-
-
-def prepare_seed(seed, record_count, arguments):
-    """Makes the input of both sides that depends on the seed: initial weights of the head, and order of the windows.
-
-    Writes the weights to the snapshot initial-<seed> and to head-<seed>.npy, and the order to order-<seed>.npy.
-    """
-    work_dir = arguments.work_dir
-    size, _ = variables.read_config(arguments.hf_dir / "config.json")
-    head = np.random.default_rng(seed).normal(0.0, INITIALIZER_RANGE, (size.hidden_size, 2)).astype(np.float32)
-    np.save(work_dir / f"head-{seed}.npy", head)
-    with layout.open_writer(work_dir / f"initial-{seed}") as write:
-        write("cls-squad-output-weight", head)
-        write("cls-squad-output-bias", np.zeros(2, np.float32))
-    shutil.copytree(work_dir / "initial", work_dir / f"initial-{seed}", dirs_exist_ok=True)
-    run(
-        [sys.executable, ROOT / "benchmarks/window_order.py", work_dir / "train", work_dir / "train.npz"]
-        + [arguments.batch_size, count_iterations(record_count, arguments), seed, work_dir / f"order-{seed}.npy"],
-        work_dir / f"window_order-{seed}.log",
-    )
-
-
-def count_iterations(record_count, arguments):
-    return max(1, record_count * arguments.num_epochs // arguments.batch_size)
 
 
 def squad_file(name, arguments):
@@ -192,67 +145,44 @@ def window_flags(arguments):
     )
 
 
-def make_recipe(record_count, arguments):
-    """Returns the flags that run_squad.py and transformers_squad.py share."""
-    iter_num = count_iterations(record_count, arguments)
-    return flags(
-        iter_num=iter_num,
-        batch_size_per_device=arguments.batch_size,
-        learning_rate=arguments.learning_rate,
-        warmup_batches=round(iter_num * WARMUP_SHARE),
-        weight_decay_rate=WEIGHT_DECAY_RATE,
-        hidden_dropout_prob=arguments.dropout,
-        attention_probs_dropout_prob=arguments.dropout,
-        loss_print_every_n_iter=10,
-    )
-
-
-def run_this_project(folder, seed, recipe, arguments):
+def run_this_project(folder, seed, training_flags, arguments):
     """Fine-tunes and predicts into `folder`/all_results.npy. Returns the seconds it took."""
     folder.mkdir(exist_ok=True)
-    size, _ = variables.read_config(arguments.hf_dir / "config.json")
-    model = flags(
-        seq_length=arguments.max_seq_length,
-        vocab_size=size.vocab_size,
-        num_hidden_layers=size.num_hidden_layers,
-        num_attention_heads=size.num_attention_heads,
-        hidden_size_per_head=size.hidden_size // size.num_attention_heads,
-        intermediate_size=size.intermediate_size,
-        max_position_embeddings=size.max_position_embeddings,
-        type_vocab_size=size.type_vocab_size,
-    )
-    common = model + flags(device="cpu", data_part_num=1, log_dir=folder)
-    return run(
+    common = model_flags(arguments.hf_dir)
+    common += flags(seq_length=arguments.max_seq_length, device="cpu", data_part_num=1, log_dir=folder)
+    training = run(
         script("run_squad.py", "--save_last_snapshot")
         + flags(data_dir=arguments.work_dir / "train", model_load_dir=arguments.work_dir / f"initial-{seed}")
         + flags(model_save_dir=folder, seed=seed)
-        + recipe
+        + training_flags
         + common,
         folder / "run_squad.log",
-    ) + run(
+    )
+    prediction = run(
         script("run_squad_predict.py")
         + flags(data_dir=arguments.work_dir / "dev", model_load_dir=folder / "last_snapshot")
         + flags(all_results_file=folder / "all_results.npy", batch_size_per_device=arguments.batch_size)
         + common,
         folder / "run_squad_predict.log",
     )
+    return training.seconds + prediction.seconds
 
 
-def run_transformers(folder, seed, recipe, arguments, python):
+def run_transformers(folder, seed, training_flags, arguments, python):
     """Fine-tunes and predicts into `folder`/all_results.npy. Returns the seconds it took."""
     folder.mkdir(exist_ok=True)
-    return run(
-        # -I isolates it from this project's environment.
-        [python, "-I", ROOT / "benchmarks/transformers_squad.py"]
+    cost = run(
+        other_side(python, "transformers_squad.py")
         + flags(hf_dir=arguments.hf_dir, doc_stride=arguments.doc_stride)
         + flags(train_file=squad_file("train", arguments), train_windows=arguments.work_dir / "train.npz")
         + flags(dev_file=squad_file("dev", arguments), dev_windows=arguments.work_dir / "dev.npz")
         + flags(head_file=arguments.work_dir / f"head-{seed}.npy", order_file=arguments.work_dir / f"order-{seed}.npy")
         + flags(all_results_file=folder / "all_results.npy", seed=seed)
-        + recipe,
+        + training_flags,
         folder / "transformers_squad.log",
         HF_HUB_OFFLINE="1",
     )
+    return cost.seconds
 
 
 def score(folder, arguments, seconds):
@@ -267,30 +197,6 @@ def score(folder, arguments, seconds):
     run(script("evaluate-v1.1.py", dev_file, folder / "predictions.json"), folder / "evaluate.log")
     result = json.loads(last_line(folder / "evaluate.log"))
     return Score(result["exact_match"], result["f1"], seconds)
-
-
-def script(name, *arguments):
-    """Returns a command line of this project."""
-    return [sys.executable, ROOT / name, *arguments]
-
-
-def flags(**values):
-    return [f"--{name}={value}" for name, value in values.items()]
-
-
-def run(command, log_file, **environment):
-    """Runs `command`, logging to `log_file`. Returns the seconds; raises RunError with the last line on failure."""
-    begin = time.perf_counter()
-    with open(log_file, "wb") as log:
-        status = subprocess.run([*map(str, command)], stdout=log, stderr=log, env=os.environ | environment).returncode
-    if status:
-        raise RunError(f"status {status}: {last_line(log_file)} ({log_file})")
-    return time.perf_counter() - begin
-
-
-def last_line(path):
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    return lines[-1] if lines else ""
 
 
 def mean(scores):
