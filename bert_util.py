@@ -1,8 +1,8 @@
-"""BERT as published (Devlin et al. 2018; google-research/bert), on OneFlow: the backbone that every task shares.
+"""The BERT backbone that all tasks share (Devlin et al. 2018; google-research/bert).
 
-The tree of modules is the tree of variable names: the parameter `bert.encoder.layer_0.attention.self.query.weight` is
-the snapshot's `bert-encoder-layer_0-attention-self-query-weight`. All tensors are global, so that the same code runs on
-one device or many, on CPU or GPU. Shapes: B sequences of the global batch, S tokens each, H hidden units.
+Module names are variable names: the parameter `bert.encoder.layer_0.attention.self.query.weight` is saved as
+`bert-encoder-layer_0-attention-self-query-weight`. All tensors are global, so the same code runs on one device or many,
+on CPU or GPU. Shapes: B sequences in the global batch, S tokens each, H hidden units.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from engine.oneflow_loader import flow, nn
 
 @dataclasses.dataclass(frozen=True)
 class BertConfig:
-    """The size of a BERT model, in the names of google-research/bert's bert_config.json."""
+    """The hyperparameters of a BERT model, named as in google-research/bert's bert_config.json."""
 
     vocab_size: int
     hidden_size: int
@@ -30,7 +30,7 @@ class BertConfig:
 
 
 def bert_config(args):
-    """The BertConfig that the flags describe."""
+    """Returns the BertConfig of the flags."""
     return BertConfig(
         vocab_size=args.vocab_size,
         hidden_size=args.num_attention_heads * args.hidden_size_per_head,
@@ -45,9 +45,9 @@ def bert_config(args):
 
 
 class Initializer:
-    """Makes parameters: global float32 tensors, the same on all ranks of `placement`.
+    """Creates parameters: global float32 tensors, replicated on all ranks of `placement`.
 
-    The values come from NumPy's generator, so that one seed gives the same model on every device.
+    The values come from a NumPy generator, so a seed gives the same model on every device.
     """
 
     def __init__(self, placement, seed):
@@ -55,7 +55,7 @@ class Initializer:
         self._generator = np.random.default_rng(seed)
 
     def truncated_normal(self, shape, standard_deviation):
-        """Normal values, redrawn where they lie beyond two standard deviations, as TensorFlow's truncated_normal."""
+        """Returns normal values, redrawn beyond two standard deviations, as TensorFlow's truncated_normal."""
         values = self._generator.standard_normal(shape, dtype=np.float32)
         beyond = np.abs(values) > 2
         while beyond.any():
@@ -64,7 +64,7 @@ class Initializer:
         return self._parameter(values * np.float32(standard_deviation))
 
     def constant(self, shape, value):
-        """`value` everywhere."""
+        """Returns a parameter filled with `value`."""
         return self._parameter(np.full(shape, value, dtype=np.float32))
 
     def _parameter(self, values):
@@ -72,7 +72,7 @@ class Initializer:
 
 
 class FullyConnected(nn.Module):
-    """x W + b, with W as TensorFlow lays it out: [inputs, outputs]."""
+    """x W + b, with W in TensorFlow's layout, [inputs, outputs]."""
 
     def __init__(self, inputs, outputs, config, initializer):
         super().__init__()
@@ -85,7 +85,7 @@ class FullyConnected(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """Normalisation over the last axis, with epsilon 1e-12."""
+    """Layer normalisation over the last axis, with epsilon 1e-12."""
 
     def __init__(self, size, initializer):
         super().__init__()
@@ -98,7 +98,7 @@ class LayerNorm(nn.Module):
 
 
 class Embeddings(nn.Module):
-    """Sum of word, position and segment embeddings, normalised."""
+    """The sum of word, position and segment embeddings, normalised."""
 
     def __init__(self, config, initializer):
         super().__init__()
@@ -125,7 +125,7 @@ class Embeddings(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Multi-head scaled dot-product attention of a sequence to itself."""
+    """Multi-head scaled dot-product self-attention."""
 
     def __init__(self, config, initializer):
         super().__init__()
@@ -144,7 +144,7 @@ class SelfAttention(nn.Module):
 
 
 class ResidualOutput(nn.Module):
-    """LayerNorm(residual + dropout(x W + b)): how both halves of a layer end."""
+    """LayerNorm(residual + dropout(x W + b)), the end of both halves of a layer."""
 
     def __init__(self, inputs, config, initializer):
         super().__init__()
@@ -162,7 +162,7 @@ class ResidualOutput(nn.Module):
 
 
 class Attention(nn.Module):
-    """The first half of a layer."""
+    """The first half of a layer: self-attention and its output projection."""
 
     def __init__(self, config, initializer):
         super().__init__()
@@ -175,7 +175,7 @@ class Attention(nn.Module):
 
 
 class Intermediate(nn.Module):
-    """The wide part of a layer's second half: GELU (by erf, not its tanh approximation)."""
+    """The feed-forward expansion of a layer, with exact GELU (erf, not the tanh approximation)."""
 
     def __init__(self, config, initializer):
         super().__init__()
@@ -187,7 +187,7 @@ class Intermediate(nn.Module):
 
 
 class Layer(nn.Module):
-    """One layer of the encoder, normalised after each residual addition."""
+    """One encoder layer, with LayerNorm after each residual connection."""
 
     def __init__(self, config, initializer):
         super().__init__()
@@ -202,7 +202,7 @@ class Layer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """The stack of layers `layer_0`, `layer_1`, ..."""
+    """The layers `layer_0`, `layer_1`, ..."""
 
     def __init__(self, config, initializer):
         super().__init__()
@@ -217,7 +217,7 @@ class Encoder(nn.Module):
 
 
 class Pooler(nn.Module):
-    """A tanh layer over the first token, [CLS]."""
+    """A dense tanh layer on the first token, [CLS]."""
 
     def __init__(self, config, initializer):
         super().__init__()
@@ -230,7 +230,7 @@ class Pooler(nn.Module):
 
 
 class BertBackbone(nn.Module):
-    """Embeddings and encoder, and for tasks over whole sequences the pooler."""
+    """Embeddings, encoder and, if the task needs it, the pooler."""
 
     def __init__(self, config, initializer, with_pooler):
         super().__init__()

@@ -1,4 +1,4 @@
-"""The classifier: a layer over the pooled output that scores the labels of a sentence or a pair, or gives a number."""
+"""The classifier: a linear layer on the pooled output, for one or two sentences."""
 
 import bert_util
 from engine import operators
@@ -8,7 +8,7 @@ from training.job import TrainJob
 
 
 class BertForSequenceClassification(nn.Module):
-    """BERT with a layer that scores the labels; with one label, a regression."""
+    """BERT with a linear layer that scores the labels. A single label means regression."""
 
     def __init__(self, config, num_labels, initializer):
         super().__init__()
@@ -18,14 +18,14 @@ class BertForSequenceClassification(nn.Module):
         self.output_bias = initializer.constant((num_labels,), 0.0)
 
     def logits(self, batch):
-        """`batch` maps a record's field names to [B, length] tensors -> logits, [B, labels]."""
+        """`batch`, field names to [B, length] tensors -> logits [B, labels]."""
         sequence_output = self.bert(batch["input_ids"], batch["input_mask"], batch["segment_ids"])
         pooled = operators.dropout(self.bert.pooler(sequence_output), self._dropout_prob if self.training else 0.0)
         logits = flow._C.matmul(pooled, self.output_weights, transpose_b=True)
         return operators.in_float32(flow._C.bias_add(logits, self.output_bias, axis=1))
 
     def forward(self, batch):
-        """total_loss by name, over the global batch: the mean cross-entropy, with one label the mean squared error."""
+        """Returns {"total_loss": mean cross-entropy of the global batch, or mean squared error with one label}."""
         logits = self.logits(batch)
         if logits.shape[1] == 1:
             difference = logits - batch["label_ids"]
@@ -35,4 +35,4 @@ class BertForSequenceClassification(nn.Module):
 
 
 class ClassifierJob(TrainJob):
-    """The train job of BertForSequenceClassification."""
+    """The training graph of BertForSequenceClassification."""

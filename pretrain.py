@@ -1,4 +1,4 @@
-"""The pre-training model: masked language model and next sentence prediction over the backbone."""
+"""The pre-training model: masked language modelling and next sentence prediction."""
 
 import bert_util
 from engine import operators
@@ -8,7 +8,7 @@ from training.job import TrainJob
 
 
 class Transform(nn.Module):
-    """Dense, GELU and LayerNorm before the masked language model's output."""
+    """Dense, GELU and LayerNorm before the masked LM output."""
 
     def __init__(self, config, initializer):
         super().__init__()
@@ -21,7 +21,7 @@ class Transform(nn.Module):
 
 
 class Predictions(nn.Module):
-    """The masked language model's logits; the output weights are the word embeddings."""
+    """The masked LM head. Its output weights are the word embeddings."""
 
     def __init__(self, config, initializer):
         super().__init__()
@@ -29,13 +29,13 @@ class Predictions(nn.Module):
         self.output_bias = initializer.constant((config.vocab_size,), 0.0)
 
     def forward(self, sequence_output, positions, word_embeddings):
-        """[B, S, H], [B, P] int32 and [V, H] -> logits [B * P, V], on CUDA with more columns behind."""
+        """[B, S, H], [B, P] int32 and [V, H] -> logits [B * P, V]; on CUDA with padding columns appended."""
         x = flow._C.batch_gather(sequence_output, positions).reshape(-1, sequence_output.shape[-1])
         return operators.vocabulary_logits(self.transform(x), word_embeddings, self.output_bias)
 
 
 class SequenceRelationship(nn.Module):
-    """Whether the second segment is the one that follows (label 0) or a random one (label 1)."""
+    """The next sentence head: label 0 if the second segment follows the first, 1 if it is random."""
 
     def __init__(self, config, initializer):
         super().__init__()
@@ -49,7 +49,7 @@ class SequenceRelationship(nn.Module):
 
 
 class PretrainingHeads(nn.Module):
-    """What `cls` holds in a pre-training checkpoint."""
+    """The variables under `cls` in a pre-training checkpoint."""
 
     def __init__(self, config, initializer):
         super().__init__()
@@ -75,9 +75,9 @@ class BertForPretraining(nn.Module):
         return operators.in_float32(masked_lm_logits), operators.in_float32(next_sentence_logits)
 
     def forward(self, batch):
-        """The losses of a global batch: `batch` maps a record's field names to [B, length] tensors.
+        """Returns the losses of a global batch; `batch` maps field names to [B, length] tensors.
 
-        Returns scalars by name: mlm_loss = sum(weight x cross-entropy) / (sum(weight) + 1e-5), nsp_loss = mean
+        The losses are scalars by name: mlm_loss = sum(weight x cross-entropy) / (sum(weight) + 1e-5), nsp_loss = mean
         cross-entropy, total_loss = their sum (google-research/bert, run_pretraining.py).
         """
         _, cross_entropy, _, next_sentence_cross_entropy = self._cross_entropies(batch)
@@ -88,7 +88,7 @@ class BertForPretraining(nn.Module):
         return {"total_loss": mlm_loss + nsp_loss, "mlm_loss": mlm_loss, "nsp_loss": nsp_loss}
 
     def _cross_entropies(self, batch):
-        """Masked LM logits [B * P, V] and their cross-entropy [B * P], next sentence logits [B, 2] and theirs [B]."""
+        """Returns masked LM logits [B * P, V], their cross-entropy [B * P], and of the next sentence [B, 2], [B]."""
         masked_lm_logits, next_sentence_logits = self.logits(
             batch["input_ids"], batch["input_mask"], batch["segment_ids"], batch["masked_lm_positions"]
         )
@@ -99,9 +99,9 @@ class BertForPretraining(nn.Module):
         return masked_lm_logits, masked_lm, next_sentence_logits, next_sentence
 
     def scores(self, batch):
-        """For evaluation, of each prediction its cross-entropy and whether it is right (1 or 0), float32.
+        """Returns, for evaluation, the cross-entropy of each prediction and whether it is correct (1 or 0), float32.
 
-        Of the masked LM [B, P] each, of the next sentence [B] each.
+        Two tensors [B, P] for the masked LM and two [B] for the next sentence.
         """
         masked_lm_logits, masked_lm, next_sentence_logits, next_sentence = self._cross_entropies(batch)
         masked_lm_ids = batch["masked_lm_ids"]
@@ -114,9 +114,9 @@ class BertForPretraining(nn.Module):
 
 
 def _is_right(logits, labels):
-    """[N, C] and N labels -> [N]: 1 where the greatest logit is the label's, else 0."""
+    """[N, C] and N labels -> [N]: 1 where the label has the largest logit, else 0."""
     return (flow.argmax(logits, dim=1) == labels.reshape(-1).to(flow.int64)).to(flow.float32)
 
 
 class PretrainJob(TrainJob):
-    """The train job of BertForPretraining."""
+    """The training graph of BertForPretraining."""

@@ -24,7 +24,7 @@ def main():
 
 
 def classify(args):
-    """What each rank does."""
+    """The run of one rank."""
     model_flags.settle(args)
     data = classifier_data.check(args)
     run_setup.check_folders(args)
@@ -42,7 +42,7 @@ def classify(args):
 
 
 def evaluation_of(scorer, data, args):
-    """The evaluation of the task: its metrics, after each epoch."""
+    """Returns the evaluation: the metrics of the task, after each epoch."""
 
     def metrics(fields, outputs):
         (logits,) = outputs
@@ -53,7 +53,7 @@ def evaluation_of(scorer, data, args):
 
 
 def predict(scorer, data, args):
-    """Writes what the model says of the test records."""
+    """Writes the predictions of the test records."""
     _, outputs = scoring.score_records(scorer, data.test, config.evaluation_batch_size(args), args.seq_length)
     if rank() == 0:
         results.write_predictions(args.output_dir, *outputs, data.labels)

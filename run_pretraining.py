@@ -23,7 +23,7 @@ def main():
 
 
 def train(args):
-    """What each rank does."""
+    """The run of one rank."""
     model_flags.settle(args)
     fields = checks.pretraining_fields(args)
     train_set = checks.check_data_set(args, fields, shuffle=True) if args.do_train else None
@@ -40,7 +40,7 @@ def train(args):
 
 
 def evaluation_of(model, train_set, evaluation_set, placement, args):
-    """The evaluation of the task: losses and accuracies of its two heads."""
+    """Returns the evaluation: the losses and accuracies of the two heads."""
     amp_dtype = config.amp_dtype(args, placement.type)
     scorer = scoring.Scorer(model, placement, amp_dtype, pretraining_metrics.INPUTS, "scores")
     task = evaluation.Task(evaluation_set, pretraining_metrics.metrics, pretraining_metrics.FIELDS)

@@ -1,4 +1,4 @@
-"""Fine-tunes BERT on SQuAD: which tokens of a passage begin and end the answer to a question."""
+"""Fine-tunes BERT on SQuAD: predicts the first and the last token of the answer to a question."""
 
 from system import import_errors  # noqa: F401
 
@@ -23,7 +23,7 @@ def main():
 
 
 def train(args):
-    """What each rank does."""
+    """The run of one rank."""
     model_flags.settle(args)
     train_set = training_data(args) if args.do_train else None
     questions = squad_evaluation.check(args) if args.do_eval else None
@@ -40,7 +40,7 @@ def train(args):
 
 
 def training_data(args):
-    """The DataSet of --data_dir; settles args.iter_num."""
+    """Returns the DataSet of --data_dir; sets args.iter_num."""
     count_records = args.num_epochs is not None or args.do_eval
     data_set = checks.check_data_set(args, checks.squad_train_fields(args), shuffle=True, count_records=count_records)
     config.set_iter_num(args, data_set.record_count)
@@ -48,7 +48,7 @@ def training_data(args):
 
 
 def evaluation_of(model, train_set, questions, placement, args):
-    """The evaluation of the task: exact match and F1, after each epoch."""
+    """Returns the evaluation: exact match and F1, after each epoch."""
     scorer = scoring.Scorer(model, placement, config.amp_dtype(args, placement.type))
     task = evaluation.Task(questions and questions.data_set, questions and questions.metrics, each_epoch=True)
     return evaluation.Evaluation(scorer, task, args, train_set)

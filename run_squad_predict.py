@@ -1,4 +1,4 @@
-"""Predicts, for every token of every SQuAD window, how well it would begin and end the answer."""
+"""Predicts the start and end logits of every token of SQuAD windows."""
 
 from system import import_errors  # noqa: F401
 
@@ -24,7 +24,7 @@ def main():
 
 
 def predict_answers(args):
-    """What each rank does."""
+    """The run of one rank."""
     model_flags.settle(args)
     data_set = checks.check_data_set(args, checks.squad_predict_fields(args), shuffle=False, count_records=True)
     config.set_prediction_iter_num(args, data_set.record_count)
@@ -38,7 +38,7 @@ def predict_answers(args):
 
 
 def predict_logits(data_set, args):
-    """The results, as prediction_file.write takes them; the first rank has them all."""
+    """Returns the results for prediction_file.write; rank 0 has all of them."""
     placement = run_setup.start_engine(args)
     initializer = bert_util.Initializer(placement, args.seed)
     model = squad.BertForQuestionAnswering(bert_util.bert_config(args), initializer)

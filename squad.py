@@ -1,4 +1,4 @@
-"""The SQuAD model: a layer over the backbone that scores each token as the start and as the end of the answer."""
+"""The SQuAD model: a linear layer that scores each token as the start and as the end of the answer."""
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from training.scoring import Scorer
 
 
 class SquadHead(nn.Module):
-    """What `cls-squad` holds in a snapshot."""
+    """The variables under `cls-squad` in a snapshot."""
 
     def __init__(self, config, initializer):
         super().__init__()
@@ -28,7 +28,7 @@ class SquadHead(nn.Module):
 
 
 class Heads(nn.Module):
-    """What `cls` holds in a SQuAD checkpoint."""
+    """The variables under `cls` in a SQuAD checkpoint."""
 
     def __init__(self, config, initializer):
         super().__init__()
@@ -44,12 +44,12 @@ class BertForQuestionAnswering(nn.Module):
         self.cls = Heads(config, initializer)
 
     def logits(self, batch):
-        """`batch` maps a record's field names to [B, length] tensors -> start and end logits, [B, S] each."""
+        """`batch`, field names to [B, length] tensors -> start and end logits, [B, S] each."""
         logits = self.cls.squad(self.bert(batch["input_ids"], batch["input_mask"], batch["segment_ids"]))
         return tuple(map(in_float32, logits))
 
     def forward(self, batch):
-        """total_loss by name: half the start's plus half the end's mean cross-entropy over the S positions."""
+        """Returns {"total_loss": the mean of start and end cross-entropy over the S positions}."""
         start_logits, end_logits = self.logits(batch)
         start_loss = _position_loss(start_logits, batch["start_positions"])
         end_loss = _position_loss(end_logits, batch["end_positions"])
@@ -57,16 +57,16 @@ class BertForQuestionAnswering(nn.Module):
 
 
 def _position_loss(logits, positions):
-    """[B, S] and the right positions [B, 1] -> mean cross-entropy over the global batch."""
+    """[B, S] and the true positions [B, 1] -> mean cross-entropy over the global batch."""
     return over_all_ranks(flow._C.sparse_softmax_cross_entropy(logits, positions.reshape(-1)).mean())
 
 
 class SquadFinetuneJob(TrainJob):
-    """The train job of BertForQuestionAnswering."""
+    """The training graph of BertForQuestionAnswering."""
 
 
 class _PredictJob(nn.Graph):
-    """A graph of BertForQuestionAnswering that predicts, in mixed precision if `amp_dtype` names a data type."""
+    """A prediction graph of BertForQuestionAnswering, in mixed precision if `amp_dtype` names a data type."""
 
     def __init__(self, model, amp_dtype=None):
         super().__init__()
@@ -76,14 +76,14 @@ class _PredictJob(nn.Graph):
 
 
 class SquadPredictJob(_PredictJob):
-    """Reads a batch and scores its tokens."""
+    """Reads a batch and computes its logits."""
 
     def __init__(self, model, loader, amp_dtype=None):
         super().__init__(model, amp_dtype)
         self.loader = loader
 
     def build(self):
-        """(unique ids [B, 1], start logits [B, S], end logits [B, S]) of the next batch, whole on every rank."""
+        """Returns unique ids [B, 1], start and end logits [B, S] of the next batch, replicated on every rank."""
         with flow.no_grad():
             batch = self.loader()
             outputs = (batch["unique_ids"], *self.model.logits(batch))
@@ -93,7 +93,8 @@ class SquadPredictJob(_PredictJob):
 def predict(job, iter_num, seq_length):
     """Runs `iter_num` batches of `job`; returns the results as prediction_file.result_dtype, ordered by unique id.
 
-    Batches beyond the data set begin it anew: each unique id is kept once. Raises UserError if one cannot be read.
+    Batches past the end of the data set start it again; each unique id is kept once. Raises UserError if a batch cannot
+    be read.
     """
     dtype = prediction_file.result_dtype(seq_length)
     results = {}
@@ -106,9 +107,9 @@ def predict(job, iter_num, seq_length):
 
 
 class ShortPrediction:
-    """Prediction without most of the padding: graphs for a few lengths, each made when a batch first needs it.
+    """Predicts without most of the padding, with a graph for each of a few lengths, made on first use.
 
-    Logits behind the length that a window's batch is cut to are LOGIT_OF_PADDING.
+    Each batch is cut to one of these lengths. The logits of the positions cut off are LOGIT_OF_PADDING.
     """
 
     LOGIT_OF_PADDING = -10000.0
@@ -117,7 +118,7 @@ class ShortPrediction:
         self.scorer = Scorer(model, placement, amp_dtype)
 
     def predict(self, data_set, args):
-        """As predict(), of the first args.iter_num batches. The first rank reads the windows and has the results."""
+        """As predict(), for the first args.iter_num batches. Rank 0 reads the windows and holds the results."""
         batch_size = config.global_batch_size(args)
         results = [np.zeros(0, prediction_file.result_dtype(args.seq_length))]
         parts = squad_batches.read_windows(data_set, args.iter_num * batch_size) if rank() == 0 else None
