@@ -1,5 +1,5 @@
-// Self-attention of all heads in one operator: the scores never leave a core's cache, and the heads are read and written
-// where they lie in the [tokens, hidden] arrays.
+// Self-attention of all heads in one operator. The scores stay in a core's cache, and the heads are read and written in
+// place in the [tokens, hidden] arrays.
 #include <cmath>
 #include <cstring>
 
@@ -13,12 +13,12 @@
 namespace bert {
 namespace {
 
-// Queries that one thread works on at a time: their scores against 512 keys fill a quarter of a second-level cache.
+// Queries per tile of a thread: their scores against 512 keys fill a quarter of the L2 cache.
 constexpr int64_t kQueriesPerTile = 128;
 
 constexpr int64_t kBlock = 4 * kLanes;
 
-// One head of one sequence, and where its random bits begin.
+// One head of one sequence, and the offset of its random bits.
 struct Head {
   const BertAttention& shape;
   int64_t sequence, head;
@@ -27,7 +27,7 @@ struct Head {
   int64_t rows() const { return (sequence * shape.heads + head) * shape.length; }
 };
 
-// probabilities[queries, length] = softmax(scale * query key^T + mask). The forward and the backward pass both call this.
+// probabilities[queries, length] = softmax(scale * query key^T + mask), for the forward and the backward pass.
 void probabilities_of(const Head& at, int64_t first, int64_t queries, const float* query, const float* key,
                       const float* mask, float* probabilities) {
   const BertAttention& s = at.shape;
@@ -44,7 +44,7 @@ void probabilities_of(const Head& at, int64_t first, int64_t queries, const floa
   }
 }
 
-// Multiplies a row of probabilities (or of gradients) by its part of the dropout mask.
+// Multiplies a row of probabilities or gradients by its part of the dropout mask.
 void drop(const Head& at, uint64_t key, int64_t row, float* values) {
   const BertAttention& s = at.shape;
   const uint64_t threshold = drop_threshold(s.rate);
@@ -95,8 +95,8 @@ void attend_grad(const Head& at, const float* dout, const float* query, const fl
       const float* probability = probabilities + i * s.length;
       float* gradient = gradients + i * s.length;
       if (s.rate > 0.0f) drop(at, random[at.sequence * s.length], first + i, gradient);
-      // Of the probabilities computed here, not from dout and out: where the scores are large, these differ from those
-      // of the forward pass in rounding, and a gradient that is zero would come out as that difference.
+      // Uses the probabilities computed here, not dout and out. With large scores these differ from the forward pass by
+      // rounding, and a zero gradient would become that difference.
       const float dot = sum<float>(s.length, [=](int64_t j) { return probability[j] * gradient[j]; });
       for (int64_t j = 0; j < s.length; ++j) gradient[j] = probability[j] * (gradient[j] - dot) * s.scale();
       if (s.rate > 0.0f) drop(at, random[at.sequence * s.length], first + i, probabilities + i * s.length);

@@ -1,4 +1,4 @@
-// In every library: what it was built of, for engine/kernel_files.py, which reads it in the file before it is loaded.
+// Stores in every library an id of its sources, which engine/kernel_files.py reads from the file before loading it.
 
 #ifndef BERT_BUILD_ID
 #define BERT_BUILD_ID "unknown"

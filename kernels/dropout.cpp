@@ -27,7 +27,7 @@ struct Streams {
   std::map<std::string, uint64_t> restored;
 };
 
-// Never destroyed: a graph may end when the process does.
+// Never destroyed, because a graph may outlive static objects at exit.
 Streams& streams() {
   static Streams* const instance = new Streams;
   return *instance;
@@ -97,7 +97,7 @@ void bert_random_mask(int64_t count, float rate, uint64_t seed, uint64_t call, u
 
 void bert_apply_mask(int64_t count, float scale, const float* x, const uint8_t* keep, const float* added, float* y) {
   bert::parallel_for(count, bert::kElementsPerChunk, [=](int64_t begin, int64_t end) {
-    // A dropped element is 0 even where x is not finite.
+    // A dropped element is 0 even if x is not finite.
     if (added == nullptr) {
       for (int64_t i = begin; i < end; ++i) y[i] = keep[i] ? x[i] * scale : 0.0f;
     } else {

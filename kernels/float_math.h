@@ -1,4 +1,4 @@
-// exp and the normal distribution in float32, written so that the compiler makes vectors of them.
+// exp and the normal distribution in float32, written for auto-vectorisation.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -19,7 +19,7 @@ static inline __attribute__((always_inline)) uint32_t as_bits(float value) {
 
 // e^x to about 1 unit in the last place; 0 and infinity beyond float32's range, NaN for NaN.
 static inline __attribute__((always_inline)) float exponential(float x) {
-  // At these limits the result has long been 0 or infinity.
+  // Beyond these limits the result is 0 or infinity anyway.
   x = x < -110.0f ? -110.0f : x;
   x = x > 95.0f ? 95.0f : x;
   // x = n ln 2 + r: adding 1.5 * 2^23 rounds to an integer, found in the low bits of the sum.
@@ -32,7 +32,7 @@ static inline __attribute__((always_inline)) float exponential(float x) {
   p = p * r + 0.166665204f;
   p = p * r + 0.499999934f;
   p = p * (r * r) + r + 1.0f;
-  // Times 2^n in two halves, since n may be beyond what one exponent holds.
+  // Multiplies by 2^n in two steps, because n may exceed the range of one exponent.
   const uint32_t whole = as_bits(shifted) - as_bits(12582912.0f);
   const uint32_t half = static_cast<uint32_t>(static_cast<int32_t>(whole) >> 1);
   return p * as_float((half + 127) << 23) * as_float((whole - half + 127) << 23);

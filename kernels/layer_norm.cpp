@@ -8,7 +8,7 @@
 namespace bert {
 namespace {
 
-// Statistics and differences from the mean are taken in double precision: a row may lie far from zero.
+// Mean, variance and deviations are computed in double precision, because the mean of a row may be large.
 void normalise_rows(int64_t begin, int64_t end, int64_t columns, double epsilon, const float* x, const float* gamma,
                     const float* beta, float* y, float* mean, float* inverse_deviation) {
   for (int64_t row = begin; row < end; ++row) {

@@ -1,6 +1,6 @@
-// Matrix products, by oneDNN. Each thread runs oneDNN's single-threaded product on a block of the result: that is
-// faster here than oneDNN's own division (which needs OpenMP's threads beside ours), and the blocks, and with them the
-// results, do not depend on the number of threads.
+// Matrix products by oneDNN. Each thread computes a block of the result with oneDNN's single-threaded product. This is
+// faster here than oneDNN's own partition, which needs OpenMP threads beside ours, and the blocks, and so the results, do
+// not depend on the number of threads.
 #include <dnnl.h>
 #include <dnnl.hpp>
 #include <dnnl_debug.h>
@@ -14,7 +14,7 @@
 #include "parallel.h"
 #include "product.h"
 
-// Of GNU's OpenMP, with which oneDNN runs; other compilers than g++ come without its header.
+// From GNU OpenMP, which oneDNN uses. Only g++ provides its header.
 extern "C" int omp_get_max_threads();
 extern "C" void omp_set_num_threads(int count);
 
@@ -35,23 +35,23 @@ class SingleThread {
   int before_;
 };
 
-// Ends the process: there is no result, and a thread of the pool has nobody to tell.
+// Aborts: there is no result, and a pool thread cannot report an error.
 [[noreturn]] void give_up(dnnl_status_t status, const char* what) {
   std::fprintf(stderr, "oneDNN: %s: %s\n", what, dnnl_status2str(status));
   std::abort();
 }
 
-// A result smaller than this is not worth a second thread.
+// Smaller products run on one thread.
 constexpr int64_t kMinimumWork = int64_t{1} << 20;
-// Blocks of a large product.
+// The number of blocks of a large product.
 constexpr int64_t kBlocks = 4;
 
 int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
 std::atomic<bool> bfloat16{false};
 
-// Whether products with bfloat16 operands are left to the processor. The other builds do without, so that each way can
-// be tested and compared; so does oneDNN where ONEDNN_MAX_CPU_ISA caps its instructions.
+// Whether the processor multiplies bfloat16 operands. Only the avx512 build uses this, so that tests can compare both ways.
+// ONEDNN_MAX_CPU_ISA also disables it.
 bool has_bfloat16_instructions() {
 #ifdef __AVX512F__
   constexpr int kNeeded = dnnl_cpu_isa_avx512_core_bf16;
@@ -62,12 +62,12 @@ bool has_bfloat16_instructions() {
 #endif
 }
 
-// The bits of x rounded to the nearest bfloat16, ties to even; a NaN stays one. Denormal numbers become zero, as the
-// processor's instruction takes them, so that results are the same without it.
+// Returns the bits of x rounded to the nearest bfloat16, ties to even. A NaN stays a NaN. Denormals become zero, as with
+// the processor's instruction.
 inline uint32_t rounded_bits(float x) {
   const uint32_t bits = as_bits(x), magnitude = bits & 0x7fffffff;
   const uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000;
-  // Rounding must not carry a NaN's last bits into its exponent.
+  // Rounding must not carry the mantissa of a NaN into its exponent.
   if (magnitude > 0x7f800000) return bits >> 16 << 16 | 0x400000;
   return (rounded & 0x7f800000) == 0 ? bits & 0x80000000 : rounded;
 }
@@ -75,8 +75,7 @@ inline uint32_t rounded_bits(float x) {
 inline void round_to(float x, uint16_t* y) { *y = static_cast<uint16_t>(rounded_bits(x) >> 16); }
 inline void round_to(float x, float* y) { *y = as_float(rounded_bits(x)); }
 
-// y = scale * x, [rows, columns], rounded to the nearest bfloat16, of which a float holds each; y has no gaps between
-// its rows.
+// y = scale * x, [rows, columns], rounded to bfloat16. y is contiguous; if its type is float, it holds bfloat16 values.
 template <typename Number>
 void to_bfloat16(int64_t rows, int64_t columns, float scale, const float* x, int64_t leading, Number* y) {
   parallel_for(rows, rows_per_chunk(columns), [=](int64_t begin, int64_t end) {
@@ -86,8 +85,8 @@ void to_bfloat16(int64_t rows, int64_t columns, float scale, const float* x, int
   });
 }
 
-// c[m, n] = op(a) op(b) (+ c) with bfloat16 a and b and float32 sums; as product() otherwise. The second is for operands
-// in float32 that have been rounded: then each product of two elements is exact, and the sums are those of product().
+// c[m, n] = op(a) op(b) (+ c), as product(), for operands rounded to bfloat16, with float32 sums. The second overload takes
+// rounded operands stored as float32: each product of two elements is then exact.
 void bfloat16_product(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, const uint16_t* a,
                       int64_t lda, const uint16_t* b, int64_t ldb, bool adds, float* c, int64_t ldc) try {
   using dnnl::memory;
@@ -105,7 +104,7 @@ void bfloat16_product(bool transpose_a, bool transpose_b, int64_t m, int64_t n, 
     sum.append_sum();
     attributes.set_post_ops(sum);
   }
-  // oneDNN keeps the code that it has made for these shapes.
+  // oneDNN caches the code generated for these shapes.
   const dnnl::matmul product(dnnl::matmul::primitive_desc(processor, a_layout, b_layout, c_layout, attributes));
   product.execute(stream, {{DNNL_ARG_SRC, memory(a_layout, processor, const_cast<uint16_t*>(a))},
                            {DNNL_ARG_WEIGHTS, memory(b_layout, processor, const_cast<uint16_t*>(b))},
@@ -138,8 +137,8 @@ void bfloat16_product(bool transpose_a, bool transpose_b, int64_t m, int64_t n, 
   product(transpose_a, transpose_b, m, n, k, 1.0f, a, lda, b, ldb, adds ? 1.0f : 0.0f, c, ldc);
 }
 
-// c = op(alpha * a) op(b) (+ c), with both operands rounded to bfloat16 and kept as `Number`; c in blocks of `rows` and
-// `columns`.
+// c = op(alpha * a) op(b) (+ c), with both operands rounded to bfloat16 and stored as `Number`, in blocks of
+// [rows, columns] of c.
 template <typename Number>
 void round_and_multiply(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, float alpha,
                         const float* a, int64_t lda, const float* b, int64_t ldb, bool adds, float* c, int64_t ldc,
@@ -169,7 +168,7 @@ void bert_matmul(bool transpose_a, bool transpose_b, int64_t batch, int64_t m, i
                  const float* a, int64_t lda, int64_t stride_a, const float* b, int64_t ldb, int64_t stride_b,
                  float beta, float* c, int64_t ldc, int64_t stride_c) {
   if (batch == 0 || m == 0 || n == 0) return;
-  // The longer side of the result is cut, at multiples of what oneDNN's inner kernels take at once.
+  // Splits the longer side of the result, at multiples of the tile size of oneDNN's inner kernels.
   int64_t rows = m, columns = n;
   if (m * n * k >= bert::kMinimumWork && batch < 2 * bert::kBlocks) {
     if (n >= m) {

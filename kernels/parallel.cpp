@@ -20,8 +20,8 @@
 namespace bert {
 namespace {
 
-// How long a thread without work looks for some before it goes to sleep: longer than the gap between two kernels of a
-// step, shorter than what another process would miss.
+// How long an idle thread spins before it sleeps: longer than the gap between two kernels of a step, and too short to
+// disturb other processes.
 constexpr auto kSpinTime = std::chrono::microseconds(50);
 
 inline void pause() { __builtin_ia32_pause(); }
@@ -65,13 +65,13 @@ class Pool {
     epoch_.store(open);
     if (sleepers_.load() > 0) futex_wake_all(&epoch_);
     work();
-    // Whoever sees this does not begin; whoever has begun is counted in working_.
+    // Threads that see this do not begin; threads that have begun are counted in working_.
     epoch_.store(open + 1);
     wait_for_helpers();
     return true;
   }
 
-  // In the child of a fork there are no threads but the one that forked.
+  // The child of a fork has only the thread that called fork.
   void after_fork() {
     new (&owner_) std::mutex;
     new (&threads_) std::vector<std::thread>;
@@ -119,7 +119,7 @@ class Pool {
     }
   }
 
-  // Until those who have begun are done. One of them may have lost its processor to another process.
+  // Waits for the threads that have begun. One of them may have been preempted.
   void wait_for_helpers() {
     const auto deadline = std::chrono::steady_clock::now() + kSpinTime;
     for (int spins = 1; working_.load() != 0; ++spins) {
@@ -149,7 +149,7 @@ class Pool {
   std::vector<std::thread> threads_;
   std::atomic<int> count_{allowed_processors()};
   std::atomic<bool> stopping_{false};
-  // Odd while a loop is open to helpers.
+  // Odd while helpers may join a loop.
   alignas(64) std::atomic<uint32_t> epoch_{0};
   std::atomic<int> sleepers_{0};
   alignas(64) std::atomic<uint32_t> working_{0};
@@ -160,7 +160,7 @@ class Pool {
   int64_t chunks_ = 0;
 };
 
-// Never destroyed: threads of the process may still use it while it exits.
+// Never destroyed, because threads may use it during exit.
 Pool& pool() {
   static Pool* const instance = [] {
     auto* made = new Pool;

@@ -1,5 +1,5 @@
-// Threads for loops. One pool a process; loops are cut into chunks that depend on their size only, so that results
-// do not depend on the number of threads.
+// Parallel loops on one thread pool per process. The chunks of a loop depend only on its size, so results do not depend on
+// the number of threads.
 #pragma once
 #include <algorithm>
 #include <cstdint>
@@ -7,7 +7,7 @@
 namespace bert {
 
 // Calls function(context, chunk) once for each chunk in [0, chunks), on all threads, and returns when all are done.
-// Called from within a chunk, or while another thread's loop runs, it does the work alone.
+// Within a chunk, or while another thread's loop runs, the calling thread runs all chunks alone.
 void run_chunks(int64_t chunks, void (*function)(void* context, int64_t chunk), void* context);
 
 template <typename Body>
@@ -24,12 +24,12 @@ void parallel_for(int64_t count, int64_t grain, Body&& body) {
   });
 }
 
-// Rows of `columns` elements that make a chunk of about 64 KiB in float32.
+// Returns the number of rows of `columns` float32 elements in a chunk of about 64 KiB.
 inline int64_t rows_per_chunk(int64_t columns) { return std::max<int64_t>(1, 16384 / std::max<int64_t>(1, columns)); }
 
 constexpr int64_t kElementsPerChunk = 16384;
 
-// A buffer of at least `count` floats that belongs to the calling thread, until its next call.
+// Returns a buffer of at least `count` floats, owned by the calling thread and valid until its next call.
 float* scratch(int64_t count);
 
 }  // namespace bert

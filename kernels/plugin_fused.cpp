@@ -1,5 +1,5 @@
-// What operators that OneFlow has for CUDA only need besides. On CUDA: a stream of random bits of its own for each dropout.
-// On a CPU: plain kernels, by which tests look at what a graph for CUDA computes.
+// Additions to OneFlow's CUDA-only operators. On CUDA: a separate random stream for each dropout. On a CPU: plain kernels,
+// with which tests run the graph for CUDA and check its results.
 #include <algorithm>
 
 #include "oneflow/core/ep/include/stream.h"
@@ -10,13 +10,13 @@
 
 namespace oneflow {
 
-// Of what OneFlow's headers have only beside CUDA's, which the wheel lacks.
+// Declarations from OneFlow headers that include CUDA's headers, which the wheel lacks.
 namespace one {
 class CUDAGeneratorImpl;
 }
 int GetCudaDeviceIndex();
 
-// As OneFlow's random_mask_generator.h lays it out.
+// Same layout as in OneFlow's random_mask_generator.h.
 template <DeviceType device_type>
 class RandomMaskGenerator;
 
@@ -33,9 +33,9 @@ class RandomMaskGenerator<DeviceType::kCUDA> final {
 
 namespace {
 
-// ---- masks of dropout
+// ---- dropout masks
 
-// OneFlow's own kernel takes the operator's seed, which is the same on all ranks, and begins anew in a resumed run.
+// OneFlow's kernel uses the operator's seed, which is the same on all ranks and restarts when a run is resumed.
 class MaskOnCuda final : public user_op::OpKernelState {
  public:
   explicit MaskOnCuda(user_op::KernelInitContext* context)
@@ -113,9 +113,9 @@ REGISTER_BERT_KERNEL("fused_bias_add_mask_scale", bias_add_mask_scale)
       return context.Attr<int32_t>("axis") == shape_of(context, "a").NumAxes() - 1;
     }));
 
-// ---- softmax of scaled scores, those that the mask does not keep replaced by a value; dropout
+// ---- softmax of scaled scores, with masked scores filled by a value, and dropout
 
-// The element of the mask for each of `like`: axes of the mask of size 1 serve all.
+// Returns the mask broadcast to the shape of `like`.
 std::vector<bool> broadcast_mask(const Tensor& mask, const Tensor& like) {
   const auto &shape = like.shape_view(), &mask_shape = mask.shape_view();
   CHECK_EQ(shape.NumAxes(), mask_shape.NumAxes());
@@ -154,7 +154,7 @@ void scale_mask_softmax_dropout(KernelComputeContext* context) {
 REGISTER_BERT_KERNEL("fused_scale_mask_softmax_dropout", scale_mask_softmax_dropout)
     .SetIsMatchedHob(on_cpu() && is_float("y"));
 
-// dx of the scores from `dy`, that of the probabilities `y`; it may be in the place of dy.
+// Computes the gradient dx of the scores from the gradient dy of the probabilities y. dx may be dy.
 void masked_softmax_grad(KernelComputeContext* context, const Tensor& y, const float* dy, float* dx) {
   const float scale = context->Attr<float>("scale_value");
   const std::vector<bool> keep = broadcast_mask(tensor(context, "mask"), y);
@@ -182,7 +182,7 @@ REGISTER_BERT_KERNEL("fused_scale_mask_softmax_dropout_grad", scale_mask_softmax
 }  // namespace
 }  // namespace oneflow
 
-// For bert_choose_gradients: one of the gradients, a HashMap from variables, the first by name. Valid until the next call.
+// For bert_choose_gradients: returns a map with one entry of `gradients`, the first by name. Valid until the next call.
 BERT_KERNEL const void* bert_first_gradient(const void* gradients) {
   using Gradients = oneflow::HashMap<oneflow::LogicalBlobId, oneflow::LogicalBlobId>;
   static Gradients chosen;

@@ -1,5 +1,5 @@
-// Operators of our own, which OneFlow does not know: their definitions, their kernels, and the function by which Python
-// calls them (engine/operators.py gives them their gradients).
+// Operators that OneFlow lacks: their definitions, their CPU kernels, and the function through which Python calls them.
+// engine/operators.py defines their gradients.
 #include <cmath>
 #include <map>
 
@@ -14,7 +14,7 @@ namespace oneflow {
 
 namespace one {
 
-// As in OneFlow's op_interpreter_util.h, which includes what the wheel lacks.
+// Copied declaration: OneFlow's op_interpreter_util.h includes headers that the wheel lacks.
 class OpInterpUtil {
  public:
   template <typename T>
@@ -31,13 +31,13 @@ using user_op::SbpContext;
 
 // ---- random keys
 
-// A key for each forward pass of an operator. The gradient gets it as a tensor, one element a row, so that it draws the
-// same mask; ranks that hold different rows draw different ones.
+// Makes a key for each forward pass of an operator. The gradient receives it as a tensor with one element per row and so
+// draws the same mask. Ranks with different rows draw different masks.
 template <void (*compute)(KernelComputeContext*, int64_t key)>
 class RandomKernel final : public user_op::OpKernel {
  public:
   std::shared_ptr<user_op::OpKernelState> CreateOpKernelState(user_op::KernelInitContext* context) const override {
-    // What draws nothing has no stream: a snapshot of a run tells of the streams of training alone.
+    // At rate 0 nothing is drawn. Without a stream, evaluation leaves no trace in the snapshots of training.
     if (context->Attr<float>("rate") == 0.0f) return nullptr;
     return std::make_shared<RandomStream>(context, stream_seed(context, "random"));
   }
@@ -59,7 +59,7 @@ int64_t* random_output(KernelComputeContext* context, int64_t key) {
   return keys;
 }
 
-// All data are float32 but the random keys.
+// All tensors are float32, except the random keys.
 DataType type_of(const std::string& name) { return name == "random" ? DataType::kInt64 : DataType::kFloat; }
 
 Maybe<void> infer_types(InferContext* context) {
@@ -71,7 +71,7 @@ Maybe<void> infer_types(InferContext* context) {
   return Maybe<void>::Ok();
 }
 
-// The kernels trust the shapes: what the functions below let through must fit.
+// The kernels do not check shapes, so the functions below must.
 Maybe<void> check_shape(InferContext* context, const char* name, const Shape& expected) {
   const Shape& found = context->InputShape(name, 0);
   CHECK_OR_RETURN(found == expected) << name << " is " << found.DebugStr() << ", not " << expected.DebugStr();
@@ -115,7 +115,7 @@ void attention_grad(KernelComputeContext* context) {
                       output(context, "dquery"), output(context, "dkey"), output(context, "dvalue"));
 }
 
-// The shape of the query, when all inputs fit it.
+// Returns the shape of the query if all inputs match it.
 Maybe<const Shape*> check_attention(InferContext* context) {
   const Shape* query = JUST(matrix_shape(context, "query"));
   const Shape* mask = JUST(matrix_shape(context, "mask"));
@@ -311,15 +311,15 @@ REGISTER_USER_OP("bert_linear")
 
 REGISTER_BERT_OPERATOR_KERNEL("bert_linear", Kernel, linear)
 
-// ---- the way in from Python
+// ---- calls from Python
 
-// A tensor as Python holds it: OneFlow's PyTensorObject, whose header the wheel lacks, without needing Python's own.
+// OneFlow's PyTensorObject, whose header the wheel lacks, declared without Python's headers.
 struct PythonTensor {
   void* python_head[2];
   std::shared_ptr<one::Tensor> data;
 };
 
-// Attributes as Python gives them.
+// Attributes passed from Python.
 struct Attributes {
   int64_t heads;
   float rate;
@@ -327,10 +327,10 @@ struct Attributes {
 };
 
 constexpr int kMostOutputs = 8;
-// The definition that OneFlow keeps of an operator does not tell that its only argument is any number of tensors.
+// Takes any number of tensors as its only argument, which OneFlow's definition of an operator does not say.
 constexpr const char* kTakesList = "multi_reduce_sum_pow_abs";
 
-// The operator with that many inputs and these attributes, made once.
+// Returns the operator with this number of inputs and these attributes; creates it on first use.
 Maybe<one::UserOpExpr> find_operator(const std::string& name, int inputs, const Attributes& attributes) {
   static std::mutex mutex;
   static std::map<std::tuple<std::string, int, int64_t, float, double>, std::shared_ptr<one::UserOpExpr>> made;
@@ -374,8 +374,8 @@ Maybe<one::TensorTuple> apply(const std::string& name, const Attributes& attribu
 }  // namespace
 }  // namespace oneflow
 
-// Applies the operator `name` to tensors of Python; puts new references to its outputs, at most 8, into `outputs`, as made
-// by `new_tensor` (OneFlow's PyTensor_New), and returns how many there are. -1 if it cannot be done: `error` says why.
+// Applies the operator `name` to Python tensors. Writes new references to its outputs, at most 8, to `outputs`, created
+// with `new_tensor` (OneFlow's PyTensor_New). Returns their number, or -1 on failure, with the reason in `error`.
 BERT_KERNEL int bert_apply(const char* name, int64_t heads, float rate, double epsilon,
                            void* (*new_tensor)(const std::shared_ptr<oneflow::one::Tensor>&), int inputs,
                            oneflow::PythonTensor* const* input, void** outputs, char* error, int64_t capacity) {

@@ -1,5 +1,5 @@
-// A kernel for OneFlow's reader of records, whose position can be saved and restored: record_reader.h behind a thread that
-// reads ahead and checks what it has read. OneFlow's own aborts the process at the first record that it cannot read.
+// A kernel for OneFlow's record reader whose position can be saved and restored. A thread reads ahead through
+// record_reader.h and checks the records. OneFlow's kernel aborts the process at the first record that it cannot read.
 #include <condition_variable>
 #include <deque>
 #include <mutex>
@@ -13,12 +13,12 @@
 namespace oneflow {
 namespace {
 
-// Batches read before they are needed.
+// The number of batches read ahead.
 constexpr size_t kAhead = 4;
-// Positions kept of batches that have been given out already.
+// The number of past batches whose positions are kept.
 constexpr int64_t kKeptPositions = 64;
 
-// What a record must hold: `length` numbers, which are integers from 0 to below `bound` where that is not negative.
+// A field of a record: `length` numbers, which are integers in [0, bound) unless `bound` is negative.
 struct ExpectedField {
   std::string name;
   int64_t length;
@@ -26,7 +26,7 @@ struct ExpectedField {
   bool is_integer;
 };
 
-// What Python says about the next reader, and what it asks of the newest.
+// Settings from Python for the next reader, and the newest reader, which Python queries.
 struct Shared {
   std::mutex mutex;
   std::vector<ExpectedField> fields;
@@ -34,7 +34,7 @@ struct Shared {
   class ReadAhead* newest = nullptr;
 };
 
-// Never destroyed: a reader may end when the process does.
+// Never destroyed, because a reader may outlive static objects at exit.
 Shared& shared() {
   static Shared* const instance = new Shared;
   return *instance;
@@ -59,7 +59,7 @@ bool fits(const Feature& feature, const ExpectedField& field) {
   }
 }
 
-// Zeros in all fields, so that what follows in the graph can do its work.
+// Returns a record with zeros in all fields, which the operators that follow can process.
 OFRecord blank_record(const std::vector<ExpectedField>& fields) {
   OFRecord record;
   for (const ExpectedField& field : fields) {
@@ -123,7 +123,7 @@ class ReadAhead final : public user_op::OpKernelState {
     bert_reader_close(reader_);
   }
 
-  // Puts the next batch into `records`; after a failure blank records, so that Python can end the run in its own time.
+  // Writes the next batch to `records`. After a failure the records are blank, until Python ends the run.
   void give_out(OFRecord* records) {
     std::vector<OFRecord> batch;
     {
@@ -152,7 +152,7 @@ class ReadAhead final : public user_op::OpKernelState {
     used_.push_back(std::move(batch));
   }
 
-  // The position after that many batches, or an empty string if it is not known (any more).
+  // Returns the position after that many batches, or an empty string if it is not known.
   std::string position_after(int64_t batches) {
     std::lock_guard<std::mutex> lock(mutex_);
     for (const auto& [count, position] : positions_) {
@@ -165,7 +165,7 @@ class ReadAhead final : public user_op::OpKernelState {
     return "";
   }
 
-  // How many good batches came before the failure, or -1 without one.
+  // Returns the number of batches before the failure, or -1 if there was none.
   int64_t failure(std::string* text, std::string* path, int64_t* offset) {
     std::lock_guard<std::mutex> lock(mutex_);
     if (failure_.empty()) { return -1; }
@@ -176,7 +176,7 @@ class ReadAhead final : public user_op::OpKernelState {
   }
 
  private:
-  // The position, in the memory of one that is not needed any more.
+  // Returns the position; reuses the memory of `position`.
   std::string save(std::string position) const {
     const int64_t size = bert_reader_save(reader_, &position[0], position.size());
     if (size != static_cast<int64_t>(position.size())) {
@@ -203,7 +203,7 @@ class ReadAhead final : public user_op::OpKernelState {
     }
   }
 
-  // One whose memory can be taken again, or else a new one; and a position of which the same is true.
+  // Returns a batch whose memory can be reused, or a new one; likewise a position.
   std::vector<OFRecord> used_batch(std::string* position) {
     std::lock_guard<std::mutex> lock(mutex_);
     position->swap(used_position_);
@@ -224,7 +224,7 @@ class ReadAhead final : public user_op::OpKernelState {
       return fail(paths_[found.part] + ": the record at byte " + std::to_string(found.offset) + text, found.part,
                   found.offset);
     };
-    // record_reader.cpp gives out none that is too long for protobuf.
+    // record_reader.cpp returns no record that is too long for protobuf.
     if (!record->ParseFromArray(found.data, found.size)) {
       return fail_at(" is not an OFRecord");
     }
@@ -280,7 +280,7 @@ class Reader final : public user_op::OpKernel {
   bool AlwaysComputeWhenAllOutputsEmpty() const override { return false; }
 };
 
-// A reader that is not placed on ranks (eager, local tensors) stays with OneFlow.
+// Eager readers of local tensors keep OneFlow's kernel.
 bool is_placed(const KernelRegContext& context) {
   return !context.Attr<std::vector<std::string>>("nd_sbp").empty();
 }
@@ -295,7 +295,7 @@ REGISTER_USER_KERNEL("OFRecordReader")
 
 // ---- for engine/native.py
 
-// Tells what the records of readers made from now on must hold: `count` fields, see ExpectedField.
+// Sets the expected fields of all readers created from now on; see ExpectedField.
 BERT_KERNEL void bert_expect_fields(int64_t count, const char* const* names, const int64_t* lengths,
                                     const int64_t* bounds, const bool* are_integers) {
   std::lock_guard<std::mutex> lock(oneflow::shared().mutex);
@@ -305,14 +305,14 @@ BERT_KERNEL void bert_expect_fields(int64_t count, const char* const* names, con
   }
 }
 
-// The next reader that is made begins at that position.
+// Sets the start position of the next reader.
 BERT_KERNEL void bert_restore_next_reader(const char* position, int64_t size) {
   std::lock_guard<std::mutex> lock(oneflow::shared().mutex);
   oneflow::shared().position.assign(position, size);
 }
 
-// The position of the newest reader after that many batches: its size, and its bytes if `capacity` suffices. 0: that
-// position is not known (any more); -1: there is no reader.
+// Writes the position of the newest reader after that many batches to `into` if `capacity` suffices. Returns its size, 0 if
+// the position is not known, or -1 if there is no reader.
 BERT_KERNEL int64_t bert_newest_reader_position(int64_t batches, char* into, int64_t capacity) {
   std::lock_guard<std::mutex> lock(oneflow::shared().mutex);
   if (oneflow::shared().newest == nullptr) { return -1; }
@@ -321,8 +321,8 @@ BERT_KERNEL int64_t bert_newest_reader_position(int64_t batches, char* into, int
   return position.size();
 }
 
-// How many batches the newest reader has read before it failed, or -1 if it has not. Then `text` is what went wrong, and
-// `path` and `offset` tell the record, if it is one's fault.
+// Returns the number of batches that the newest reader read before it failed, or -1 if it has not failed. After a failure
+// `text` is the reason; `path` and `offset` give the record, if a record caused it.
 BERT_KERNEL int64_t bert_newest_reader_failure(char* text, char* path, int64_t capacity, int64_t* offset) {
   std::lock_guard<std::mutex> lock(oneflow::shared().mutex);
   if (oneflow::shared().newest == nullptr) { return -1; }

@@ -1,5 +1,5 @@
-// Stands in front of functions of OneFlow's: loaded with RTLD_GLOBAL before OneFlow is, its definitions are the ones
-// that the dynamic linker finds for their names. They end in OneFlow's own.
+// Replaces functions of OneFlow. This library is loaded with RTLD_GLOBAL before OneFlow, so the dynamic linker resolves
+// their names to the definitions here, which call OneFlow's.
 #include <dlfcn.h>
 #include <link.h>
 #include <semaphore.h>
@@ -15,7 +15,7 @@
 
 namespace {
 
-// OneFlow's own definition of a name.
+// Returns OneFlow's definition of a symbol.
 void* original(const char* name) {
   static void* const library = [] {
     const char* path = nullptr;
@@ -38,27 +38,26 @@ void* original(const char* name) {
 
 }  // namespace
 
-// Aligned at every level of optimisation: in a pointer to a member function an odd address means a virtual one.
+// Aligned at every optimisation level: an odd address in a pointer to a member function marks a virtual function.
 #define STAND_IN_FOR(name) asm(name) __attribute__((visibility("default"), aligned(16)))
 
 #define SCHEDULE_LOOP "_ZN7oneflow14VirtualMachine12ScheduleLoopERKSt8functionIFvvEE"
 void schedule_loop(void* self, const void* initializer) STAND_IN_FOR(SCHEDULE_LOOP);
 
-// Whether what follows is to make a CPU fast: not where a GPU computes.
+// Whether to apply the changes that make a CPU run fast. False for a run on a GPU.
 static bool tunes_cpu = true;
 
 extern "C" __attribute__((visibility("default"))) void bert_tune_cpu(bool on) { tunes_cpu = on; }
 
-// VirtualMachine::ScheduleLoop. While a graph runs, its thread asks without pause whether the graph is done: it gets
-// little of a processor that others want. Not SCHED_IDLE, at which it gets so little on a busy machine that the graph
-// waits for it.
+// VirtualMachine::ScheduleLoop. Its thread polls without pause while a graph runs, so it gets the lowest nice level.
+// SCHED_IDLE is too low: on a busy machine the graph would wait for this thread.
 void schedule_loop(void* self, const void* initializer) {
   constexpr int kThisThread = 0, kLeast = 19;
   if (tunes_cpu) { setpriority(PRIO_PROCESS, kThisThread, kLeast); }
   reinterpret_cast<void (*)(void*, const void*)>(original(SCHEDULE_LOOP))(self, initializer);
 }
 
-// Calls of graphs that have been put into the queue of those that run.
+// Counts the graph calls that have been added to the queue of running graphs.
 static sem_t enqueued_graphs = [] {
   sem_t made;
   sem_init(&made, 0, 0);
@@ -68,8 +67,8 @@ static sem_t enqueued_graphs = [] {
 #define ENQUEUE_GRAPH "_ZN7oneflow2vm19LazyJobStreamPolicy14EnqueueNNGraphERKSt10shared_ptrINS_9NNGraphIfEE"
 void enqueue_graph(void* self, const void* graph) STAND_IN_FOR(ENQUEUE_GRAPH);
 
-// LazyJobStreamPolicy::EnqueueNNGraph. OneFlow calls it after it has started the graph, whose last act is to take
-// itself out of the queue: a graph that is done by then takes itself out of an empty one, and the process dies.
+// LazyJobStreamPolicy::EnqueueNNGraph. OneFlow calls it after starting the graph. A graph that has already finished would
+// remove itself from an empty queue, which aborts the process.
 void enqueue_graph(void* self, const void* graph) {
   reinterpret_cast<void (*)(void*, const void*)>(original(ENQUEUE_GRAPH))(self, graph);
   sem_post(&enqueued_graphs);
@@ -78,7 +77,7 @@ void enqueue_graph(void* self, const void* graph) {
 #define DEQUEUE_GRAPH "_ZN7oneflow2vm19LazyJobStreamPolicy14DequeueNNGraphEv"
 void dequeue_graph(void* self) STAND_IN_FOR(DEQUEUE_GRAPH);
 
-// LazyJobStreamPolicy::DequeueNNGraph: waits for the above.
+// LazyJobStreamPolicy::DequeueNNGraph. Waits for enqueue_graph.
 void dequeue_graph(void* self) {
   while (sem_wait(&enqueued_graphs) != 0) {}
   reinterpret_cast<void (*)(void*)>(original(DEQUEUE_GRAPH))(self);
@@ -87,12 +86,12 @@ void dequeue_graph(void* self) {
 #define DELETE_READS "_ZN7oneflow7CommNet17DeleteActorReadIdEPv"
 void delete_reads(void* self, void* reads) STAND_IN_FOR(DELETE_READS);
 
-// CommNet::DeleteActorReadId, which deletes what an actor that ends has read from other ranks with. It leaves it there,
-// some hundred bytes: the thread that has called the actor back may be in the midst of it, and OneFlow either aborts
-// the process, because it does not find it empty, or deletes the mutex that the thread holds.
+// CommNet::DeleteActorReadId, which deletes the read context of an actor that ends. The thread that called the actor back
+// may still use the context: OneFlow then aborts because it is not empty, or deletes a mutex that the thread holds. So it
+// is not deleted; it leaks a hundred bytes per actor.
 void delete_reads(void*, void*) {}
 
-// What is to be done to the plan of a graph, an oneflow::Plan, before its arrays get places in memory.
+// Changes the plan of a graph, an oneflow::Plan, before memory is assigned to its arrays. May be null.
 static void (*plan_change)(void* plan) = nullptr;
 
 extern "C" __attribute__((visibility("default"))) void bert_change_plans(void (*change)(void* plan)) {
@@ -103,13 +102,13 @@ extern "C" __attribute__((visibility("default"))) void bert_change_plans(void (*
   "_ZN7oneflow22IntraJobMemSharingUtil30InferMemBlockId4MemReusedRegstEPNS_4PlanERKSt8functionIFbRKSsS5_EE"
 void plan_memory(void* plan, const void* is_reachable) STAND_IN_FOR(PLAN_MEMORY);
 
-// IntraJobMemSharingUtil::InferMemBlockId4MemReusedRegst, which finds places for the arrays of GPUs.
+// IntraJobMemSharingUtil::InferMemBlockId4MemReusedRegst, which assigns memory to the arrays of GPUs.
 void plan_memory(void* plan, const void* is_reachable) {
   if (plan_change != nullptr) plan_change(plan);
   reinterpret_cast<void (*)(void*, const void*)>(original(PLAN_MEMORY))(plan, is_reachable);
 }
 
-// What is to be told of the plan of a graph, whose name is an std::string, before its memory is allocated.
+// Receives the plan of a graph and the graph's name, an std::string, before memory is allocated. May be null.
 static void (*plan_listener)(const void* plan, const void* graph) = nullptr;
 
 extern "C" __attribute__((visibility("default"))) void bert_tell_plans(void (*tell)(const void*, const void*)) {
@@ -119,14 +118,14 @@ extern "C" __attribute__((visibility("default"))) void bert_tell_plans(void (*te
 #define LOG_PLAN "_ZN7oneflow8PlanUtil13PlanMemoryLogEPNS_4PlanERKSs"
 void log_plan(void* plan, const void* graph) STAND_IN_FOR(LOG_PLAN);
 
-// PlanUtil::PlanMemoryLog, which logs what memory a plan needs, as OneFlow's own log only.
+// PlanUtil::PlanMemoryLog, which writes the memory needs of a plan to OneFlow's log.
 void log_plan(void* plan, const void* graph) {
   if (plan_listener != nullptr) plan_listener(plan, graph);
   reinterpret_cast<void (*)(void*, const void*)>(original(LOG_PLAN))(plan, graph);
 }
 
-// Of the gradients of a graph whose loss is scaled, a std::unordered_map of OneFlow's: those that tell whether any is not
-// finite. Null where OneFlow is to look at all of them, and to divide them by the scale.
+// Selects, from the gradients of a graph with a scaled loss (a std::unordered_map), those to check for overflow. If null,
+// OneFlow checks all gradients and divides them by the scale.
 static const void* (*gradient_choice)(const void* gradients) = nullptr;
 
 extern "C" __attribute__((visibility("default"))) void bert_choose_gradients(const void* (*choose)(const void*)) {
@@ -139,8 +138,8 @@ extern "C" __attribute__((visibility("default"))) void bert_choose_gradients(con
   "_ZN7oneflow25ScaleModelDiffByLossScaleEPNS_10JobPassCtxERKNS_7OpGraphEPNS_10JobBuilderEP" OF_GRADIENTS
 void divide_gradients(void* context, const void* graph, void* job, void* gradients) STAND_IN_FOR(DIVIDE_GRADIENTS);
 
-// ScaleModelDiffByLossScale, which multiplies each gradient by the inverse of the loss scale, by a kernel each: the
-// gradients are divided when they are clipped (training/optimizer.py).
+// ScaleModelDiffByLossScale, which divides each gradient by the loss scale, with one kernel per gradient. Skipped here,
+// because clipping divides them (training/optimizer.py).
 void divide_gradients(void* context, const void* graph, void* job, void* gradients) {
   if (gradient_choice != nullptr) return;
   reinterpret_cast<void (*)(void*, const void*, void*, void*)>(original(DIVIDE_GRADIENTS))(context, graph, job,
@@ -152,20 +151,20 @@ void divide_gradients(void* context, const void* graph, void* job, void* gradien
 void* count_not_finite(void* result, void* context, const void* graph, void* job, const void* gradients)
     STAND_IN_FOR(COUNT_NOT_FINITE);
 
-// CountNotFiniteIfNeeded, which returns a Maybe<void> through `result`. It reads all gradients, which then have to be
-// scaled before the update, each by a kernel of its own. Clipping makes all of them nan where any is not finite.
+// CountNotFiniteIfNeeded, which returns a Maybe<void> through `result`. It reads its gradients before the update, so each
+// of them needs a kernel for scaling. One gradient is enough: clipping makes all of them NaN if any is not finite.
 void* count_not_finite(void* result, void* context, const void* graph, void* job, const void* gradients) {
   if (gradient_choice != nullptr) gradients = gradient_choice(gradients);
   return reinterpret_cast<void* (*)(void*, void*, const void*, void*, const void*)>(original(COUNT_NOT_FINITE))(
       result, context, graph, job, gradients);
 }
 
-// What the two functions below have mapped: its size by its address.
+// Memory mapped by device_alloc: address -> size.
 static std::unordered_map<void*, size_t>* const mapped = new std::unordered_map<void*, size_t>;
 static std::mutex mapped_mutex;
 
-// `size` bytes of zeros, which take up memory where they are touched only; null if there are none. Not in huge pages:
-// where memory is in pieces the system puts some together at first touch, which costs the first step up to 3 seconds.
+// Maps `size` bytes of zeros, which take up memory on first touch. Returns null on failure. Without huge pages: with
+// fragmented memory, compaction at first touch costs up to 3 seconds of the first step.
 static void* map_zeros(size_t size) {
   void* zeros = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   return zeros == MAP_FAILED ? nullptr : zeros;
@@ -174,8 +173,8 @@ static void* map_zeros(size_t size) {
 #define DEVICE_ALLOC "_ZN7oneflow2ep9CpuDevice5AllocERKNS0_17AllocationOptionsEPPvm"
 void* device_alloc(void* result, void* self, const int* options, void** pointer, size_t size) STAND_IN_FOR(DEVICE_ALLOC);
 
-// CpuDevice::Alloc, which returns a Maybe<void> through `result`. It fills what it allocates with zeros: pages that are
-// mapped hold zeros, and need no memory before they are used.
+// CpuDevice::Alloc, which returns a Maybe<void> through `result` and fills the memory with zeros. Mapped pages are zero
+// already and take up no memory before they are used.
 void* device_alloc(void* result, void* self, const int* options, void** pointer, size_t size) {
   constexpr size_t kSmallest = size_t{1} << 21;
   const auto own = reinterpret_cast<void* (*)(void*, void*, const int*, void**, size_t)>(original(DEVICE_ALLOC));
@@ -183,7 +182,7 @@ void* device_alloc(void* result, void* self, const int* options, void** pointer,
   void* zeros = nullptr;
   if (tunes_cpu && size >= kSmallest && pinned_device_type == 0) zeros = map_zeros(size);
   if (zeros == nullptr) return own(result, self, options, pointer, size);
-  // OneFlow's own makes the result.
+  // OneFlow's function creates the result.
   own(result, self, options, pointer, 1);
   std::free(*pointer);
   *pointer = zeros;

@@ -1,5 +1,5 @@
 // Random bits by counting: Philox4x32-10 (Salmon et al., Parallel random numbers: as easy as 1, 2, 3, SC 2011).
-// The value at an index depends on (seed, call, index) only, so any thread can make any part.
+// The value at an index depends only on (seed, call, index), so any thread can compute any part.
 #pragma once
 #include <cstdint>
 

@@ -17,11 +17,11 @@
 namespace {
 
 constexpr int64_t kReadAhead = 1 << 20;
-// More than any record of text takes: a longer one is no record, and not worth its memory.
+// Longer than any text record. A longer record is treated as damaged.
 constexpr uint64_t kLongestRecord = 1 << 24;
 constexpr uint64_t kMagic = 0x3152444145524246u;  // "FBREADR1"
 
-// What the random numbers are for; each has streams of its own.
+// The uses of random numbers. Each has its own streams.
 enum Purpose : uint64_t { kPartOrder = 1, kDraws = 2 };
 
 struct Position {
@@ -33,7 +33,7 @@ struct Buffered {
   std::string bytes;
 };
 
-// The fixed part of a saved state. After it: the parts' sizes, the positions of what is in the buffer, and a checksum.
+// The fixed part of a saved state. The sizes of the parts, the positions of the buffered records and a checksum follow.
 struct StateHead {
   uint64_t magic, seed;
   int64_t parts, readers, reader, buffer_size, reorders_parts;
@@ -48,7 +48,7 @@ uint64_t checksum_of(const void* data, size_t size) {
   return hash;
 }
 
-// A part that is open for reading; reads ahead.
+// A part that is open for reading, with read-ahead.
 class PartFile {
  public:
   PartFile() = default;
@@ -63,13 +63,13 @@ class PartFile {
     return descriptor_ < 0 ? errno : 0;
   }
 
-  // Whether `size` bytes at `offset` could be read; *data is where they are until the next call. errno is 0 if the file
-  // has no more.
+  // Reads `size` bytes at `offset`. *data points to them until the next call. On failure returns false; errno is 0 at the
+  // end of the file.
   bool read(int64_t offset, int64_t size, const char** data) {
     if (offset < begin_ || offset + size > begin_ + filled_) {
       const int64_t wanted = std::max(size, kReadAhead);
       if (wanted > capacity_) {
-        // Not a string, which would fill it with zeros first.
+        // A string would fill the memory with zeros first.
         bytes_.reset(new char[wanted]);
         capacity_ = wanted;
       }
@@ -235,7 +235,7 @@ struct BertReader {
     at_fault_ = at_fault;
   }
 
-  // The parts that this reader reads in an epoch, in their order.
+  // Sets the parts that this reader reads in an epoch, in order.
   void begin_epoch(int64_t epoch) {
     epoch_ = epoch;
     index_ = offset_ = records_read_ = 0;
@@ -249,7 +249,7 @@ struct BertReader {
     order_.assign(order.begin() + parts() * reader_ / readers_, order.begin() + parts() * (reader_ + 1) / readers_);
   }
 
-  // Reads into the buffer until it is full or the epoch's parts are read through.
+  // Fills the buffer until it is full or all parts of the epoch are read.
   bool fill() {
     while (static_cast<int64_t>(buffer_.size()) < buffer_size_ && index_ < static_cast<int64_t>(order_.size())) {
       const int64_t part = order_[index_];
@@ -259,7 +259,7 @@ struct BertReader {
         file_.close_file();
         continue;
       }
-      // What was given out before is no longer needed: its memory is.
+      // Reuses the memory of the record returned before.
       Buffered buffered{{part, offset_}, std::move(given_.bytes)};
       if (!file_.is_open() && !open_file(&file_, part)) return false;
       if (!read_record(&file_, buffered.position, &buffered.bytes)) return false;

@@ -1,9 +1,9 @@
-// Reads the records of a data set without end, in an order that depends on a seed only, from a position that can be
-// saved and restored. Plain C functions, no OneFlow here: see kernels.h.
+// Reads the records of a data set endlessly, in an order that depends only on a seed, from a position that can be saved
+// and restored. Plain C functions without OneFlow; see kernels.h.
 //
-// In each epoch a reader reads its share of the parts, one after the other, into a buffer, from which it draws. When all
-// are read the buffer is emptied, and the next epoch begins: so each record comes once an epoch. tests/records/test_record_reader.py
-// says the same in a few lines of Python.
+// In each epoch a reader reads its share of the parts sequentially into a buffer and draws records from it at random. At
+// the end of the epoch it empties the buffer, so each record is read once per epoch. tests/records/test_record_reader.py
+// has the same algorithm in a few lines of Python.
 #pragma once
 #include "kernels.h"
 
@@ -16,7 +16,7 @@ struct BertReaderSettings {
   bool reorders_parts;      // after every epoch, the same on all readers
 };
 
-// A record: its serialized bytes, which are valid until the next call, and where they lie.
+// A record: its serialized bytes, valid until the next call, and its place.
 struct BertRecord {
   const void* data;
   int64_t size;
@@ -25,21 +25,21 @@ struct BertRecord {
 
 struct BertReader;
 
-// Never null; what is wrong is told by the first bert_reader_next. The paths are copied.
+// Never null: errors are reported by the first bert_reader_next. Copies the paths.
 BERT_KERNEL BertReader* bert_reader_open(const BertReaderSettings* settings);
 BERT_KERNEL void bert_reader_close(BertReader* reader);
 
-// The next record. False if there is none, and never will be: bert_reader_error says why.
+// Reads the next record. Returns false on an error, which is permanent; bert_reader_error has the reason.
 BERT_KERNEL bool bert_reader_next(BertReader* reader, BertRecord* record);
 
-// One line, or an empty string. The record at fault is at `offset` of `part`, which is -1 if it is no record's fault.
+// Returns the error in one line, or an empty string. `part` and `offset` give the record; `part` is -1 if none caused it.
 BERT_KERNEL const char* bert_reader_error(const BertReader* reader, int64_t* part, int64_t* offset);
 
-// Where the reader is, for bert_reader_restore: how many bytes that takes, which are written if `capacity` suffices. It
-// is to be asked after every batch, so the checksum at the end is left to bert_reader_seal, for a state that is kept.
+// Writes the position, for bert_reader_restore, if `capacity` suffices. Returns its size. As this is called after every
+// batch, the checksum at the end is left to bert_reader_seal, for a state that is kept.
 BERT_KERNEL int64_t bert_reader_save(const BertReader* reader, void* state, int64_t capacity);
 BERT_KERNEL void bert_reader_seal(void* state, int64_t size);
 
-// Makes a reader that has just been opened go on from there. If it is no state, or one of other parts or settings,
-// the next record is an error. The seed is the state's.
+// Sets the position of a reader that has just been opened; the seed is that of the state. If the state is damaged, or
+// belongs to other parts or settings, the next read fails.
 BERT_KERNEL void bert_reader_restore(BertReader* reader, const void* state, int64_t size);

@@ -1,5 +1,5 @@
-// Sums over a row, in 16 strands: the order of additions is the same with every instruction set, and the compiler
-// makes vectors of the strands.
+// Sums over a row in 16 interleaved partial sums. The order of additions is the same with every instruction set, and the
+// compiler vectorises them.
 #pragma once
 #include <cstdint>
 
@@ -40,7 +40,7 @@ static inline __attribute__((always_inline)) void sum_two(int64_t count, Number*
   *second = add_strands(b);
 }
 
-// The largest x[i]; NaNs are passed over.
+// Returns the largest x[i]; ignores NaNs.
 static inline __attribute__((always_inline)) float maximum(int64_t count, const float* x) {
   float strand[kStrands];
   for (int j = 0; j < kStrands; ++j) strand[j] = -__builtin_inff();

@@ -1,4 +1,4 @@
-// How both halves of a layer end: bias, dropout, residual and normalisation in one pass over memory.
+// The end of both halves of a layer: bias, dropout, residual and LayerNorm in one pass over memory.
 #include <cmath>
 
 #include "kernels.h"
@@ -12,7 +12,7 @@ namespace {
 
 constexpr int64_t kBlock = 4 * kLanes;
 
-// Calls use(i, keep) for the elements of a row, keep being the factor of dropout.
+// Calls use(i, keep) for the elements of a row; `keep` is the dropout factor.
 template <typename Use>
 inline __attribute__((always_inline)) void with_dropout(float rate, uint64_t key, int64_t row, int64_t columns,
                                                         Use&& use) {

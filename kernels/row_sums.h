@@ -1,4 +1,4 @@
-// Sums over the rows of matrices, as the gradients of biases, gammas and betas need them.
+// Sums over the rows of matrices, for the gradients of biases, gammas and betas.
 #pragma once
 #include <algorithm>
 #include <array>
@@ -7,11 +7,11 @@
 
 namespace bert {
 
-// Rows whose sums make one partial sum.
+// The number of rows in one partial sum.
 constexpr int64_t kRowsPerPart = 64;
 
-// Calls add(row, total) for every row, where total[i] are kSums arrays of `columns` elements, zero at first; puts the
-// sums of all of them into `sums`, of which any may be null. Rows are added in an order that depends on their number only.
+// Calls add(row, total) for every row; total[i] are kSums arrays of `columns` elements that start at zero. Writes the sums
+// to `sums`, of which any may be null. The order of additions depends only on the number of rows.
 template <int kSums, typename Add>
 void sum_over_rows(int64_t rows, int64_t columns, std::array<float*, kSums> sums, Add&& add) {
   const int64_t parts = std::max<int64_t>(1, (rows + kRowsPerPart - 1) / kRowsPerPart);

@@ -69,7 +69,7 @@ void bert_cross_entropy_grad(int64_t rows, int64_t columns, const float* log_pro
       float* to = dx + row * columns;
       const float scale = dy[row];
       const bool has_label = label[row] >= 0 && label[row] < columns;
-      // Before the row is written, which may lie where log_probability does.
+      // Computed before the row is written, because dx may be log_probability.
       const float at_label = has_label ? scale * (bert::exponential(from[label[row]]) - 1.0f) : 0.0f;
       for (int64_t i = 0; i < columns; ++i) to[i] = scale * bert::exponential(from[i]);
       if (has_label) to[label[row]] = at_label;

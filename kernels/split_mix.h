@@ -1,4 +1,4 @@
-// Random numbers with one word of state: SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators,
+// Random numbers with 64 bits of state: SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators,
 // OOPSLA 2014).
 #pragma once
 #include <cstdint>
@@ -15,12 +15,12 @@ inline uint64_t split_mix(uint64_t state) {
 
 inline uint64_t next_random(uint64_t* state) { return split_mix(*state += kSplitMixStep); }
 
-// A number from 0 to below `limit`.
+// Returns a number in [0, limit).
 inline uint64_t below(uint64_t* state, uint64_t limit) {
   return static_cast<uint64_t>(static_cast<unsigned __int128>(next_random(state)) * limit >> 64);
 }
 
-// The state at which the stream `index` for one purpose begins.
+// Returns the initial state of stream `index` for a purpose.
 inline uint64_t stream_start(uint64_t seed, uint64_t purpose, uint64_t index) {
   return split_mix(split_mix(split_mix(seed + kSplitMixStep) + purpose) + index);
 }
