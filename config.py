@@ -325,7 +325,7 @@ def _add_tutorial_flags(groups, iter_num_default=None, predicts_masks=True, trai
         type=positive_int,
         default=None if iter_num_default else _DEFAULT_ITER_NUM,
         metavar="N",
-        help=f"batches to run (default: {iter_num_default or _DEFAULT_ITER_NUM})",
+        help=f"updates of the model to run (default: {iter_num_default or _DEFAULT_ITER_NUM})",
     )
     training.add_argument(
         "--warmup_batches",
@@ -507,7 +507,20 @@ def _add_later_flags(groups, trains=True):
         default=True,
         help="GPU: let products of float32 round their operands to TF32, which is faster, where the GPU can do so",
     )
-    _add_optimizer_flags(groups["training" if trains else "unused"])
+    training = groups["training" if trains else "unused"]
+    training.add_argument(
+        "--num_accumulation_steps",
+        type=positive_int,
+        default=1,
+        metavar="N",
+        help="batches that an iteration reads, one after the other, and adds up for one update",
+    )
+    add_bool(
+        training,
+        "--activation_checkpointing",
+        help="keep only what enters each layer, compute the rest again in the backward pass: less memory, more time",
+    )
+    _add_optimizer_flags(training)
 
 
 def _add_optimizer_flags(group):
@@ -601,7 +614,7 @@ def set_iter_num(args, record_count):
     if record_count is None:
         return
     print(f"The data set has {record_count} records.")
-    args.iter_num = max(1, record_count * args.num_epochs // global_batch_size(args))
+    args.iter_num = max(1, record_count * args.num_epochs // sequences_per_iteration(args))
 
 
 def set_prediction_iter_num(args, record_count):
@@ -638,6 +651,11 @@ def rank_count(args):
 def global_batch_size(args):
     """Sequences in a batch over all devices."""
     return rank_count(args) * args.batch_size_per_device
+
+
+def sequences_per_iteration(args):
+    """Sequences that an update of the parameters is computed from."""
+    return global_batch_size(args) * args.num_accumulation_steps
 
 
 def amp_dtype(args, device_type):

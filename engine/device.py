@@ -154,11 +154,10 @@ def likely_lack_of_memory(log, args):
 
 def _in_words(plan, args):
     total = plan.there_is(args)
-    remedies = ["a smaller --batch_size_per_device", "a smaller --seq_length"]
-    # More than that cannot fit: gradients do not shrink with the batch.
-    batch = int(args.batch_size_per_device * (total - plan.variables) / max(1, plan.needed - plan.variables))
-    if 0 < batch < args.batch_size_per_device:
-        remedies[0] = f"--batch_size_per_device={batch} or less"
+    remedies = [_smaller_batch(plan, total, args), "a smaller --seq_length"]
+    has_dropout = args.hidden_dropout_prob > 0 or args.attention_probs_dropout_prob > 0
+    if _trains(args) and not args.activation_checkpointing and not (plan.on_gpu and has_dropout):
+        remedies.append("--activation_checkpointing")
     if plan.on_gpu:
         there_is = f"the GPU has {total / 1e9:.2f} GB, less what others use"
         if not args.use_fp16:
@@ -170,10 +169,28 @@ def _in_words(plan, args):
     return f"a step needs {plan.needed / 1e9:.2f} GB, {there_is}; {_needs_less(remedies, args, plan.on_gpu)}"
 
 
+def _smaller_batch(plan, total, args):
+    """A batch that is more likely to fit, and where training can accumulate as many sequences for an update, how."""
+    # More than that cannot fit: gradients do not shrink with the batch.
+    batch = int(args.batch_size_per_device * (total - plan.variables) / max(1, plan.needed - plan.variables))
+    if not 0 < batch < args.batch_size_per_device:
+        return "a smaller --batch_size_per_device"
+    remedy = f"--batch_size_per_device={batch} or less"
+    if not _trains(args):
+        return remedy
+    batches = -(-args.batch_size_per_device * args.num_accumulation_steps // batch)
+    return f"{remedy} (with --num_accumulation_steps={batches} or more for as many sequences an update)"
+
+
+def _trains(args):
+    """Whether the script trains a model, by its flags."""
+    return getattr(args, "do_train", False)
+
+
 def _needs_less(remedies, args, on_gpu):
     """`remedies`, and --zero_stage where it would help, as a clause."""
     stage, devices = (2, "GPUs") if on_gpu else (1, "machines")
-    if args.zero_stage < stage and not hasattr(args, "all_results_file"):
+    if args.zero_stage < stage and _trains(args):
         remedies = [*remedies, f"--zero_stage={stage} on several {devices}"]
     *others, last = remedies
     what_helps = f"{', '.join(others)} or {last}" if others else last

@@ -147,6 +147,16 @@ def attention_mask(input_mask):
     return (input_mask.to(flow.float32) - 1.0) * -_NEVER
 
 
+def for_each_batch(x):
+    """x, which is computed once an iteration, as a tensor that the graph has for each batch it accumulates.
+
+    A graph with accumulation returns all outputs once for each batch. OneFlow repeats the graph's variables so, by an
+    operator that Python cannot build: this operator makes OneFlow take x for a variable.
+    """
+    identity = flow.stateful_op("identity").Input("in").Output("out").Build()
+    return flow._C.dispatch_feed_variable(identity, x, l2=0.0)
+
+
 def _attention_by_parts(query, key, value, mask, heads, rate):
     length = mask.shape[-1]
     head_size = query.shape[-1] // heads

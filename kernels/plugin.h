@@ -53,9 +53,16 @@ int64_t rows_of(const Tensor& tensor) {
   return columns == 0 ? 0 : count_of(tensor) / columns;
 }
 
-// The seed of the random stream of an operator in a graph. Ranks that hold different rows of `output` draw differently.
+// What OneFlow puts before the name of an operator to name its copy that computes an activation anew for the backward
+// pass (checkpointing_pass.cpp).
+constexpr const char kCopyPrefix[] = "Sys-Checkpointing-Fake-Fw-Op_";
+
+// The seed of the random stream of an operator in a graph. Ranks that hold different rows of `output` draw differently,
+// the copy of an operator what the operator draws.
 uint64_t stream_seed(user_op::KernelInitContext* context, const char* output) {
-  const uint64_t seed = bert_stream_seed(context->op_name().c_str());
+  const std::string& name = context->op_name();
+  const bool is_copy = name.compare(0, sizeof(kCopyPrefix) - 1, kCopyPrefix) == 0;
+  const uint64_t seed = bert_stream_seed(name.c_str() + (is_copy ? sizeof(kCopyPrefix) - 1 : 0));
   const bool is_split = context->parallel_ctx().parallel_num() > 1 &&
                         context->NdSbp4ArgNameAndIndex(output, 0).sbp_parallel(0).has_split_parallel();
   return is_split ? seed + 0xD1342543DE82EF95u * (context->parallel_ctx().parallel_id() + 1) : seed;

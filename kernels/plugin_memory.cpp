@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <map>
 #include <stdexcept>
+#include <tuple>
 
 #include "oneflow/core/graph/stream_id.h"
 #include "oneflow/core/job/plan.pb.h"
@@ -36,8 +37,40 @@ struct Array {
 };
 
 bool is_operator_on_cpu(const TaskProto& task) {
-  return task.task_type() == TaskType::kNormalForward && task.exec_sequence().exec_node_size() == 1 &&
+  return (task.task_type() == TaskType::kNormalForward || task.task_type() == TaskType::kAcc) &&
+         task.exec_sequence().exec_node_size() == 1 &&
          DecodeStreamIdFromInt64(task.thrd_id()).device_type() == DeviceType::kCPU;
+}
+
+// How often the arrays of a plan are written in a step, by their number: several times if the step accumulates the
+// gradients of several batches.
+std::map<int64_t, int64_t> writes_in_step(const Plan& plan) {
+  std::map<int64_t, int64_t> writes;
+  for (const TaskProto& task : plan.task()) {
+    for (const auto& produced : task.produced_regst_desc()) {
+      const auto& type = produced.second.regst_desc_type();
+      if (!type.has_data_regst_desc()) { continue; }
+      int64_t& count = writes[produced.second.regst_desc_id()] = 1;
+      for (const int64_t size : type.data_regst_desc().time_shape().dim()) { count *= size; }
+    }
+  }
+  return writes;
+}
+
+// How often an operator runs in a step. An accumulator does as often as what it adds up is written.
+int64_t runs_in_step(const TaskProto& task, const std::map<int64_t, int64_t>& writes) {
+  int64_t runs = 1;
+  const auto consider = [&](int64_t array) {
+    const auto found = writes.find(array);
+    if (found != writes.end()) { runs = std::max(runs, found->second); }
+  };
+  if (task.task_type() == TaskType::kAcc) {
+    for (const auto& consumed : task.consumed_regst_desc_id()) {
+      for (const int64_t array : consumed.second.regst_desc_id()) { consider(array); }
+    }
+  }
+  for (const auto& produced : task.produced_regst_desc()) { consider(produced.second.regst_desc_id()); }
+  return runs;
 }
 
 // The bytes of an array that may share memory; 0 for others.
@@ -84,7 +117,7 @@ void place(std::vector<Array>* arrays) {
   }
 }
 
-// The operators of one thread, in the order in which OneFlow has put all of them.
+// The operators of one thread that run equally often, in the order in which OneFlow has put all of them.
 void share_memory(std::vector<TaskProto*> tasks) {
   std::sort(tasks.begin(), tasks.end(), [](const TaskProto* a, const TaskProto* b) {
     return a->task_set_info().order_in_graph() < b->task_set_info().order_in_graph();
@@ -94,6 +127,8 @@ void share_memory(std::vector<TaskProto*> tasks) {
   std::vector<Array> arrays;
   std::vector<bool> is_ordered(tasks.size());
   for (size_t i = 0; i < tasks.size(); ++i) {
+    // What has been added up outlives the operators that run as often as the accumulator.
+    if (tasks[i]->task_type() == TaskType::kAcc) { continue; }
     for (auto& produced : *tasks[i]->mutable_produced_regst_desc()) {
       RegstDescProto& array = produced.second;
       const int64_t size = shareable_bytes(array);
@@ -137,12 +172,14 @@ void share_memory(std::vector<TaskProto*> tasks) {
 }  // namespace
 }  // namespace oneflow
 
-// To be called when OneFlow has made a plan but for the places of its arrays. Works on the operators of each thread by
-// themselves, and makes them run one after the other in OneFlow's order.
+// To be called when OneFlow has made a plan but for the places of its arrays. Works on the operators of each thread that
+// run equally often in a step by themselves, and makes them run one after the other in OneFlow's order.
 BERT_KERNEL void bert_share_memory(oneflow::Plan* plan) {
-  std::map<std::pair<int64_t, int64_t>, std::vector<oneflow::TaskProto*>> tasks;
+  const std::map<int64_t, int64_t> writes = oneflow::writes_in_step(*plan);
+  std::map<std::tuple<int64_t, int64_t, int64_t>, std::vector<oneflow::TaskProto*>> tasks;
   for (oneflow::TaskProto& task : *plan->mutable_task()) {
-    if (oneflow::is_operator_on_cpu(task)) { tasks[{task.machine_id(), task.thrd_id()}].push_back(&task); }
+    if (!oneflow::is_operator_on_cpu(task)) { continue; }
+    tasks[{task.machine_id(), task.thrd_id(), oneflow::runs_in_step(task, writes)}].push_back(&task);
   }
   for (auto& thread : tasks) { oneflow::share_memory(thread.second); }
 }

@@ -178,7 +178,7 @@ def _when_due(args, train_set, each_epoch):
     if args.eval_every_n_iter is not None or not each_epoch:
         every = args.eval_every_n_iter or args.model_save_every_n_iter
         return lambda iteration: iteration % every == 0
-    records, batch_size = from_first_rank(lambda: train_set.record_count), config.global_batch_size(args)
+    records, batch_size = from_first_rank(lambda: train_set.record_count), config.sequences_per_iteration(args)
     return lambda iteration: iteration * batch_size // records > (iteration - 1) * batch_size // records
 
 

@@ -141,8 +141,9 @@ def _finish(job, iteration, log, saves):
     """
     outputs = {name: output.to_local() for name, output in iteration.outputs.items()}
     sent = outputs.pop(SIGNALS).numpy() if SIGNALS in outputs else [0]
-    values = {name: output.item() for name, output in outputs.items()}
-    job.loader.to(nn.Module).check_batch()
+    values = {name: float(output.numpy().mean()) for name, output in outputs.items()}
+    for _ in range(job.batches_per_iteration):
+        job.loader.to(nn.Module).check_batch()
     skipped = job.scales_loss and not math.isfinite(values[GRADIENT_NORM])
     if skipped:
         del values[GRADIENT_NORM]

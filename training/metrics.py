@@ -50,7 +50,7 @@ class MetricLog:
                 )
             self._events.write_text(first_step, "parameters", _markdown_table(vars(args)))
         self._bar = self._closing.enter_context(progress_bar(total=args.iter_num, unit="batch", leave=False))
-        self._batch_size = config.global_batch_size(args)
+        self._batch_size = config.sequences_per_iteration(args)
         self._print_every = args.loss_print_every_n_iter
         self._log_every = args.log_every_n_iter
         self._losses = {name: list(values) for name, values in losses.items()}

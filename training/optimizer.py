@@ -71,15 +71,19 @@ def learning_rate_at(step, args):
     return args.end_learning_rate + (args.learning_rate - args.end_learning_rate) * left
 
 
-def clip_by_global_norm(parameters, gradients, max_norm, loss_scale=None):
+def clip_by_global_norm(parameters, gradients, max_norm, loss_scale=None, batches=1):
     """Gives the `parameters` of a graph their `gradients`, scaled to a global norm of at most `max_norm`; 0 is none.
 
     Returns the norm. As TensorFlow's clip_by_global_norm. OneFlow's own clipping adds up the squares of all gradients
     one after the other in float32, which loses most of the sum for a model of 100 million parameters.
+    `gradients` are sums over that many `batches`. The norm is that of their mean; the update of OneFlow divides the
+    gradients themselves.
     With `loss_scale`, a scalar tensor, the gradients are those of a loss scaled by it, but the norm is of the unscaled
     ones. If it is not finite, the gradients become nan, all of them: then OneFlow skips the update.
     """
     norm = operators.global_norm(gradients)
+    if batches > 1:
+        norm = norm / batches
     if loss_scale is not None:
         norm = norm / loss_scale
     max_norm = max_norm or _LARGEST_FLOAT32

@@ -22,6 +22,9 @@ _BLOCK = 16384
 _BLOCKS = 1024
 _FEWEST_BLOCKS_OF_A_PART = 4
 
+# The values of flags in runs of older versions, whose snapshots lack them.
+_FLAGS_OF_OLDER_RUNS = {"--num_accumulation_steps": 1, "--activation_checkpointing": False}
+
 
 @dataclasses.dataclass(frozen=True)
 class StartingPoint:
@@ -148,7 +151,7 @@ def _read_state(folder, run):
     if not run_state.is_complete(state):
         raise UserError(f"{folder}: its {run_state.FILE} is not one of this version; resume from another snapshot")
     # A snapshot of an older version lacks entries, which then count as equal.
-    saved = state["run"]["same"]
+    saved = {**_FLAGS_OF_OLDER_RUNS, **state["run"]["same"]}
     for name, value in run["same"].items():
         if saved.get(name, value) != value:
             raise UserError(

@@ -85,7 +85,7 @@ class SavePoints:
     def _save(self, name, iteration):
         """Saves a snapshot and removes old ones; returns None, or the reason why it was not saved."""
         folder = os.path.join(self._args.model_save_dir, name)
-        batches = iteration - self._start.iteration
+        batches = (iteration - self._start.iteration) * self._args.num_accumulation_steps
         state = resume.state_to_save(self._start, batches, iteration, self._log.losses_since_line())
         try:
             reason = job_state.save(self._job, folder, state, self._start.files, self._args.save_optimizer)

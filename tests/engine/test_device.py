@@ -135,15 +135,21 @@ LOG += "PretrainJob_1 needs 34000000000 bytes of a GPU, 4000000000 of them for v
             LOG,
             {},
             "out of GPU memory: a step needs 34.00 GB, the GPU has 16.00 GB, less what others use; "
-            "--batch_size_per_device=25 or less, a smaller --seq_length, --use_fp16 or --zero_stage=2 on several GPUs "
-            "needs less",
+            "--batch_size_per_device=25 or less (with --num_accumulation_steps=3 or more for as many sequences an "
+            "update), a smaller --seq_length, --use_fp16 or --zero_stage=2 on several GPUs needs less",
         ),
         (
             f"{LOG}what(): out of memory",
             LOG,
-            {"use_fp16": True, "zero_stage": 2, "batch_size_per_device": 1},
+            {
+                "use_fp16": True,
+                "zero_stage": 2,
+                "batch_size_per_device": 1,
+                "hidden_dropout_prob": 0,
+                "attention_probs_dropout_prob": 0,
+            },
             "out of GPU memory: a step needs 34.00 GB, the GPU has 16.00 GB, less what others use; "
-            "a smaller --batch_size_per_device or a smaller --seq_length needs less",
+            "a smaller --batch_size_per_device, a smaller --seq_length or --activation_checkpointing needs less",
         ),
         (
             "out of memory",
@@ -156,9 +162,10 @@ LOG += "PretrainJob_1 needs 34000000000 bytes of a GPU, 4000000000 of them for v
         (
             "out of memory",
             LOG.replace("a GPU", "memory"),
-            {"gpu_num_per_node": 2},
+            {"gpu_num_per_node": 2, "num_accumulation_steps": 2},
             "out of memory: a step needs 34.00 GB, a process can have 10.00 GB of this machine's, less what others "
-            "use; --batch_size_per_device=12 or less, a smaller --seq_length, a smaller --gpu_num_per_node or "
+            "use; --batch_size_per_device=12 or less (with --num_accumulation_steps=11 or more for as many sequences "
+            "an update), a smaller --seq_length, --activation_checkpointing, a smaller --gpu_num_per_node or "
             "--zero_stage=1 on several machines needs less",
         ),
     ],
@@ -176,7 +183,8 @@ def test_a_run_that_was_killed(monkeypatch):
     log = "PretrainJob_0 needs 19000000000 bytes of memory, 1 of them for variables\n"
     assert device.likely_lack_of_memory(log, args) == (
         "a step needs 19.00 GB, a process can have 20.00 GB of this machine's, less what others use; "
-        "a smaller --batch_size_per_device, a smaller --seq_length or --zero_stage=1 on several machines needs less"
+        "a smaller --batch_size_per_device, a smaller --seq_length, --activation_checkpointing or --zero_stage=1 on "
+        "several machines needs less"
     )
     assert device.likely_lack_of_memory("", args) is None
 

@@ -93,14 +93,14 @@ def observe(args):
         def forward(self):
             return flow.ones(4, 64, placement=placement, sbp=flow.sbp.split(0))
 
-    for stage in (0, 1):
-        args.zero_stage = stage
+    for stage, batches in ((0, 1), (1, 1), (1, 2)):
+        args.zero_stage, args.num_accumulation_steps = stage, batches
         job = TrainJob(Model(), Ones(), args)
         job()
         state = job.state_dict()
         tensors = {"weight": state["model"]["weight"], "m": state["model.weight-m"], "v": state["model.weight-v"]}
         for name, tensor in tensors.items():
-            seen[f"zero_{stage}_{name}"] = tensor.to_local().numpy()
+            seen[f"zero_{stage}_{batches}_{name}"] = tensor.to_local().numpy()
 
     if rank() == 0:
         np.savez(Path(args.model_save_dir) / "seen.npz", **seen)

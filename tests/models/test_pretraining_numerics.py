@@ -1,6 +1,8 @@
 """The pre-training job against the independent float64 reference: losses, every gradient, three train steps."""
 
 import argparse
+import dataclasses
+import sys
 
 import numpy as np
 import pytest
@@ -10,8 +12,10 @@ import pretrain
 import reference_bert
 from config import parse_pretraining_args
 from engine.oneflow_loader import flow
+from engine.operators import for_each_batch
 from made_parts import write_pretraining_part
-from records import checks, loader
+from records import checks, loader, ofrecord
+from running import needs_kernels
 from snapshots.variables import variable_name
 from training import optimizer
 from training.job import TrainJob
@@ -57,12 +61,12 @@ def make_model():
     return model
 
 
-def make_loader(path):
+def make_loader(path, batch_size=BATCH):
     args = argparse.Namespace(
         seq_length=SEQ_LENGTH, max_predictions_per_seq=5, vocab_size=CONFIG.vocab_size, type_vocab_size=2
     )
     data_set = checks.DataSet([path], checks.pretraining_fields(args), BATCH)
-    return loader.OFRecordLoader(data_set, BATCH, flow.placement("cpu", [0]), shuffle=False, seed=1)
+    return loader.OFRecordLoader(data_set, batch_size, flow.placement("cpu", [0]), shuffle=False, seed=1)
 
 
 def values_of(model):
@@ -101,6 +105,17 @@ def assert_parameters_are(model, variables):
         assert difference <= 1e-5 * np.linalg.norm(variables[name]), name
 
 
+def assert_moments_are(job, moments):
+    """Adam's means of gradients are `moments` (snapshot's name -> array). Unlike its steps they show a wrong scale."""
+    flow._oneflow_internal.eager.Sync()
+    scale = np.sqrt(sum(np.sum(np.square(moment)) for moment in moments.values()))
+    state = {name: value for name, value in job.state_dict().items() if name.endswith("-m")}
+    assert len(state) == len(moments)
+    for name, value in state.items():
+        expected = moments[variable_name(name.removeprefix("model.").removesuffix("-m"))]
+        assert np.linalg.norm(value.numpy() - expected) <= 1e-5 * scale, name
+
+
 def test_three_train_steps(batch):
     path, arrays = batch
     model = make_model()
@@ -121,6 +136,103 @@ def test_three_train_steps(batch):
             variables, gradients, moments_m, moments_v, rate, ARGS.weight_decay_rate
         )
     assert_parameters_are(model, variables)
+
+
+def make_job(path, batch_size, accumulation_steps, job_class=pretrain.PretrainJob, args=ARGS):
+    """A job with a model of its own that reads batches of `batch_size` sequences, and accumulates so many of them."""
+    args = argparse.Namespace(**{**vars(args), "num_accumulation_steps": accumulation_steps})
+    return job_class(make_model(), make_loader(path, batch_size), args)
+
+
+class GradientsOfJob(pretrain.PretrainJob):
+    """A job whose outputs include the gradients that the optimiser gets."""
+
+    def build(self):
+        outputs = super().build()
+        for name, parameter in self.model.to(flow.nn.Module).named_parameters():
+            gradient = parameter.grad
+            outputs[name] = gradient if self.batches_per_iteration == 1 else for_each_batch(gradient)
+        return outputs
+
+
+def test_accumulated_gradients_are_those_of_one_larger_batch(batch, tmp_path, monkeypatch):
+    _, arrays = batch
+    monkeypatch.setattr(sys.modules[__name__], "CONFIG", dataclasses.replace(CONFIG, num_hidden_layers=1))
+    with ofrecord.open_writer(tmp_path / "part-0") as write:
+        # All records have the same number of predictions.
+        for record in ofrecord.serialize_batch({**arrays, "masked_lm_weights": np.ones((BATCH, 5), np.float32)}):
+            write(record)
+    args = argparse.Namespace(**{**vars(ARGS), "max_grad_norm": 0.0})
+    whole = make_job(tmp_path / "part-0", BATCH, 1, GradientsOfJob, args)()
+    parts = make_job(tmp_path / "part-0", BATCH // 3, 3, GradientsOfJob, args)()
+    for name in ("total_loss", "mlm_loss", "nsp_loss", "gradient_norm"):
+        assert parts[name].numpy().shape == (3,)
+        np.testing.assert_allclose(parts[name].numpy().mean(), whole[name].numpy(), rtol=1e-5)
+    assert parts["total_loss"].numpy().std() > 1e-3
+    norm = whole["gradient_norm"].numpy()
+    squares = 0.0
+    for name, gradient in whole.items():
+        if name in dict(make_model().named_parameters()):
+            # OneFlow divides the sum when the optimiser takes it.
+            mean = np.split(parts[name].numpy(), 3)[0].reshape(gradient.shape) / 3
+            squares += float(np.square(mean - gradient.numpy()).sum())
+    assert 0 < np.sqrt(squares) <= 1e-5 * norm
+
+
+@pytest.mark.parametrize("scales_loss", [False, True])
+def test_train_steps_with_accumulation(batch, scales_loss):
+    """Adam on the mean of the batches' gradients, clipped after it is taken; also where the loss is scaled."""
+    path, arrays = batch
+    job = make_job(path, BATCH // 2, 2)
+    if scales_loss:
+        job.scale_loss(2.0**10)
+    variables = values_of(job.model.to(flow.nn.Module))
+    moments_m = moments_v = {}
+    halves = [{name: array[half] for name, array in arrays.items()} for half in (slice(0, 3), slice(3, 6))]
+    for step in range(3):
+        metrics = job()
+        losses, gradients = zip(
+            *(reference_bert.pretraining_gradients(variables, half, NUM_HEADS) for half in halves), strict=True
+        )
+        gradients = {name: (gradients[0][name] + gradients[1][name]) / 2 for name in gradients[0]}
+        norm = np.sqrt(sum(np.sum(np.square(gradient)) for gradient in gradients.values()))
+        np.testing.assert_allclose(metrics["total_loss"].numpy(), [loss[0] for loss in losses], rtol=1e-5)
+        np.testing.assert_allclose(metrics["gradient_norm"].numpy(), [norm, norm], rtol=1e-5)
+        variables, moments_m, moments_v = reference_bert.adam_step(
+            variables, gradients, moments_m, moments_v, optimizer.learning_rate_at(step, ARGS), ARGS.weight_decay_rate
+        )
+    assert_parameters_are(job.model.to(flow.nn.Module), variables)
+    assert_moments_are(job, moments_m)
+
+
+@needs_kernels
+def test_dropout_draws_the_same_masks_for_the_backward_pass(batch, monkeypatch):
+    """With activation checkpointing the gradient agrees with the difference of losses along it.
+
+    All jobs draw the same masks in their first step.
+    """
+    path, _ = batch
+    config = dataclasses.replace(CONFIG, num_hidden_layers=1, hidden_dropout_prob=0.3, attention_probs_dropout_prob=0.3)
+    monkeypatch.setattr(sys.modules[__name__], "CONFIG", config)
+    args = argparse.Namespace(**{**vars(ARGS), "activation_checkpointing": True, "max_grad_norm": 0.0})
+
+    def first_outputs(shifts):
+        job = make_job(path, BATCH, 1, GradientsOfJob, args)
+        for name, parameter in job.model.to(flow.nn.Module).named_parameters():
+            if name in shifts:
+                shift = flow.tensor(shifts[name], placement=parameter.placement, sbp=flow.sbp.broadcast)
+                parameter.copy_(parameter + shift)
+        outputs = {name: value.numpy() for name, value in job().items()}
+        assert "Sys-Checkpointing-Fake-Fw-Op_" in str(job._full_graph_proto)
+        return outputs
+
+    outputs = first_outputs({})
+    norm = outputs["gradient_norm"]
+    gradients = {name: value for name, value in outputs.items() if value.shape}
+    step = 1e-2
+    above = first_outputs({name: step / norm * gradient for name, gradient in gradients.items()})
+    below = first_outputs({name: -step / norm * gradient for name, gradient in gradients.items()})
+    assert (above["total_loss"] - below["total_loss"]) / (2 * step) == pytest.approx(norm, rel=0.02)
 
 
 def test_another_job_on_the_same_model(batch):
@@ -152,13 +264,8 @@ def test_three_train_steps_with_loss_scaling(batch):
     model = make_model()
     variables = values_of(model)
 
-    class ScaledJob(pretrain.PretrainJob):
-        def __init__(self):
-            super().__init__(model, make_loader(path), ARGS)
-            self.scales_loss = True
-            self.set_grad_scaler(flow.amp.GradScaler(init_scale=2.0**10))
-
-    job = ScaledJob()
+    job = pretrain.PretrainJob(model, make_loader(path), ARGS)
+    job.scale_loss(2.0**10)
     moments_m = moments_v = {}
     for step in range(3):
         metrics = job()
@@ -170,6 +277,7 @@ def test_three_train_steps_with_loss_scaling(batch):
             variables, gradients, moments_m, moments_v, rate, ARGS.weight_decay_rate
         )
     assert_parameters_are(model, variables)
+    assert_moments_are(job, moments_m)
 
 
 @pytest.mark.parametrize("size", [30_000_000])

@@ -121,9 +121,14 @@ def test_trained_on_2_goes_on_with_1_and_4(runs, resumed):
 
 def test_zero_divides_the_state(seen):
     for name in ("weight", "m", "v"):
-        assert seen[f"zero_0_{name}"].shape == (64, 64)
-        assert seen[f"zero_1_{name}"].shape == (32, 64)
-        np.testing.assert_array_equal(seen[f"zero_1_{name}"], seen[f"zero_0_{name}"][:32])
+        assert seen[f"zero_0_1_{name}"].shape == (64, 64)
+        assert seen[f"zero_1_1_{name}"].shape == (32, 64)
+        np.testing.assert_array_equal(seen[f"zero_1_1_{name}"], seen[f"zero_0_1_{name}"][:32])
+
+
+def test_accumulation_over_equal_batches_changes_nothing(seen):
+    for name in ("weight", "m", "v"):
+        np.testing.assert_array_equal(seen[f"zero_1_2_{name}"], seen[f"zero_1_1_{name}"])
 
 
 def test_zero_changes_neither_losses_nor_snapshots(data, runs, resumed, tmp_path):

@@ -129,12 +129,12 @@ def test_evaluation_changes_nothing_of_training(tmp_path):
 
 
 def test_evaluation_where_zero_has_divided_the_model(tmp_path):
-    """Its loss at the end is that of the model which is saved then."""
+    """Its loss at the end is that of the model which is saved then. Epochs count what is accumulated for an update."""
     records = write_classifier_part(tmp_path / "data" / "part-0", [0, 1, 2] * 3)
     describe(tmp_path / "data", ["a", "b", "c"])
     evaluation = ("--do_eval", f"--eval_data_dir={tmp_path / 'data'}")
-    flags = {"gpu_num_per_node": 2, "batch_size_per_device": 2, "zero_stage": 1, "num_epochs": 2}
-    told = train(tmp_path / "data", tmp_path / "out", *evaluation, **flags)
+    flags = {"batch_size_per_device": 1, "num_accumulation_steps": 2, "gpu_num_per_node": 2, "zero_stage": 1}
+    told = train(tmp_path / "data", tmp_path / "out", *evaluation, num_epochs=2, **flags)
     assert re.findall(r"Evaluation after (\d+) iterations", told) == ["3", "4"]
     saved = tmp_path / "out/last_snapshot"
     names = [name for name in layout.variable_names(saved) if not re.search(r"-[mv]$|^System", name)]

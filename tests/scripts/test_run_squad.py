@@ -189,10 +189,11 @@ def test_num_epochs(work, tmp_path):
     result = train(work / "train", tmp_path, iter_num="", num_epochs=3)
     assert result.returncode == 2  # an empty iter_num is no number
     settings = {**COMMON, "log_dir": tmp_path, "model_save_dir": tmp_path, "num_epochs": 3}
+    settings |= {"batch_size_per_device": 2, "num_accumulation_steps": 2}
     result = run("run_squad.py", data_dir=work / "train", **settings)
     assert result.returncode == 0, result.stderr
     assert "The data set has 10 records." in result.stdout
-    assert "iter_num = 7\n" in result.stdout  # 10 records x 3 epochs / batches of 4
+    assert "iter_num = 7\n" in result.stdout  # 10 records x 3 epochs / (2 batches of 2)
     assert len(logged(tmp_path)) == 7
 
 

@@ -320,7 +320,7 @@ def test_bad_flags_of_plot_log(tmp_path):
 
 def test_a_full_disk_costs_numbers_but_not_the_run(tmp_path, capsys):
     args = arguments(tmp_path, iter_num=100, loss_print_every_n_iter=50, log_every_n_iter=1, do_eval=False)
-    args.node_num = args.gpu_num_per_node = args.batch_size_per_device = 1
+    args.node_num = args.gpu_num_per_node = args.batch_size_per_device = args.num_accumulation_steps = 1
     with full_disk(4000), metrics.MetricLog(args, "PretrainJob", 0, {}) as log:
         for iteration in range(100):
             log.add(iteration, iteration, 1e-4, {"total_loss": 1.0})

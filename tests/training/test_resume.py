@@ -130,6 +130,18 @@ class TestExactly:
         assert read_all(tmp_path / "last_snapshot") == read_all(whole / "last_snapshot")
         assert not list(tmp_path.glob(".*.tmp"))
 
+    def test_with_accumulation_and_activation_checkpointing(self, data, tmp_path):
+        """From snapshot_5, which is all that a run has that is killed before the next one."""
+        flags = {"iter_num": 12, "batch_size_per_device": 2, "num_accumulation_steps": 3}
+        flags["activation_checkpointing"] = True
+        whole, killed = tmp_path / "whole", tmp_path / "killed"
+        pretrain(data, whole, **flags)
+        shutil.copytree(whole / "snapshot_5", killed / "snapshot_5")
+        assert "Resuming after 5 of 12" in pretrain(data, killed, resume=True, **flags)
+        assert logged(killed) == {iteration: logged(whole)[iteration] for iteration in range(5, 12)}
+        for name in ("snapshot_10", "last_snapshot"):
+            assert read_all(killed / name) == read_all(whole / name)
+
     def test_nothing_is_left_to_do(self, data, whole, tmp_path):
         """Also where it was stopped after the last iteration and before last_snapshot."""
         for path in whole.glob("*snapshot*"):
@@ -314,8 +326,13 @@ class TestComparing:
         paths = self.write_parts(tmp_path, 10)
         with pytest.raises(UserError, match="is of a run with --label_smoothing = 0.1, not 0.2"):
             self.notices(tmp_path, run_of(paths, label_smoothing=0.1), run_of(paths, label_smoothing=0.2))
-        # It is no difference to a snapshot that was saved before it came.
+        # It is no difference to a snapshot that was saved before it came, unless it is known what the run did without.
         assert self.notices(tmp_path, run_of(paths), run_of(paths, label_smoothing=0.2)) == []
+        saved = run_of(paths)
+        del saved["same"]["--num_accumulation_steps"]
+        assert self.notices(tmp_path, saved, run_of(paths)) == []
+        with pytest.raises(UserError, match="is of a run with --num_accumulation_steps = 1, not 2"):
+            self.notices(tmp_path, saved, run_of(paths, num_accumulation_steps=2))
 
     def test_a_snapshot_of_a_version_that_compared_less(self, tmp_path, run_of):
         paths = self.write_parts(tmp_path, 10)
