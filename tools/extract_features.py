@@ -21,6 +21,7 @@ from system.errors import RunError, UserError
 from system.lazy import LazyModule
 from system.output_files import atomic_file, check_can_write, check_is_no_input
 from system.progress import progress_bar
+from text.tokenization import UNKNOWN, count_lost_characters, report_unknown
 from util import run_script
 
 bert_util = LazyModule("bert_util")
@@ -105,7 +106,7 @@ def extract(model, texts, layers, arguments):
     bytes_of_text = 4 * model.size.hidden_size * (1 if arguments.pooling else len(layers) * arguments.max_seq_length)
     chunk = max(arguments.batch_size, min(LINES_AT_A_TIME, BYTES_AT_A_TIME // bytes_of_text))
     batch_size = min(arguments.batch_size, len(texts))
-    num_truncated = num_empty = 0
+    num_truncated = num_empty = num_unknown = num_pieces = 0
     with progress_bar(total=len(texts), unit="line") as bar, open_output(arguments, len(texts), layers, model) as write:
         for first in range(0, len(texts), chunk):
             features, truncated = batches.encode(
@@ -114,6 +115,8 @@ def extract(model, texts, layers, arguments):
             num_truncated += truncated
             lengths = features["input_mask"].sum(axis=1)
             num_empty += np.count_nonzero(lengths <= 2)
+            num_unknown += np.count_nonzero(features["input_ids"] == model.vocab[UNKNOWN])
+            num_pieces += int(lengths.sum())
             results = [None] * len(lengths)
             for row, outputs in batches.score(scorer, features, batch_size):
                 vectors = [output[: lengths[row]] for output in outputs]
@@ -123,6 +126,12 @@ def extract(model, texts, layers, arguments):
                 bar.update()
             write(first, features["input_ids"], results)
     print(f"{len(texts)} lines in {arguments.output_file}")
+    report_unknown(
+        arguments.model_load_dir,
+        num_unknown,
+        num_pieces,
+        lambda: count_lost_characters((t for pair in texts for t in pair if t), model.vocab, model.do_lower_case),
+    )
     if num_truncated:
         print(f"Notice: {num_truncated} of {len(texts)} lines are cut to --max_seq_length={arguments.max_seq_length}.")
     if num_empty:
