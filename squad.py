@@ -108,10 +108,8 @@ def predict(job, iter_num, seq_length):
 class ShortPrediction:
     """Prediction without most of the padding: graphs for a few lengths, each made when a batch first needs it.
 
-    Logits behind the length that a window's batch is cut to are LOGIT_OF_PADDING.
+    Logits behind the length that a window's batch is cut to are prediction_file.LOGIT_OF_PADDING.
     """
-
-    LOGIT_OF_PADDING = -10000.0
 
     def __init__(self, model, placement, amp_dtype=None):
         self.scorer = Scorer(model, placement, amp_dtype)
@@ -146,5 +144,5 @@ class ShortPrediction:
     def _empty_results(self, windows):
         results = np.empty(len(windows["unique_ids"]), prediction_file.result_dtype(windows["input_ids"].shape[1]))
         results["unique_id"] = windows["unique_ids"][:, 0]
-        results["start_logits"] = results["end_logits"] = self.LOGIT_OF_PADDING
+        results["start_logits"] = results["end_logits"] = prediction_file.LOGIT_OF_PADDING
         return results
