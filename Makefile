@@ -1,7 +1,7 @@
 # Each target does the set-up it needs, once; see scripts/setup.sh.
 
 PYTHON := .venv/bin/python
-ROOMS := system text snapshots engine ranks records training
+ROOMS := system text snapshots engine ranks records training inference
 
 .PHONY: help setup pretrain test test-fast test-without-kernels lint ci
 

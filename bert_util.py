@@ -71,6 +71,17 @@ class Initializer:
         return nn.Parameter(flow.tensor(values, placement=self._placement, sbp=flow.sbp.broadcast))
 
 
+class ZeroInitializer(Initializer):
+    """For a model whose parameters are all restored: drawing them would take longer than reading them."""
+
+    def __init__(self, placement):
+        super().__init__(placement, seed=0)
+
+    def truncated_normal(self, shape, standard_deviation):
+        """Zeros."""
+        return self.constant(shape, 0.0)
+
+
 class FullyConnected(nn.Module):
     """x W + b, with W in TensorFlow's layout, [inputs, outputs]."""
 
@@ -210,10 +221,11 @@ class Encoder(nn.Module):
             self.add_module(f"layer_{index}", Layer(config, initializer))
 
     def forward(self, x, attention_mask):
-        """[B * S, H] -> [B * S, H]."""
+        """[B * S, H] -> what each layer puts out, a list of [B * S, H]."""
+        outputs = []
         for layer in self.children():
-            x = layer(x, attention_mask)
-        return x
+            outputs.append(layer(outputs[-1] if outputs else x, attention_mask))
+        return outputs
 
 
 class Pooler(nn.Module):
@@ -241,7 +253,26 @@ class BertBackbone(nn.Module):
 
     def forward(self, input_ids, input_mask, segment_ids):
         """Three [B, S] int32 (input_mask: 1 for a token, 0 for padding) -> sequence output [B, S, H]."""
+        return self.hidden_states(input_ids, input_mask, segment_ids, [-1])[0]
+
+    def hidden_states(self, input_ids, input_mask, segment_ids, layers):
+        """Inputs as for forward -> the output of each of the `layers`, indexes (-1: the last), a list of [B, S, H]."""
         seq_length = input_ids.shape[1]
         attention_mask = operators.attention_mask(input_mask)
-        x = self.encoder(self.embeddings(input_ids, segment_ids), attention_mask)
-        return x.reshape(-1, seq_length, x.shape[-1])
+        outputs = self.encoder(self.embeddings(input_ids, segment_ids), attention_mask)
+        return [outputs[index].reshape(-1, seq_length, outputs[index].shape[-1]) for index in layers]
+
+
+class BertEncoder(nn.Module):
+    """BERT without a head, for the vectors of tokens."""
+
+    def __init__(self, config, initializer, layers):
+        """`layers`: the indexes of those whose output is wanted."""
+        super().__init__()
+        self.bert = BertBackbone(config, initializer, with_pooler=False)
+        self._layers = layers
+
+    def hidden_states(self, batch):
+        """`batch` maps a record's field names to [B, S] tensors -> the output of each of the layers, [B, S, H]."""
+        inputs = (batch["input_ids"], batch["input_mask"], batch["segment_ids"])
+        return tuple(self.bert.hidden_states(*inputs, self._layers))

@@ -567,13 +567,7 @@ def _complete(args):
     """Fills in what follows from other flags; raises UserError where flags contradict each other."""
     if args.seed >= 2**31:
         raise UserError(f"--seed={args.seed} is too large; use a number below {2**31}")
-    if args.cpu_threads is not None and args.cpu_threads > MOST_CPU_THREADS:
-        raise UserError(f"--cpu_threads={args.cpu_threads}: too many threads; {MOST_CPU_THREADS} are the most")
-    if args.cpu_threads is not None and args.cpu_threads < args.gpu_num_per_node:
-        raise UserError(
-            f"--cpu_threads={args.cpu_threads} is too few for --gpu_num_per_node={args.gpu_num_per_node}: each rank "
-            "needs a thread"
-        )
+    check_cpu_threads(args)
     if args.amp_dtype is not None and not args.use_fp16:
         raise UserError(f"--amp_dtype={args.amp_dtype} is for mixed precision: add --use_fp16")
     _check_schedule(args)
@@ -584,6 +578,17 @@ def _complete(args):
     if "output_dir" in args:
         args.output_dir = args.output_dir or args.model_save_dir
     return args
+
+
+def check_cpu_threads(args):
+    """Raises UserError if --cpu_threads is out of proportion."""
+    if args.cpu_threads is not None and args.cpu_threads > MOST_CPU_THREADS:
+        raise UserError(f"--cpu_threads={args.cpu_threads}: too many threads; {MOST_CPU_THREADS} are the most")
+    if args.cpu_threads is not None and args.cpu_threads < args.gpu_num_per_node:
+        raise UserError(
+            f"--cpu_threads={args.cpu_threads} is too few for --gpu_num_per_node={args.gpu_num_per_node}: each rank "
+            "needs a thread"
+        )
 
 
 def _check_schedule(args):

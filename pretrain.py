@@ -118,5 +118,37 @@ def _is_right(logits, labels):
     return (flow.argmax(logits, dim=1) == labels.reshape(-1).to(flow.int64)).to(flow.float32)
 
 
+class BertForMaskedLM(nn.Module):
+    """BERT with the masked language model's head alone, for prediction."""
+
+    def __init__(self, config, initializer):
+        super().__init__()
+        self.bert = bert_util.BertBackbone(config, initializer, with_pooler=False)
+        self.cls = nn.Module()
+        self.cls.predictions = Predictions(config, initializer)
+
+    def logits(self, batch):
+        """`batch` maps a record's field names to [B, length] tensors -> [B, P, V], on CUDA with more columns behind."""
+        positions = batch["masked_lm_positions"]
+        sequence_output = self.bert(batch["input_ids"], batch["input_mask"], batch["segment_ids"])
+        logits = self.cls.predictions(sequence_output, positions, self.bert.embeddings.word_embeddings)
+        return operators.in_float32(logits).reshape(*positions.shape, logits.shape[-1])
+
+
+class BertForNextSentence(nn.Module):
+    """BERT with the next sentence head alone, for prediction."""
+
+    def __init__(self, config, initializer):
+        super().__init__()
+        self.bert = bert_util.BertBackbone(config, initializer, with_pooler=True)
+        self.cls = nn.Module()
+        self.cls.seq_relationship = SequenceRelationship(config, initializer)
+
+    def logits(self, batch):
+        """`batch` maps a record's field names to [B, S] tensors -> [B, 2]: the next one, or a random one."""
+        sequence_output = self.bert(batch["input_ids"], batch["input_mask"], batch["segment_ids"])
+        return operators.in_float32(self.cls.seq_relationship(self.bert.pooler(sequence_output)))
+
+
 class PretrainJob(TrainJob):
     """The training graph of BertForPretraining."""

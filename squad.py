@@ -109,10 +109,8 @@ def predict(job, iter_num, seq_length):
 class ShortPrediction:
     """Predicts without most of the padding, with a graph for each of a few lengths, made on first use.
 
-    Each batch is cut to one of these lengths. The logits of the positions cut off are LOGIT_OF_PADDING.
+    Each batch is cut to one of these lengths. The logits of the positions cut off are prediction_file.LOGIT_OF_PADDING.
     """
-
-    LOGIT_OF_PADDING = -10000.0
 
     def __init__(self, model, placement, amp_dtype=None):
         self.scorer = Scorer(model, placement, amp_dtype)
@@ -147,5 +145,5 @@ class ShortPrediction:
     def _empty_results(self, windows):
         results = np.empty(len(windows["unique_ids"]), prediction_file.result_dtype(windows["input_ids"].shape[1]))
         results["unique_id"] = windows["unique_ids"][:, 0]
-        results["start_logits"] = results["end_logits"] = self.LOGIT_OF_PADDING
+        results["start_logits"] = results["end_logits"] = prediction_file.LOGIT_OF_PADDING
         return results

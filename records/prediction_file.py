@@ -13,6 +13,9 @@ from system.errors import UserError
 from system.input_files import open_input, reading
 from system.output_files import atomic_file
 
+# Of padding that is not computed.
+LOGIT_OF_PADDING = -10000.0
+
 _MAGIC = b"\x93NUMPY"
 
 

@@ -27,18 +27,43 @@ class Example(NamedTuple):
     """A question as it was put to the model: the windows of its document, and where among all windows they begin."""
 
     id: str
-    num_query_pieces: int
+    query_pieces: list[str]
     document: squad_windows.Document
     windows: list[squad_windows.Window]
     first_window: int
 
+    @property
+    def num_query_pieces(self):
+        """The number of pieces of the question."""
+        return len(self.query_pieces)
+
+
+class Place(NamedTuple):
+    """Where an answer stands: the characters [begin, end) of the words from `first_word` on, joined by spaces."""
+
+    first_word: int
+    begin: int
+    end: int
+
 
 class Prediction(NamedTuple):
-    """One of the n best answers to a question. The text is empty for "no answer"."""
+    """One of the n best answers to a question. The text is empty for "no answer", which has no place."""
 
     text: str
     start_logit: float
     end_logit: float
+    place: Place | None = None
+
+
+class Answered(NamedTuple):
+    """A question's n best predictions, best first, and the one that is the answer.
+
+    `null_odds`: the score of "no answer" less that of the best other one; None for SQuAD v1.1.
+    """
+
+    predictions: list[Prediction]
+    answer: Prediction
+    null_odds: float | None
 
 
 class Spans(NamedTuple):
@@ -114,11 +139,13 @@ def n_best_predictions(spans, null, document, find_text, n_best_size):
             null_is_pending = False
         if len(predictions) >= n_best_size:
             break
-        words = document.words[document.word_of_piece[first] : document.word_of_piece[last] + 1]
-        text = find_text(document.pieces[first : last + 1], words)
+        first_word = document.word_of_piece[first]
+        words = document.words[first_word : document.word_of_piece[last] + 1]
+        begin, end = find_text(document.pieces[first : last + 1], words)
+        text = " ".join(words)[begin:end]
         if text not in seen:
             seen.add(text)
-            predictions.append(Prediction(text, start_logit, end_logit))
+            predictions.append(Prediction(text, start_logit, end_logit, Place(first_word, begin, end)))
     if null_is_pending:
         predictions.append(null)
     return predictions or [Prediction("empty", 0.0, 0.0)]
@@ -133,11 +160,11 @@ class TextFinder:
         self._normalise = functools.lru_cache(MAX_CACHED)(lambda word: " ".join(split_words(word, do_lower_case)))
 
     def __call__(self, pieces, words):
-        """Returns the part of `words`, consecutive words of a context, that `pieces` represent.
+        """Returns (begin, end) of what `pieces` represent in " ".join(words), `words` being consecutive in a context.
 
         Pieces may cover part of a word (Smith of Smith's) and have lost case and accents. Finds them in the normal form
-        of the words and maps the match back to the original text, character by character without spaces. Returns the
-        words unchanged if that fails: pieces are [UNK], or normalisation changed the number of characters.
+        of the words and maps the match back to the original text, character by character without spaces. Returns
+        the place of all words if that fails: pieces are [UNK], or normalisation changed the number of characters.
         """
         original = " ".join(words)
         wanted = " ".join(" ".join(pieces).replace(" ##", "").replace("##", "").split())
@@ -145,18 +172,32 @@ class TextFinder:
         start = normalised.find(wanted)
         if start == -1:
             self._report(f"'{wanted}' is not in '{normalised}', for '{original}'")
-            return original
+            return 0, len(original)
         positions = [position for position, character in enumerate(original) if character != " "]
         if len(positions) != len(normalised) - normalised.count(" ") or not wanted:
             self._report(f"'{original}' and '{normalised}' differ in length without spaces")
-            return original
+            return 0, len(original)
         first = start - normalised.count(" ", 0, start)
         last = first + len(wanted) - wanted.count(" ") - 1
-        return original[positions[first] : positions[last] + 1]
+        return positions[first], positions[last] + 1
 
     def _report(self, text):
         if self._verbose:
             print_warning(f"answer not aligned with its context, using whole words: {text}")
+
+
+def characters_of(place, document):
+    """Returns (begin, end): the characters of the context where a prediction stands."""
+    begin = end = 0  # of a word, in the words joined by spaces
+    word = place.first_word
+    found = []
+    # The last character is looked for, as its end may be that of a word.
+    for wanted in (place.begin, place.end - 1):
+        while wanted >= (end := begin + len(document.words[word])):
+            begin = end + 1
+            word += 1
+        found.append(document.word_starts[word] + wanted - begin)
+    return found[0], found[1] + 1
 
 
 def softmax(scores):
@@ -177,10 +218,10 @@ def make_examples(paragraphs, tokenizer, max_seq_length, doc_stride, max_query_l
     for paragraph in paragraphs:
         document = squad_windows.tokenize_document(paragraph.context, tokenizer)
         for question in paragraph.questions:
-            num_query_pieces = len(squad_windows.tokenize_question(question.text, tokenizer, max_query_length))
-            max_length = max_seq_length - num_query_pieces - squad_windows.SPECIAL_PIECES
+            query_pieces = squad_windows.tokenize_question(question.text, tokenizer, max_query_length)
+            max_length = max_seq_length - len(query_pieces) - squad_windows.SPECIAL_PIECES
             windows = squad_windows.make_windows(len(document.pieces), max_length, doc_stride)
-            examples.append(Example(question.id, num_query_pieces, document, windows, num_windows))
+            examples.append(Example(question.id, query_pieces, document, windows, num_windows))
             num_windows += len(windows)
     return examples
 
@@ -206,33 +247,51 @@ def answer_questions(
     answers, n_best, null_odds = {}, {}, {}
     for example in examples:
         rows = slice(example.first_window, example.first_window + len(example.windows))
-        spans = rank_spans(
-            example.windows,
-            example.num_query_pieces,
+        answered = answer_question(
+            example,
             start_logits[rows],
             end_logits[rows],
+            find_text,
             n_best_size,
             max_answer_length,
+            null_score_diff_threshold,
         )
-        null = null_score = None
+        answers[example.id] = answered.answer.text
+        n_best[example.id] = _n_best_entries(answered.predictions)
         if null_score_diff_threshold is not None:
-            null, null_score = null_prediction(start_logits[rows], end_logits[rows])
-        predictions = n_best_predictions(spans, null, example.document, find_text, n_best_size)
-        n_best[example.id] = _n_best_entries(predictions)
-        if null_score_diff_threshold is None:
-            answers[example.id] = predictions[0].text
-            continue
-        best = next((prediction for prediction in predictions if prediction.text), None)
-        # Where the context has no possible answer, on which run_squad.py breaks down, there is none.
-        null_odds[example.id] = null_score - best.start_logit - best.end_logit if best else null_score
-        is_answered = best and null_odds[example.id] <= null_score_diff_threshold
-        answers[example.id] = best.text if is_answered else ""
+            null_odds[example.id] = answered.null_odds
     return answers, n_best, null_odds
+
+
+def answer_question(
+    example, start_logits, end_logits, find_text, n_best_size, max_answer_length, null_score_diff_threshold
+):
+    """Returns the Answered question of an Example; logits are float32 [its windows, seq_length].
+
+    `find_text`: a TextFinder. The rest is as for answer_questions.
+    """
+    spans = rank_spans(
+        example.windows, example.num_query_pieces, start_logits, end_logits, n_best_size, max_answer_length
+    )
+    if null_score_diff_threshold is None:
+        predictions = n_best_predictions(spans, None, example.document, find_text, n_best_size)
+        return Answered(predictions, predictions[0], None)
+    null, null_score = null_prediction(start_logits, end_logits)
+    predictions = n_best_predictions(spans, null, example.document, find_text, n_best_size)
+    best = next((prediction for prediction in predictions if prediction.text), None)
+    # Where the context has no possible answer, on which run_squad.py breaks down, there is none.
+    null_odds = null_score - best.start_logit - best.end_logit if best else null_score
+    is_answered = best and null_odds <= null_score_diff_threshold
+    return Answered(predictions, best if is_answered else null, null_odds)
+
+
+def probabilities(predictions):
+    """Returns the softmax of the scores of the n best predictions to a question, a list of floats."""
+    return softmax([prediction.start_logit + prediction.end_logit for prediction in predictions])
 
 
 def _n_best_entries(predictions):
     """The predictions as nbest_predictions.json has them: list of dicts."""
-    probabilities = softmax([prediction.start_logit + prediction.end_logit for prediction in predictions])
     return [
         {
             "text": prediction.text,
@@ -240,5 +299,5 @@ def _n_best_entries(predictions):
             "start_logit": prediction.start_logit,
             "end_logit": prediction.end_logit,
         }
-        for prediction, probability in zip(predictions, probabilities, strict=True)
+        for prediction, probability in zip(predictions, probabilities(predictions), strict=True)
     ]

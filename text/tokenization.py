@@ -19,6 +19,7 @@ from system.progress import print_warning
 
 UNKNOWN = "[UNK]"
 CLASSIFIER = "[CLS]"
+MASK = "[MASK]"
 SEPARATOR = "[SEP]"
 # A longer word becomes a single [UNK].
 MAX_CHARACTERS_PER_WORD = 200
@@ -122,6 +123,12 @@ def report_unknown(path, unknown, total, lost):
     """
     share = unknown / max(1, total)
     print(f"[UNK]: {share:.2%} of {total:,} pieces", flush=True)
+    warn_of_unknown(path, unknown, total, lost)
+
+
+def warn_of_unknown(path, unknown, total, lost):
+    """The warning of report_unknown, which has the same arguments."""
+    share = unknown / max(1, total)
     if share >= LARGEST_SHARE_OF_UNKNOWN:
         listed = " ".join(character for character, _ in lost().most_common(_MAX_LISTED))
         print_warning(

@@ -10,7 +10,7 @@ from running import ROOT
 PAGES = sorted(path.relative_to(ROOT).as_posix() for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 
 
-ROOMS = ("system", "text", "snapshots", "engine", "ranks", "records", "training", "tools")
+ROOMS = ("system", "text", "snapshots", "engine", "ranks", "records", "training", "inference", "tools")
 FILES = [*ROOT.glob("*.py"), *(path for room in ROOMS for path in ROOT.glob(f"{room}/*.py"))]
 
 
