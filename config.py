@@ -16,7 +16,7 @@ from system.command_line import (
 from system.errors import UserError
 
 _DEFAULT_ITER_NUM = 1144000
-# The tutorial's defaults of the flags that give the model's shape, for a run that does not start from a model.
+# The tutorial's defaults of the model's shape, for a run that starts without a model.
 SHAPE_DEFAULTS = {
     "num_hidden_layers": 24,
     "num_attention_heads": 16,
@@ -26,11 +26,11 @@ SHAPE_DEFAULTS = {
     "hidden_size_per_head": 64,
     "intermediate_size": None,  # 4 x the hidden size
 }
-MOST_CPU_THREADS = 4096  # some tens of thousands end in an abort of the engine
+MOST_CPU_THREADS = 4096  # OneFlow aborts with tens of thousands
 
-# All nodes must have the same value of a flag, and a resumed run the one it had, unless the flag is in a list here.
+# A flag must have the same value on all nodes and when a run is resumed, unless it is in one of these lists.
 
-# These may differ from node to node, and when a run is resumed: where things are, and how a node computes.
+# Paths and settings of a node. They may differ between nodes and when a run is resumed.
 _FLAGS_OF_A_NODE = (
     "node_list",
     "node_rank",
@@ -49,8 +49,8 @@ _FLAGS_OF_A_NODE = (
     "test_data_dir",
     "output_dir",
 )
-# These may differ when a run is resumed: what they change in its results is compared itself (the global batch, the
-# data, --iter_num), or it is nothing.
+# These may differ when a run is resumed. They do not change its results, or their effect (the global batch, the data,
+# --iter_num) is compared itself.
 _FLAGS_OF_A_START = (
     "gpu_num_per_node",
     "node_num",
@@ -78,7 +78,7 @@ _FLAGS_OF_A_START = (
     "early_stopping",
     "save_optimizer",
 )
-# People change these on the way, knowing that the numbers then change too: a notice tells.
+# Users change these during a run on purpose. A notice lists the changes.
 _FLAGS_THAT_MAY_CHANGE = (
     "iter_num",
     "learning_rate",
@@ -210,7 +210,7 @@ def _check_num_epochs(parser, args):
 
 
 def _add_evaluation_flags(groups, every, do_train=True):
-    """What to do, and how to evaluate; `every` describes when that is done by default."""
+    """Adds the flags of training and evaluation; `every` describes when a run evaluates by default."""
     work, data, training = groups["work"], groups["data"], groups["training"]
     add_bool(work, "--do_train", default=do_train, help="train on data_dir")
     add_bool(
@@ -253,7 +253,7 @@ WORK = {"do_train": "data_dir", "do_eval": "eval_data_dir", "do_predict": "test_
 
 
 def _check_work(parser, args):
-    """Returns `args`; ends with a usage error unless there is something to do, and a folder for it."""
+    """Returns `args`; ends with a usage error if there is nothing to do, or no folder for it."""
     if args.do_eval is None:
         args.do_eval = args.eval_data_dir is not None
     work = {name: flag for name, flag in WORK.items() if hasattr(args, name)}
@@ -274,7 +274,7 @@ def _check_work(parser, args):
         for name in ("eval_every_n_iter", "metric_for_best_model", "early_stopping"):
             if getattr(args, name) is not None:
                 parser.error(f"--{name} needs --do_train")
-        # Whose vocabulary and case the model is compared with.
+        # The model is compared with the vocabulary and case of these records.
         args.data_dir = args.eval_data_dir if args.do_eval else args.test_data_dir
     return args
 
@@ -291,10 +291,10 @@ def _groups(parser):
 
 
 def _add_tutorial_flags(groups, iter_num_default=None, predicts_masks=True, trains=True, needs_data_dir=True):
-    """The tutorial's flags, in the order of its parameter list.
+    """Adds the tutorial's flags, in the order of its parameter list.
 
-    `iter_num_default` describes a default that only the data set gives. Flags that mean nothing to a script that does
-    not predict masked tokens, or does not train, are accepted all the same: the tutorial's command lines have them.
+    `iter_num_default` describes a default that depends on the data set. A script also accepts the flags that it does
+    not use, because the tutorial's command lines contain them.
     """
     devices, data, model = groups["devices"], groups["data"], groups["model"]
     training = groups["training"] if trains else groups["unused"]
@@ -339,7 +339,7 @@ def _add_tutorial_flags(groups, iter_num_default=None, predicts_masks=True, trai
         type=positive_int,
         default=1,
         metavar="N",
-        help="write every n-th iteration's numbers to log_dir, one JSON line each",
+        help="write a JSON line to log_dir every n iterations",
     )
     data.add_argument(
         "--data_dir",
@@ -360,7 +360,7 @@ def _add_tutorial_flags(groups, iter_num_default=None, predicts_masks=True, trai
         devices,
         "--use_boxing_v2",
         default=None,
-        help="fuse the gradients' NCCL all-reduces up to 8 MB, without a copy into a buffer; GPUs only",
+        help="GPU: fuse the all-reduces of gradients up to 8 MB, without a copy to a buffer",
     )
     output.add_argument(
         "--loss_print_every_n_iter",
@@ -407,42 +407,42 @@ def _add_tutorial_flags(groups, iter_num_default=None, predicts_masks=True, trai
 
 
 def _add_shape(group, name, text):
-    """Adds a flag of the model's shape. Its default is None: training/model_flags.py settles what is in force."""
+    """Adds a flag of the model's shape. Its default is None; training/model_flags.py sets the value."""
     default = SHAPE_DEFAULTS[name] or "4 x the hidden size"
     group.add_argument(
-        f"--{name}", type=positive_int, metavar="N", help=f"{text} (default: as the model has it, else {default})"
+        f"--{name}", type=positive_int, metavar="N", help=f"{text} (default: that of the model, else {default})"
     )
 
 
 def _add_later_flags(groups, trains=True):
-    """What the tutorial does not have. Added last, so that the parameter list begins as the tutorial's."""
+    """Adds the flags that the tutorial lacks. They come last, so that the parameter list begins as the tutorial's."""
     devices = groups["devices"]
     devices.add_argument(
         "--node_rank",
         type=non_negative_int,
         metavar="N",
-        help="this node's place in node_list, if its address does not tell",
+        help="index of this node in node_list (default: found by address)",
     )
     devices.add_argument(
         "--master_port",
         type=port_number,
         metavar="PORT",
-        help="port of the first node at which the others meet it; the next one is used as well (default: 29500)",
+        help="port of the master; the next one is used as well (default: 29500)",
     )
     devices.add_argument(
         "--rendezvous_timeout",
         type=positive_int,
         default=300,
         metavar="SECONDS",
-        help="how long the nodes wait for each other at the start",
+        help="maximum time that the nodes wait for each other at the start",
     )
     groups["devices" if trains else "unused"].add_argument(
         "--zero_stage",
         type=int,
         choices=(0, 1, 2, 3),
         default=0,
-        help="ZeRO: 1 divides parameters and Adam's moments among the ranks, not a copy on each; 2 on GPUs also lets "
-        "gradients and gathered parameters share memory, but nothing overlaps with collectives; 3 hardly saves more",
+        help="ZeRO: 1 splits parameters and moments among the ranks; 2 on GPUs also lets gradients and gathered "
+        "parameters share memory, without overlap of collectives and computing; 3 saves hardly more",
     )
     _add_shape(groups["model"], "intermediate_size", "feed-forward units")
     groups["model"].add_argument(
@@ -452,7 +452,7 @@ def _add_later_flags(groups, trains=True):
         "--device",
         choices=("auto", "cuda", "cpu"),
         default="auto",
-        help="auto: the GPU where OneFlow can use it, else the CPU",
+        help="auto: a GPU if OneFlow can use it, else the CPU",
     )
     groups["training" if trains else "unused"].add_argument(
         "--seed",
@@ -464,25 +464,25 @@ def _add_later_flags(groups, trains=True):
     add_bool(
         groups["output" if trains else "unused"],
         "--resume",
-        help="go on from the newest complete snapshot in model_save_dir, if there is one; --iter_num is the total",
+        help="continue from the newest complete snapshot in model_save_dir, if there is one; --iter_num is the total",
     )
     groups["output" if trains else "unused"].add_argument(
         "--model_save_keep",
         type=batch_count,
         default=0,
         metavar="N",
-        help="of the snapshot_<iteration> in model_save_dir keep the N newest only; 0: keep all",
+        help="keep only the N newest snapshot_<iteration> in model_save_dir; 0: keep all",
     )
     add_bool(
         groups["output" if trains else "unused"],
         "--reset_train_step",
-        help="begin the schedule of the learning rate anew, whatever step model_load_dir has",
+        help="restart the learning rate schedule, whatever the train step of model_load_dir",
     )
     add_bool(
         groups["output" if trains else "unused"],
         "--save_optimizer",
         default=True,
-        help="save the optimiser's moments in snapshots; without them they take a third of the size, for no --resume",
+        help="save the optimiser's moments in snapshots; without them, a third of the size and no --resume",
     )
     add_bool(groups["output"], "--skip_checksums", help="load model_load_dir without comparing checksums")
     devices.add_argument(
@@ -494,18 +494,18 @@ def _add_later_flags(groups, trains=True):
     add_bool(
         groups["data"],
         "--check_data",
-        help="check every record before the run, which is always done without the native kernels",
+        help="check every record before the run (always done without the native kernels)",
     )
     devices.add_argument(
         "--amp_dtype",
         choices=("float16", "bfloat16"),
-        help="what --use_fp16 computes in on a GPU (default: float16); bfloat16 needs no loss scaling",
+        help="GPU: data type of --use_fp16 (default: float16); bfloat16 needs no loss scaling",
     )
     add_bool(
         devices,
         "--tf32",
         default=True,
-        help="GPU: let products of float32 round their operands to TF32, which is faster, where the GPU can do so",
+        help="GPU: compute float32 products in TF32 where the GPU supports it, which is faster and less precise",
     )
     training = groups["training" if trains else "unused"]
     training.add_argument(
@@ -513,12 +513,12 @@ def _add_later_flags(groups, trains=True):
         type=positive_int,
         default=1,
         metavar="N",
-        help="batches that an iteration reads, one after the other, and adds up for one update",
+        help="batches per update, whose gradients are accumulated",
     )
     add_bool(
         training,
         "--activation_checkpointing",
-        help="keep only what enters each layer, compute the rest again in the backward pass: less memory, more time",
+        help="keep only the input of each layer and recompute the rest in the backward pass: less memory, more time",
     )
     _add_optimizer_flags(training)
 
@@ -564,7 +564,7 @@ def _add_optimizer_flags(group):
 
 
 def _complete(args):
-    """Fills in what follows from other flags; raises UserError where flags contradict each other."""
+    """Sets what follows from other flags; raises UserError if flags contradict each other."""
     if args.seed >= 2**31:
         raise UserError(f"--seed={args.seed} is too large; use a number below {2**31}")
     check_cpu_threads(args)

@@ -1,7 +1,7 @@
-"""Which device a run uses, and why: the GPU where OneFlow 0.9.0 can use it, else the CPU.
+"""Chooses the device of a run: a GPU if OneFlow 0.9.0 can use it, otherwise the CPU.
 
-The CUDA driver is asked through its own library, before OneFlow is loaded: OneFlow aborts the process on a GPU that
-its wheel has no machine code for.
+Queries the CUDA driver through its own library before OneFlow is loaded, because OneFlow aborts the process on a GPU
+for which its wheel has no machine code.
 """
 
 import ctypes
@@ -12,17 +12,17 @@ from system.errors import UserError
 from system.memory import usable_memory
 from system.processors import usable_processors
 
-# The wheel holds machine code for these compute capabilities and no PTX. Code for x.y runs on x.z with z >= y.
+# The wheel has machine code for these compute capabilities and no PTX. Code for x.y runs on x.z with z >= y.
 _LOWEST_CAPABILITY = (6, 0)
 _FIRST_UNSUPPORTED_CAPABILITY = (9, 0)
-# The wheel has the runtime of CUDA 11.7. By minor version compatibility (NVIDIA's CUDA Compatibility) it works with
-# drivers from 450.80.02 (CUDA 11.0) on, for a program that has machine code and needs no PTX compiled.
-_LOWEST_DRIVER = 11000  # as cuDriverGetVersion counts
+# The wheel has the CUDA 11.7 runtime. With minor version compatibility (NVIDIA, CUDA Compatibility) it works with
+# drivers from 450.80.02 (CUDA 11.0) on, because it has machine code and no PTX to compile.
+_LOWEST_DRIVER = 11000  # in the format of cuDriverGetVersion
 
-# More ranks on the CPU are a mistake that would bring the machine to its knees.
+# More CPU ranks than this are a mistake and would overload the machine.
 _RANKS_PER_PROCESSOR = 16
 
-# What the CUDA runtime calls it.
+# The CUDA runtime's message.
 _OUT_OF_MEMORY = "out of memory"
 
 _COMPUTE_CAPABILITY_MAJOR = 75  # CUdevice_attribute
@@ -39,15 +39,15 @@ class Gpu(NamedTuple):
         return f"{self.name}, compute capability {self.capability[0]}.{self.capability[1]}"
 
     def is_ampere(self):
-        """Whether it is of the first generation that computes in bfloat16 and TF32, or a later one."""
+        """Whether the GPU supports bfloat16 and TF32, which Ampere introduced."""
         return self.capability >= (8, 0)
 
 
 def choose_device(requested, gpu_num_per_node):
-    """("cuda" or "cpu", the reason in words) for `--device` (auto, cuda or cpu).
+    """Returns ("cuda" or "cpu", the reason in words) for --device=`requested` (auto, cuda or cpu).
 
-    Raises UserError if a GPU is demanded and OneFlow can use none, or if it can use some, but fewer than
-    `gpu_num_per_node`; or if that is out of all proportion to the processors.
+    Raises UserError if cuda is requested and OneFlow can use no GPU, if it can use fewer GPUs than `gpu_num_per_node`,
+    or if that is far more than the number of processors.
     """
     if requested == "cpu":
         _check_processors(gpu_num_per_node)
@@ -76,7 +76,7 @@ def _check_processors(ranks):
 
 
 def usable_gpus():
-    """([a Gpu that OneFlow 0.9.0 can use, ...], None), or (None, why it can use none)."""
+    """Returns (list of the Gpus that OneFlow 0.9.0 can use, None), or (None, the reason in words)."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -102,7 +102,7 @@ def usable_gpus():
         else:
             unsupported.append(found)
     if unsupported:
-        # OneFlow numbers the GPUs as the driver does, so one that it cannot use must be hidden by the user.
+        # OneFlow and the driver number the GPUs alike, so the user must hide a GPU that OneFlow cannot use.
         return None, (
             f"OneFlow 0.9.0 has no code for {unsupported[0]} (it has for 6.0 to 8.x)"
             + ("; hide it with CUDA_VISIBLE_DEVICES to use the others" if usable else "")
@@ -113,7 +113,7 @@ def usable_gpus():
 
 
 class _Plan(NamedTuple):
-    """The bytes that each rank's arrays need for a step, by OneFlow's plan."""
+    """The bytes that a rank needs for a step, from OneFlow's plan."""
 
     needed: int
     variables: int  # of those needed
@@ -121,19 +121,19 @@ class _Plan(NamedTuple):
 
     @classmethod
     def of(cls, log):
-        """What bert_tell_memory or bert_check_memory (kernels/plugin_memory.cpp) has said last, or None."""
+        """Returns the last plan printed by bert_tell_memory or bert_check_memory (plugin_memory.cpp), or None."""
         plans = re.findall(r" needs (\d+) bytes of (a GPU|memory), (\d+) of them for variables$", log, re.MULTILINE)
         return cls(int(plans[-1][0]), int(plans[-1][2]), plans[-1][1] == "a GPU") if plans else None
 
     def there_is(self, args):
-        """The bytes that a rank may use."""
+        """Returns the bytes that a rank may use."""
         return _memory() if self.on_gpu else usable_memory() // args.gpu_num_per_node
 
 
 def lack_of_memory(error, log, args):
-    """In words, what memory was asked for, what there is and which flags need less; None if it was not that.
+    """Describes the memory needed, the memory available and the flags that need less. None for other errors.
 
-    `error` is what OneFlow says of it, `log` what it has said in the run.
+    `error` is OneFlow's error message, `log` its log of the run.
     """
     if _OUT_OF_MEMORY not in error:
         return None
@@ -147,8 +147,8 @@ def lack_of_memory(error, log, args):
 
 
 def likely_lack_of_memory(log, args):
-    """As lack_of_memory, of a run on the CPU that the system has killed; None if its plan leaves much memory free."""
-    plan = _Plan.of(log)  # told of a plan that takes more than half
+    """As lack_of_memory, for a CPU run that the system has killed. None if its plan needs little memory."""
+    plan = _Plan.of(log)  # printed for plans that take more than half
     return _in_words(plan, args) if plan and not plan.on_gpu else None
 
 
@@ -170,8 +170,8 @@ def _in_words(plan, args):
 
 
 def _smaller_batch(plan, total, args):
-    """A batch that is more likely to fit, and where training can accumulate as many sequences for an update, how."""
-    # More than that cannot fit: gradients do not shrink with the batch.
+    """Suggests a batch size that may fit and, for training, the accumulation that keeps the sequences per update."""
+    # An upper bound, because gradients do not shrink with the batch.
     batch = int(args.batch_size_per_device * (total - plan.variables) / max(1, plan.needed - plan.variables))
     if not 0 < batch < args.batch_size_per_device:
         return "a smaller --batch_size_per_device"
@@ -183,12 +183,12 @@ def _smaller_batch(plan, total, args):
 
 
 def _trains(args):
-    """Whether the script trains a model, by its flags."""
+    """Whether the script trains a model."""
     return getattr(args, "do_train", False)
 
 
 def _needs_less(remedies, args, on_gpu):
-    """`remedies`, and --zero_stage where it would help, as a clause."""
+    """Returns a clause with the remedies, and with --zero_stage where it helps."""
     stage, devices = (2, "GPUs") if on_gpu else (1, "machines")
     if args.zero_stage < stage and _trains(args):
         remedies = [*remedies, f"--zero_stage={stage} on several {devices}"]

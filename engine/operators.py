@@ -1,9 +1,9 @@
-"""The operators that a BERT layer consists of, each as one step where the engine can do that.
+"""The operators of a BERT layer.
 
-On a CPU with the native kernels (engine/native.py) they are operators of the library, with gradients. Elsewhere they
-are put together from OneFlow's own, on CUDA from its fused ones. Both compute the same; dropout draws different masks.
-BERT_OPERATORS=cuda in the environment makes a graph on a CPU consist of CUDA's, which the library has plain kernels
-for: tests look at what they compute.
+On a CPU with the native kernels (engine/native.py), each is one operator of the native library, with its gradient.
+Otherwise it is composed of OneFlow's operators, on CUDA of its fused ones. The results are the same, except for the
+dropout masks. With BERT_OPERATORS=cuda in the environment, a graph on the CPU has the operators of a CUDA graph, for
+which the library has plain kernels; tests check their results.
 Shapes: N rows (tokens), H hidden units.
 """
 
@@ -13,16 +13,16 @@ from engine import native
 from engine.oneflow_loader import flow
 
 _ALWAYS_AS_ON_CUDA = os.environ.get("BERT_OPERATORS") == "cuda"
-# The tensor cores of a GPU want sizes that this divides.
+# Tensor cores need sizes that are multiples of this.
 _MULTIPLE_ON_CUDA = 8
-# What a score becomes whose key is padding, or the logit of a word that there is not.
+# The score of a padding key, and the logit of a padding word.
 _NEVER = -10000.0
 
 _mixed_precision = None
 
 
 def compute_in(dtype):
-    """Tells which data type graphs for CUDA will be in mixed precision of: "float16", "bfloat16", or None for none."""
+    """Sets the data type of mixed precision for CUDA graphs: "float16", "bfloat16", or None for float32 only."""
     global _mixed_precision
     _mixed_precision = dtype
 
@@ -32,7 +32,7 @@ def _is_native(x):
 
 
 def _is_fused(x):
-    """Whether OneFlow's fused operators for CUDA are to be used: they need random masks of the library's."""
+    """Whether to use OneFlow's fused CUDA operators, which take their random masks from the native library."""
     return native.is_loaded() and (x.is_cuda or _ALWAYS_AS_ON_CUDA)
 
 
@@ -53,24 +53,24 @@ def bias_gelu(x, bias):
 
 
 def layer_norm(x, gamma, beta):
-    """Normalisation over the last axis, with epsilon 1e-12: [N, H] and parameters [H] -> [N, H]."""
+    """Layer normalisation over the last axis, with epsilon 1e-12: [N, H], gamma and beta [H] -> [N, H]."""
     if x.is_cuda or native.is_used_for(x):
         return flow._C.layer_norm_affine(x, gamma, beta, begin_norm_axis=1, begin_params_axis=1, epsilon=1e-12)
-    # OneFlow has no CPU kernel for the operator above: it aborts the process.
+    # OneFlow has no CPU kernel for layer_norm_affine and would abort.
     centred = x - x.mean(dim=1, keepdim=True)
     variance = (centred * centred).mean(dim=1, keepdim=True)
     return centred * (variance + 1e-12).rsqrt() * gamma + beta
 
 
 def dropout(x, rate):
-    """Zeroes each element with probability `rate`, and scales the others up to keep the mean."""
+    """Zeroes each element with probability `rate` and scales the others by 1 / (1 - rate)."""
     if rate == 0.0:
         return x
     if _is_native(x):
         return flow._C.dropout(x, rate)
     if _is_fused(x):
         return _masked(x, rate)
-    # OneFlow's dropout ignores its seed within a graph: all layers of all runs would draw the same mask.
+    # In a graph, OneFlow's dropout ignores its seed: all layers of all runs would draw the same mask.
     uniform = flow._C.rand([*x.shape], dtype=flow.float32, placement=x.placement, sbp=list(x.sbp))
     return x * (uniform >= rate).to(x.dtype) * (1.0 / (1.0 - rate))
 
@@ -81,7 +81,7 @@ def _masked(x, rate):
         def forward(ctx, x):
             (mask,) = native.apply("random_mask_like", (x,), rate=rate)
             ctx.save_for_backward(mask)
-            # A gradient is masked and scaled as the value is.
+            # dropout_grad masks and scales a gradient in the same way as the forward pass does a value.
             (y,) = native.apply("dropout_grad", (x, mask), rate=rate)
             return y
 
@@ -95,14 +95,14 @@ def _masked(x, rate):
 
 
 def in_float32(x):
-    """x as float32, which computing goes on in: mixed precision on CUDA would else go on in float16."""
+    """Returns x in float32. On CUDA with mixed precision, the operators that follow then compute in float32."""
     return flow._C.amp_black_identity(x) if x.is_cuda else x
 
 
 def global_norm(tensors):
-    """The Euclidean norm of all elements of all `tensors`, a scalar; without a gradient.
+    """Returns the Euclidean norm of all elements of all `tensors`, a scalar without gradient.
 
-    The ranks have each tensor whole, or some rows of it each. Only sums go from rank to rank.
+    Each tensor is replicated on the ranks or split by rows. The ranks exchange only sums.
     """
     divided = [tensor for tensor in tensors if tensor.sbp == (flow.sbp.split(0),)]
     whole = [tensor for tensor in tensors if tensor.sbp != (flow.sbp.split(0),)]
@@ -119,7 +119,7 @@ def _sum_of_squares(tensors):
 
 
 def scale_by_tensor(x, scale):
-    """x times the scalar tensor `scale`; without a gradient. An optimiser's update can take it into itself."""
+    """Returns x times the scalar tensor `scale`, without gradient. OneFlow can fuse it with the optimiser's update."""
     if native.is_loaded():
         (y,) = native.apply("scalar_mul_by_tensor", (x, scale))
         return y
@@ -127,7 +127,7 @@ def scale_by_tensor(x, scale):
 
 
 def vocabulary_logits(x, table, bias):
-    """x table^T + bias: [N, H], [V, H], [V] -> [N, V]. On CUDA there are more columns, of words of no probability."""
+    """x table^T + bias: [N, H], [V, H], [V] -> [N, V]. On CUDA, padding columns of probability 0 are appended."""
     padding = -table.shape[0] % _MULTIPLE_ON_CUDA if x.is_cuda or _ALWAYS_AS_ON_CUDA else 0
     if padding:
         table = flow._C.pad(table, [0, 0, 0, padding])
@@ -136,22 +136,22 @@ def vocabulary_logits(x, table, bias):
 
 
 def _fuses_softmax(x):
-    # OneFlow's has no kernel for bfloat16.
+    # OneFlow's fused softmax has no bfloat16 kernel.
     return _is_fused(x) and _mixed_precision != "bfloat16"
 
 
 def attention_mask(input_mask):
-    """What attention() takes as its mask, from input_mask [B, S] int32, 1 for a token and 0 for padding."""
+    """Returns the mask that attention() takes, from input_mask [B, S] int32, 1 for a token and 0 for padding."""
     if _fuses_softmax(input_mask):
         return input_mask.reshape(-1, 1, 1, input_mask.shape[1]).to(flow.bool)
     return (input_mask.to(flow.float32) - 1.0) * -_NEVER
 
 
 def for_each_batch(x):
-    """x, which is computed once an iteration, as a tensor that the graph has for each batch it accumulates.
+    """Repeats x, which is computed once per iteration, for each batch of a graph with gradient accumulation.
 
-    A graph with accumulation returns all outputs once for each batch. OneFlow repeats the graph's variables so, by an
-    operator that Python cannot build: this operator makes OneFlow take x for a variable.
+    Such a graph returns every output once per batch. OneFlow repeats variables with an operator that Python cannot
+    build, so this operator makes OneFlow treat x as a variable.
     """
     identity = flow.stateful_op("identity").Input("in").Output("out").Build()
     return flow._C.dispatch_feed_variable(identity, x, l2=0.0)
@@ -203,10 +203,10 @@ class _BiasGelu(flow.autograd.Function):
 
 
 def attention(query, key, value, mask, heads, rate):
-    """Multi-head attention; all heads side by side, dropout on the probabilities.
+    """Multi-head attention, with dropout on the probabilities.
 
-    query, key, value: [B * S, H]; mask: from attention_mask() -> [B * S, H]. For a sequence of padding alone the result
-    is undefined: devices differ.
+    query, key, value: [B * S, H], heads side by side; mask: from attention_mask() -> [B * S, H]. The result for a
+    sequence of padding only is undefined and differs between devices.
     """
 
     if not _is_native(query):
@@ -228,7 +228,7 @@ def attention(query, key, value, mask, heads, rate):
 
 
 def residual_norm(x, bias, residual, gamma, beta, rate):
-    """LayerNorm(dropout(x + bias) + residual) with epsilon 1e-12: [N, H] and parameters [H] -> [N, H]."""
+    """LayerNorm(dropout(x + bias) + residual), with epsilon 1e-12: [N, H], bias, gamma and beta [H] -> [N, H]."""
 
     if not _is_native(x):
         if _is_fused(x) and rate > 0.0:
@@ -257,5 +257,5 @@ def residual_norm(x, bias, residual, gamma, beta, rate):
 
 
 def over_all_ranks(partial):
-    """What the ranks hold of a sum or mean over the global batch, put together on all of them."""
+    """Combines the partial sums or means of the ranks into that of the global batch, on all ranks."""
     return partial.to_global(sbp=flow.sbp.broadcast)

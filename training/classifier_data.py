@@ -1,4 +1,4 @@
-"""The data sets of run_classifier.py, found to fit each other, the flags and the model: records, text and labels."""
+"""Checks that the data sets of run_classifier.py match each other, the flags and the model."""
 
 import dataclasses
 import os
@@ -15,20 +15,20 @@ from training import evaluation, model_flags
 
 @dataclasses.dataclass(frozen=True)
 class Sets:
-    """The checks.DataSets of a run, None for what it does not read, or what only the first rank reads."""
+    """The data sets of a run. A set is None if the run does not read it, or if only rank 0 reads it."""
 
     train: checks.DataSet | None
     evaluation: checks.DataSet | None
     test: checks.DataSet | None
-    labels: list | None  # the names of the labels, where they are known
+    labels: list | None  # the names of the labels, if known
     metrics: tuple  # the names of the metrics of `evaluation`
 
 
 def check(args):
-    """The Sets of the flags; settles args.num_labels, args.data_part_num and args.iter_num.
+    """Returns the Sets; sets args.num_labels, args.data_part_num and args.iter_num.
 
-    Raises UserError, saying which folder is at fault, where records are not as they should be, were made with another
-    vocabulary or other labels than the rest, or have no labels although they need some.
+    Raises UserError, naming the folder, if records are invalid, lack labels, or were made with another vocabulary or
+    other labels than the other sets or the model.
     """
     flags = [flag for work, flag in config.WORK.items() if getattr(args, work)]
     for flag in flags:
@@ -71,7 +71,7 @@ def _check_kind(args, flag):
 
 
 def _settle_labels(args, flags):
-    """Sets args.num_labels; returns the names of the labels, None where they are not known or it is a regression."""
+    """Sets args.num_labels. Returns the names of the labels, None if unknown or for regression."""
     lists, counts = _stated_labels(args, flags)
     names = None
     if lists:
@@ -99,7 +99,7 @@ def _settle_labels(args, flags):
 
 
 def _stated_labels(args, flags):
-    """({source: names of labels}, {source: number of labels}) as the model, the records and --num_labels state them."""
+    """Returns ({source: label names}, {source: number of labels}) from the model, the records and --num_labels."""
     lists, counts = {}, {}
     folder = args.model_load_dir
     if folder is not None and os.path.isdir(folder):
@@ -125,7 +125,7 @@ def _describe_count(count):
 
 
 def _metrics(args, data_set):
-    """The names of the metrics of the evaluation, the loss aside; settles --metric_for_best_model."""
+    """Returns the names of the metrics, without the loss; sets --metric_for_best_model."""
     if data_set is None:
         return ()
     task_name = (data_set.description or {}).get("task_name")
@@ -135,7 +135,7 @@ def _metrics(args, data_set):
 
 
 def check_same_on_all_ranks(args):
-    """Raises UserError where this rank, which has not seen the first rank's data, has other labels. Needs OneFlow."""
+    """Raises UserError if this rank has another number of labels than rank 0, which read the data. Needs OneFlow."""
     count = from_first_rank(lambda: args.num_labels)
     if args.num_labels != count:
         raise UserError(

@@ -1,4 +1,4 @@
-"""What run_classifier.py finds out: the metrics of the tasks of GLUE, and the files that tell of them."""
+"""The metrics of classification tasks and the result files of run_classifier.py."""
 
 import os
 import warnings

@@ -1,10 +1,10 @@
-"""How well a model predicts masked tokens and next sentences, in google-research/bert's words. Needs no OneFlow."""
+"""Metrics of pre-training, named as in google-research/bert. Needs no OneFlow."""
 
 import numpy as np
 
 from system.errors import UserError
 
-# The first is what the best model is chosen by, unless another one is asked for.
+# The first is the default of --metric_for_best_model.
 NAMES = (
     "loss",
     "masked_lm_loss",
@@ -14,7 +14,7 @@ NAMES = (
     "perplexity",
 )
 
-# The fields of a record that pretrain.BertForPretraining.scores takes, and those that metrics() takes.
+# The record fields of pretrain.BertForPretraining.scores and of metrics().
 INPUTS = (
     "input_ids",
     "input_mask",
@@ -27,10 +27,10 @@ FIELDS = ("masked_lm_weights",)
 
 
 def metrics(fields, scores):
-    """name -> float: means over all predictions, those of masked tokens by their weights.
+    """Returns the metrics, name -> float: means over all predictions, weighted for masked tokens.
 
-    `fields`: masked_lm_weights [N, P]; `scores`: what pretrain.BertForPretraining.scores gives of all N records. loss
-    is that of both tasks, perplexity e to the power of masked_lm_loss. Raises UserError if no token is masked.
+    `fields`: masked_lm_weights [N, P]; `scores`: the outputs of pretrain.BertForPretraining.scores for N records. loss
+    is the sum of both losses, perplexity is exp(masked_lm_loss). Raises UserError if no token is masked.
     """
     weights = fields["masked_lm_weights"].astype(np.float64)
     if not weights.sum() > 0:

@@ -30,11 +30,11 @@ class BatchJob(nn.Graph):
         super()._create_states_builder()
         parameters = self.model.to(nn.Module).parameters()
         if any(parameter.sbp != (flow.sbp.broadcast,) for parameter in parameters):
-            # ZeRO has divided them among the ranks.
+            # ZeRO has split them among the ranks.
             copy_variables(self)
 
     def build(self, *tensors):
-        """Takes int32 [B, length] for each input; returns a list of the method's tensors, whole on every rank."""
+        """Takes int32 [B, length] for each input; returns a list of the method's tensors, replicated on every rank."""
         with flow.no_grad():
             outputs = getattr(self.model, self._method)(dict(zip(self._inputs, tensors, strict=True)))
             outputs = outputs if isinstance(outputs, tuple) else (outputs,)

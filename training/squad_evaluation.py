@@ -1,4 +1,4 @@
-"""Exact match and F1 of a SQuAD model while it is trained, by the code of npy2json.py and evaluate-v1.1.py."""
+"""Evaluates a SQuAD model during training, with the code of npy2json.py and evaluate-v1.1.py."""
 
 import dataclasses
 from pathlib import Path
@@ -13,13 +13,13 @@ from system.errors import UserError
 from text import squad_answers, squad_file, squad_metric, squad_windows
 from text.tokenization import Tokenizer, read_vocab, vocab_checksum
 
-# The first is what the best model is chosen by, unless another one is asked for.
+# The first is the default of --metric_for_best_model.
 NAMES = ("f1", "exact_match")
 
 
 @dataclasses.dataclass(frozen=True)
 class Questions:
-    """What a model is evaluated on; the first rank alone has it."""
+    """The evaluation data. Only rank 0 has it."""
 
     data_set: checks.DataSet
     examples: list  # of squad_answers.Example
@@ -27,9 +27,9 @@ class Questions:
     do_lower_case: bool
 
     def metrics(self, fields, outputs):
-        """{"exact_match": ..., "f1": ...}, of all questions whose windows have all been scored.
+        """Returns {"exact_match": ..., "f1": ...} in percent, of the questions whose windows have all been scored.
 
-        `outputs`: start and end logits, [N, S] each, in order of windows; no `fields` are needed.
+        `outputs`: start and end logits, [N, S] each, in the order of the windows. `fields` is not used.
         """
         start_logits, end_logits = outputs
         results = {"start_logits": start_logits, "end_logits": end_logits}
@@ -39,10 +39,10 @@ class Questions:
 
 
 def check(args):
-    """The Questions of --eval_data_dir and --eval_predict_file, None on ranks but the first.
+    """Returns the Questions of --eval_data_dir and --eval_predict_file on rank 0, None on other ranks.
 
-    Vocabulary, case and windows are those that the records were made with. Raises UserError where they do not tell, or
-    are of other questions.
+    Vocabulary, case and windows are those of the records. Raises UserError if the records do not state them, or were
+    made from other questions.
     """
     if rank() > 0:
         return None
