@@ -301,6 +301,7 @@ def _add_tutorial_flags(groups, iter_num_default=None, predicts_masks=True, trai
     output = groups["output"] if trains else groups["unused"]
     masks = model if predicts_masks else groups["unused"]
     dropout = model if trains else groups["unused"]
+    what = "updates of the model" if trains else "batches"
 
     devices.add_argument("--gpu_num_per_node", type=positive_int, default=1, metavar="N", help="devices on each node")
     devices.add_argument("--node_num", type=positive_int, default=1, metavar="N", help="nodes (hosts)")
@@ -325,7 +326,7 @@ def _add_tutorial_flags(groups, iter_num_default=None, predicts_masks=True, trai
         type=positive_int,
         default=None if iter_num_default else _DEFAULT_ITER_NUM,
         metavar="N",
-        help=f"updates of the model to run (default: {iter_num_default or _DEFAULT_ITER_NUM})",
+        help=f"{what} to run (default: {iter_num_default or _DEFAULT_ITER_NUM})",
     )
     training.add_argument(
         "--warmup_batches",
@@ -659,7 +660,7 @@ def global_batch_size(args):
 
 
 def sequences_per_iteration(args):
-    """Sequences that an update of the parameters is computed from."""
+    """Sequences over all devices that an iteration reads for its update."""
     return global_batch_size(args) * args.num_accumulation_steps
 
 

@@ -32,12 +32,20 @@ TRAINING = ("this project", "this project, bfloat16", "Transformers", "PyTorch",
 PREDICTION = (
     "this project", "this project, bfloat16", "this project, --skip_padding", "Transformers", "Transformers, bfloat16",
 )  # fmt: skip
+# With --num_accumulation_steps=4 and --activation_checkpointing.
+MEMORY = ("this project", "accumulation", "checkpointing", "accumulation, checkpointing")
+BASE, LARGE = {"layers": 12, "heads": 12}, {"layers": 24, "heads": 16}
+SHORT, LONG = {"length": 128, "predictions": 20}, {"length": 512, "predictions": 80}
 # name -> list of (changes to the flags, sides).
 TABLES = {
     "step": [({}, SIDES)],
     "no_dropout": [({"dropout": 0.0}, SIDES)],
     "batch": [({"batch": batch}, TRAINING) for batch in (1, 2, 4, 8, 16, 32)],
     "length": [({"length": length}, TRAINING) for length in (128, 256, 384, 512)],
+    "memory": [
+        ({**model, **length, "batch": batch}, MEMORY)
+        for model, length, batch in ((BASE, SHORT, 16), (BASE, LONG, 4), (LARGE, SHORT, 8), (LARGE, LONG, 4))
+    ],
     "prediction": [({"length": 384, "windows": 64}, PREDICTION)],
 }
 
@@ -59,18 +67,20 @@ def main():
     args = parser.parse_args()
     chosen = args.sides.split(";") if args.sides else None
     for side in chosen or ():
-        if side not in (*SIDES, *PREDICTION):
-            raise UserError(f"--sides: '{side}' is none of {'; '.join(dict.fromkeys((*SIDES, *PREDICTION)))}")
-    needs_torch = any("Torch" in side or "Transformers" in side for side in chosen or SIDES)
+        if side not in (*SIDES, *MEMORY, *PREDICTION):
+            raise UserError(f"--sides: '{side}' is none of {'; '.join(dict.fromkeys((*SIDES, *MEMORY, *PREDICTION)))}")
+    tables = list(TABLES) if args.table == "all" else [args.table]
+    of_tables = {side for table in tables for _, sides in TABLES[table] for side in sides}
+    needs_torch = any("Torch" in side or "Transformers" in side for side in chosen or of_tables)
     torch_python = args.torch_python or (torch_environment.find_or_make() if needs_torch else None)
     size = {
         "layers": args.num_hidden_layers, "batch": args.batch_size, "length": args.seq_length,
         "predictions": args.max_predictions_per_seq, "dropout": args.dropout, "steps": args.steps,
     }  # fmt: skip
-    for table in TABLES if args.table == "all" else [args.table]:
+    for table in tables:
         for changes, sides in TABLES[table]:
             print(f"\n{table}: {json.dumps({**size, **changes})}", flush=True)
-            known = PREDICTION if table == "prediction" else SIDES
+            known = {"prediction": PREDICTION, "memory": MEMORY}.get(table, SIDES)
             results = {side: [] for side in chosen or sides if side in known}
             for round_ in range(args.rounds):
                 for side, runs in results.items():
@@ -92,21 +102,23 @@ def run_side(side, size, torch_python):
 
 
 def print_table(results):
-    """Prints a row for each side: median step, ratio to this project, first step, peak memory."""
+    """Prints a row for each side: median step, ratio to this project, first step, peak memory, processor seconds."""
     medians = {}
     for side, runs in results.items():
         runs = [run for run in runs if run is not None]
         if runs:
             medians[side] = {
                 "step": statistics.median(second for run in runs for second in run["seconds"]),
+                "processor": statistics.median(second for run in runs for second in run["processor_seconds"]),
                 "first": statistics.median(run["first_step"] for run in runs),
                 "peak": statistics.median(run["peak_gb"] for run in runs),
             }
     reference = medians.get("this project", {}).get("step")
-    print(f"{'':28} {'s/step':>8} {'ratio':>7} {'first s':>8} {'peak GB':>8}")
+    print(f"{'':28} {'s/step':>8} {'ratio':>7} {'first s':>8} {'peak GB':>8} {'processor s':>12}")
     for side, median in medians.items():
+        processor = median["processor"]
         ratio = f"{median['step'] / reference:7.2f}" if reference else f"{'':7}"
-        print(f"{side:28} {median['step']:8.2f} {ratio} {median['first']:8.1f} {median['peak']:8.2f}")
+        print(f"{side:28} {median['step']:8.2f} {ratio} {median['first']:8.1f} {median['peak']:8.2f} {processor:12.2f}")
 
 
 if __name__ == "__main__":

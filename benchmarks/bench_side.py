@@ -1,4 +1,4 @@
-"""One side of bench.py: trains BERT on random batches, or predicts, and prints the seconds of each step as JSON.
+"""One side of bench.py: trains BERT on random batches, or predicts, and prints the times of each step as JSON.
 
 usage: bench_side.py SIDE '{"layers": 12, "batch": 8, "length": 128, "predictions": 20, "dropout": 0.1, "steps": 5}'
 
@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 VOCABULARY, HIDDEN, HEADS, POSITIONS = 30522, 768, 12, 512
+ACCUMULATED = 4  # batches that a step divides its sequences into, on the sides that accumulate gradients
 
 
 def made_up_batch(size):
@@ -34,8 +35,11 @@ def made_up_batch(size):
     }
 
 
-def this_project(size, bfloat16=False):
-    """Returns a function that trains this project's model for one step, with BERT_KERNELS, and returns the loss."""
+def this_project(size, bfloat16=False, accumulates=False, checkpoints=False):
+    """Returns a function that trains this project's model for one step, with BERT_KERNELS, and returns the loss.
+
+    size["heads"], of 64 units each, are BERT-base's by default.
+    """
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     from config import parse_pretraining_args
     from engine import native, oneflow_loader
@@ -46,22 +50,25 @@ def this_project(size, bfloat16=False):
 
     if bfloat16 and (obstacle := native.use_bfloat16(True)):
         raise SystemExit(f"no bfloat16: {obstacle}")
+    heads, batches = size.get("heads", HEADS), ACCUMULATED if accumulates else 1
+    hidden = 64 * heads
     config = bert_util.BertConfig(
-        VOCABULARY, HIDDEN, size["layers"], HEADS, 4 * HIDDEN, POSITIONS, 2, size["dropout"], size["dropout"]
+        VOCABULARY, hidden, size["layers"], heads, 4 * hidden, POSITIONS, 2, size["dropout"], size["dropout"]
     )
     placement = flow.placement("cpu", [0])
     batch = {
         name: flow.tensor(
             array if array.dtype == np.float32 else array.astype(np.int32), placement=placement, sbp=flow.sbp.broadcast
         )
-        for name, array in made_up_batch(size).items()
+        for name, array in made_up_batch({**size, "batch": size["batch"] // batches}).items()
     }
     model = pretrain.BertForPretraining(config, bert_util.Initializer(placement, 0))
     args = parse_pretraining_args(["--data_dir=none", "--iter_num=1000", "--warmup_batches=0"])
+    args.num_accumulation_steps, args.activation_checkpointing = batches, checkpoints
     job = pretrain.PretrainJob(model, lambda: batch, args)
 
     def step():
-        loss = job()["total_loss"].numpy().item()
+        loss = job()["total_loss"].numpy().mean().item()
         # The graph returns the loss long before the update is done.
         flow._oneflow_internal.eager.Sync()
         return loss
@@ -364,6 +371,9 @@ def products_alone(size):
 SIDES = {
     "this project": this_project,
     "this project, bfloat16": lambda size: this_project(size, bfloat16=True),
+    "accumulation": lambda size: this_project(size, accumulates=True),
+    "checkpointing": lambda size: this_project(size, checkpoints=True),
+    "accumulation, checkpointing": lambda size: this_project(size, accumulates=True, checkpoints=True),
     "OneFlow as installed": this_project,
     "Transformers": transformers,
     "Transformers, bfloat16": lambda size: transformers(size, bfloat16=True),
@@ -388,14 +398,16 @@ def main():
     start = time.perf_counter()
     size = json.loads(sys.argv[2])
     step = (PREDICTION_SIDES if "windows" in size else SIDES)[sys.argv[1]](size)
-    losses, seconds = [step()], []
+    losses, seconds, processor_seconds = [step()], [], []
     first = time.perf_counter() - start
     for _ in range(size["steps"]):
-        before = time.perf_counter()
+        before, processor_before = time.perf_counter(), time.process_time()
         losses.append(step())
         seconds.append(time.perf_counter() - before)
+        processor_seconds.append(time.process_time() - processor_before)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    print(json.dumps({"seconds": seconds, "first_step": first, "peak_gb": peak, "losses": losses}))
+    report = {"seconds": seconds, "processor_seconds": processor_seconds, "first_step": first, "peak_gb": peak}
+    print(json.dumps({**report, "losses": losses}))
 
 
 if __name__ == "__main__":
