@@ -182,16 +182,16 @@ def run_with_engine(function, model):
 
     Raises RunError if the engine crashes. Its messages are then in a file that the error names.
     """
-    model.run.log_dir = tempfile.mkdtemp(prefix="bert-")
+    folder = model.run.log_dir = tempfile.mkdtemp(prefix="bert-")
+    is_named = False
     try:
-        status = run_on_all_ranks(lambda _: function(), model.run)
-    except RunError:
+        return run_on_all_ranks(lambda _: function(), model.run)
+    except RunError as error:
+        is_named = folder in str(error)
         raise
-    except BaseException:
-        shutil.rmtree(model.run.log_dir, ignore_errors=True)
-        raise
-    shutil.rmtree(model.run.log_dir, ignore_errors=True)
-    return status
+    finally:
+        if not is_named:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def load(model, make_network, inputs=None, method="logits"):

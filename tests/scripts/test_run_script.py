@@ -118,7 +118,7 @@ def test_messages_are_one_printable_line_of_bounded_length():
     assert b"'1 \\x1b[2J 2' is not a whole number" in result.stderr and b"\x1b" not in result.stderr
 
 
-@pytest.mark.parametrize("script", ["launch_cluster.sh", "launch_slurm.sh", "setup.sh"])
+@pytest.mark.parametrize("script", ["launch_cluster.sh", "launch_slurm.sh", "setup.sh", "squad.sh"])
 def test_help_of_a_shell_script(script):
     """It is the comment at the script's head."""
     result = subprocess.run([ROOT / "scripts" / script, "--help"], capture_output=True, text=True, cwd="/")
