@@ -1,7 +1,7 @@
-// The kernels as plain C functions: no OneFlow here, so that they can be tested and sanitized on their own.
+// The kernels as plain C functions without OneFlow, so that they can be tested and sanitised on their own.
 //
-// All arrays are contiguous row-major float32 unless a leading dimension says otherwise; pointers need no more
-// alignment than their type. Every function uses the threads of parallel.h. Results do not depend on their number.
+// All arrays are contiguous, row-major and float32, unless a leading dimension says otherwise. Pointers need only the
+// alignment of their type. Every function uses the threads of parallel.h; results do not depend on their number.
 #pragma once
 #include <cstdint>
 
@@ -9,24 +9,24 @@
 
 // ---- threads (parallel.cpp)
 
-// Uses `count` threads from now on, the caller included. 0: as many as the process may run on.
+// Sets the number of threads, including the caller. 0: the number of processors that the process may use.
 BERT_KERNEL void bert_set_thread_count(int count);
 BERT_KERNEL int bert_thread_count();
 
 // ---- matrix products (matmul.cpp)
 
 // For each of `batch` matrices: c[m, n] = alpha * op(a) op(b) + beta * c, where op(a) is [m, k], op(b) is [k, n], and a
-// transposed operand is stored as its transpose. ld* are leading dimensions, stride_* distances between matrices
-// of a batch (0: the same one), all in elements.
+// transposed operand is stored as its transpose. ld* are leading dimensions, stride_* the distances between the matrices
+// of a batch (0: one matrix for all), both in elements.
 BERT_KERNEL void bert_matmul(bool transpose_a, bool transpose_b, int64_t batch, int64_t m, int64_t n, int64_t k,
                              float alpha, const float* a, int64_t lda, int64_t stride_a, const float* b, int64_t ldb,
                              int64_t stride_b, float beta, float* c, int64_t ldc, int64_t stride_c);
 
-// Whether large products that are no batches (batch 1) round their operands to bfloat16, to the nearest and ties to even;
-// denormal operands become zero, and sums are float32.
+// Sets whether large products with batch 1 round their operands to bfloat16 (to nearest, ties to even). Denormal operands
+// become zero; sums are float32.
 BERT_KERNEL void bert_set_bfloat16(bool on);
-// Whether the processor multiplies these itself (avx512_bf16), and this build lets it. Without, operands are rounded in
-// software and multiplied in float32, which is slower than float32 alone. The results differ in the order of sums only.
+// Returns whether the processor and this build multiply bfloat16 in hardware (avx512_bf16). Otherwise operands are rounded
+// in software and multiplied in float32, slower than float32 alone. The results differ only in the order of sums.
 BERT_KERNEL bool bert_has_bfloat16_instructions();
 
 // ---- normalisation (layer_norm.cpp); x is [rows, columns], gamma and beta may be null
@@ -63,23 +63,22 @@ BERT_KERNEL void bert_cross_entropy_grad(int64_t rows, int64_t columns, const fl
 
 // ---- dropout.cpp
 
-// What the streams of operators without a seed of their own start from.
+// Sets the seed of all random streams.
 BERT_KERNEL void bert_set_seed(uint64_t seed);
-// The seed of the stream that belongs to `name`.
+// Returns the seed of the stream `name`.
 BERT_KERNEL uint64_t bert_stream_seed(const char* name);
-// The random stream of an operator in a graph: the seed and the number of the next call. It begins at call 0, or where
-// bert_restore_stream has said once; the newest of a name is the one that bert_list_streams tells.
+// The random stream of an operator in a graph: a seed and the number of the next call. It starts at call 0, or at the call
+// set by bert_restore_stream, which applies once. bert_list_streams lists the newest stream of each name.
 struct BertRandomStream;
 BERT_KERNEL BertRandomStream* bert_open_stream(const char* name);
 BERT_KERNEL void bert_close_stream(BertRandomStream* stream);
 BERT_KERNEL uint64_t bert_next_call(BertRandomStream* stream);
-// A line for each open stream, "<calls> <name>", in the order of their names: the size of all, which are written if
-// `capacity` suffices.
+// Writes a line "<calls> <name>" for each open stream, sorted by name, if `capacity` suffices. Returns the size of all
+// lines.
 BERT_KERNEL int64_t bert_list_streams(char* lines, int64_t capacity);
 BERT_KERNEL void bert_restore_stream(const char* name, uint64_t calls);
 BERT_KERNEL uint64_t bert_seed();
-// Random bits are a function of (seed, call, index) only: see random.h.
-// keep[i] = 1 with probability 1 - rate.
+// keep[i] = 1 with probability 1 - rate. Random bits depend only on (seed, call, index); see random.h.
 BERT_KERNEL void bert_random_mask(int64_t count, float rate, uint64_t seed, uint64_t call, uint8_t* keep);
 // y = x * keep * scale (+ added, unless null).
 BERT_KERNEL void bert_apply_mask(int64_t count, float scale, const float* x, const uint8_t* keep, const float* added,
@@ -87,7 +86,7 @@ BERT_KERNEL void bert_apply_mask(int64_t count, float scale, const float* x, con
 
 // ---- embedding.cpp
 
-// y[i] = table[id[i] - first] (a row of `columns`), or zero where that is outside of [0, table_rows).
+// y[i] = table[id[i] - first], a row of `columns`; zero if the index is outside [0, table_rows).
 BERT_KERNEL void bert_gather(int64_t count, int64_t columns, const float* table, int64_t table_rows, const int64_t* id,
                              int64_t first, float* y);
 // table = 0; then table[id[i] - first] += dy[i], in the order of i.
@@ -107,7 +106,7 @@ BERT_KERNEL double bert_sum_of_squares(int64_t count, const float* x);
 // y[a, c, b, d] = x[a, b, c, d], d innermost.
 BERT_KERNEL void bert_swap_middle(int64_t a, int64_t b, int64_t c, int64_t d, const float* x, float* y);
 
-// ---- fused operators; `random` holds the key of the random bits of each row's sequence (see dropout.cpp)
+// ---- fused operators; `random` has the key of the random bits of each sequence (see dropout.cpp)
 
 struct BertAttention {
   int64_t batch, length, heads, head_size;
@@ -117,15 +116,15 @@ struct BertAttention {
 };
 // attention.cpp: out = dropout(softmax(query key^T / sqrt(head_size) + mask)) value, for each head. query, key, value and
 // out are [batch * length, hidden], heads side by side; mask is [batch, length]. random may be null if rate is 0. The
-// gradient computes the probabilities anew.
+// gradient recomputes the probabilities.
 BERT_KERNEL void bert_attention(const BertAttention* shape, const float* query, const float* key, const float* value,
                                 const float* mask, const int64_t* random, float* out);
 BERT_KERNEL void bert_attention_grad(const BertAttention* shape, const float* dout, const float* query,
                                      const float* key, const float* value, const float* mask, const int64_t* random,
                                      float* dquery, float* dkey, float* dvalue);
 
-// residual_norm.cpp: y = layer_norm(dropout(x + bias) + residual) * gamma + beta, all [rows, columns]. normalised (before
-// gamma and beta) and inverse_deviation [rows] are what the gradient needs.
+// residual_norm.cpp: y = layer_norm(dropout(x + bias) + residual) * gamma + beta, all [rows, columns]. Also writes what
+// the gradient needs: normalised (before gamma and beta) and inverse_deviation [rows].
 BERT_KERNEL void bert_residual_norm(int64_t rows, int64_t columns, float rate, double epsilon, const float* x,
                                     const float* bias, const float* residual, const float* gamma, const float* beta,
                                     const int64_t* random, float* y, float* normalised, float* inverse_deviation);
@@ -153,7 +152,7 @@ struct BertAdam {
 BERT_KERNEL void bert_adam(int64_t count, const BertAdam* settings, const float* gradient, float* parameter, float* m,
                            float* v, float* max_v);
 
-// lamb.cpp: one step of LAMB, in place: that of Adam with decay (l1 and l2 are no part of it), scaled by the ratio of the
-// norms of `parameter` and of the step; by 1 where either is 0, or where there is no decay.
+// lamb.cpp: one step of LAMB, in place: Adam's step with decay (l1 and l2 are ignored), scaled by the ratio of the norm of
+// `parameter` to that of the step. The ratio is 1 if either norm is 0 or there is no decay.
 BERT_KERNEL void bert_lamb(int64_t count, const BertAdam* settings, const float* gradient, float* parameter, float* m,
                            float* v);

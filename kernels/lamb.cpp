@@ -8,11 +8,11 @@
 namespace bert {
 namespace {
 
-// Squares of so many numbers are added in float32, their sums in float64. Their steps stay in the first cache.
+// Squares are added in float32 within a block of this size, and between blocks in float64. A block fits the L1 cache.
 constexpr int64_t kBlock = 256;
 static_assert(kElementsPerChunk % kBlock == 0);
 
-// The step that the moments say, with decay: what learning rate and trust ratio scale.
+// The step before it is scaled by learning rate and trust ratio: Adam's, plus decay.
 struct Direction {
   explicit Direction(const BertAdam& s)
       : correction1(1.0f / s.bias_correction1),
@@ -81,7 +81,7 @@ void bert_lamb(int64_t count, const BertAdam* settings, const float* gradient, f
   }
   const double ratio = of_parameters > 0.0 && of_steps > 0.0 ? std::sqrt(of_parameters / of_steps) : 1.0;
   const float scaled_rate = static_cast<float>(rate * ratio);
-  // The steps are computed again: memory for them costs more. Backwards: the end is what the cache still holds.
+  // Recomputes the steps, which is cheaper than storing them. In reverse order, as the cache still holds the end.
   bert::parallel_chunks(chunks, [=](int64_t chunk) {
     const int64_t begin = (chunks - 1 - chunk) * bert::kElementsPerChunk;
     bert::take_steps(std::min(bert::kElementsPerChunk, count - begin), direction, scaled_rate, m + begin, v + begin,

@@ -1,6 +1,5 @@
-// Gives the kernels to OneFlow: each registration below competes with OneFlow's own CPU kernel of the same operator, and
-// wins by its priority, or implements an operator that has had a CUDA kernel only. What a registration does not match
-// (other data types, other axes) stays with OneFlow.
+// Registers the kernels with OneFlow. Each registration replaces OneFlow's CPU kernel of an operator by a higher priority,
+// or implements an operator that had only a CUDA kernel. Other data types and axes keep OneFlow's kernel.
 #include "oneflow/core/common/balanced_splitter.h"
 #include "oneflow/core/framework/random_generator.h"
 #include "oneflow/core/framework/random_generator_impl.h"
@@ -32,7 +31,7 @@ class Indices {
 
 // ---- matrix products
 
-// beta, after making the output's content what it multiplies.
+// Copies the tensor to add into the output, if there is one. Returns the beta of the product.
 float begin_from_added(KernelComputeContext* context) {
   const float* added = optional_input(context, "_add_to_output");
   if (added == nullptr) { return 0.0f; }
@@ -68,7 +67,7 @@ void matmul_grad_b(KernelComputeContext* context) {
               n, 0, begin_from_added(context), output(context, "out"), n, 0);
 }
 
-// The leading dimensions of both are the same, or b has none.
+// Whether the leading dimensions of a and b are equal, or b has none.
 bool is_plain_product(const KernelRegContext& context) {
   const Shape &a = shape_of(context, "a"), &b = shape_of(context, "b");
   if (a.NumAxes() < 2 || b.NumAxes() < 2) { return false; }
@@ -186,7 +185,7 @@ void log_softmax_grad(KernelComputeContext* context) {
 }
 REGISTER_BERT_KERNEL("log_softmax_grad", log_softmax_grad).SetIsMatchedHob(on_cpu() && is_float("dx"));
 
-// "prob" is the logarithm of the probabilities: what OneFlow's kernel puts there.
+// "prob" holds log-probabilities, as in OneFlow's kernel.
 void cross_entropy(KernelComputeContext* context) {
   const Indices label(tensor(context, "label"));
   const int64_t rows = count_of(tensor(context, "label"));
@@ -216,7 +215,7 @@ REGISTER_BERT_KERNEL("sparse_softmax_cross_entropy_grad", cross_entropy_grad)
 
 // ---- embeddings
 
-// The part of a table that this rank holds, where several share one.
+// The first row of a table that this rank holds, if the table is split.
 class FirstRow final : public user_op::OpKernelCache {
  public:
   explicit FirstRow(int64_t row) : row_(row) {}
@@ -308,7 +307,7 @@ class FusedDropoutKernelState : public user_op::OpKernelState {
 
 namespace {
 
-// Where the next mask comes from: the operator's own stream, or 64 bits of the generator that an eager call brings.
+// The source of the next mask: the operator's stream, or 64 bits of the generator of an eager call.
 struct RandomSource {
   uint64_t seed, call;
 };
@@ -324,8 +323,8 @@ RandomSource next_source(user_op::OpKernelState* state) {
   return {high << 32 | engine(), 0};
 }
 
-// Dropout has no seed attribute, and in a graph OneFlow's own kernel gives every dropout of every run the same mask.
-// Here the process's seed and the operator's name make the stream.
+// Dropout has no seed attribute: in a graph, OneFlow's kernel draws the same mask for every dropout of every run. Here the
+// stream is seeded by the process's seed and the operator's name.
 class Dropout final : public user_op::OpKernel {
  public:
   std::shared_ptr<user_op::OpKernelState> CreateOpKernelState(user_op::KernelInitContext* context) const override {
@@ -381,7 +380,7 @@ REGISTER_BERT_KERNEL("bias_add", bias_add)
     .SetIsMatchedHob(on_cpu() && is_float("out") && when("bias on the last axis", bias_on_last_axis))
     .SetInplaceProposalFn(in_place("out", "a"));
 
-// All axes but the last, or but the last and others of size 1.
+// Whether the sum is over all axes except the last and axes of size 1.
 bool sums_rows(const KernelRegContext& context) {
   const Shape& shape = shape_of(context, "input_tensor");
   const auto& axes = context.Attr<std::vector<int32_t>>("axis");
@@ -426,9 +425,9 @@ REGISTER_BERT_KERNEL("transpose", swap_middle)
 
 // ---- streams
 
-// A graph's operators run on as many streams, each with a thread, as there are processors, dealt out in turn. One after
-// the other on one thread they need no messages between threads, and the kernels have all processors to themselves.
-// To be called when the session is open, before the first graph is compiled, with the session's ResourceDesc.
+// OneFlow distributes a graph's operators over one stream, with a thread, per processor. On a single stream they need no
+// messages between threads, and each kernel can use all processors. Called with the session's ResourceDesc when the session
+// is open, before the first graph is compiled.
 }  // namespace
 }  // namespace oneflow
 

@@ -1,4 +1,4 @@
-// What the two parts of the plugin share.
+// Declarations shared by the parts of the plugin.
 #pragma once
 #include "oneflow/core/framework/framework.h"
 
@@ -53,12 +53,12 @@ int64_t rows_of(const Tensor& tensor) {
   return columns == 0 ? 0 : count_of(tensor) / columns;
 }
 
-// What OneFlow puts before the name of an operator to name its copy that computes an activation anew for the backward
-// pass (checkpointing_pass.cpp).
+// OneFlow's prefix for the copy of an operator that recomputes an activation in the backward pass
+// (checkpointing_pass.cpp).
 constexpr const char kCopyPrefix[] = "Sys-Checkpointing-Fake-Fw-Op_";
 
-// The seed of the random stream of an operator in a graph. Ranks that hold different rows of `output` draw differently,
-// the copy of an operator what the operator draws.
+// Returns the seed of the random stream of an operator in a graph. Ranks with different rows of `output` draw different
+// numbers; the copy of an operator draws the same numbers as the operator.
 uint64_t stream_seed(user_op::KernelInitContext* context, const char* output) {
   const std::string& name = context->op_name();
   const bool is_copy = name.compare(0, sizeof(kCopyPrefix) - 1, kCopyPrefix) == 0;
@@ -77,7 +77,7 @@ class RandomStream final : public user_op::OpKernelState {
 
   uint64_t seed() const { return seed_; }
   uint64_t next_call() { return bert_next_call(stream_); }
-  // 64 random bits for the next call.
+  // Returns 64 random bits for the next call.
   uint64_t next_key() { return bert::split_mix(seed_ + (next_call() + 1) * bert::kSplitMixStep); }
 
  private:
@@ -105,7 +105,7 @@ const Shape& shape_of(const KernelRegContext& context, const char* name) {
   return context.TensorDesc4ArgNameAndIndex(name, 0)->shape();
 }
 
-// The output may take the place of an input that nobody needs afterwards.
+// The output may overwrite the input, if no other operator needs it.
 user_op::InplaceProposalFn in_place(const char* output_name, const char* input_name) {
   return [=](const user_op::InferContext& context, const user_op::AddInplaceArgPair& add) -> Maybe<void> {
     if (context.has_input(input_name, 0)) { OF_RETURN_IF_ERROR(add(output_name, 0, input_name, 0, true)); }

@@ -1,5 +1,5 @@
-// Lets the arrays of a graph share memory on the CPU. OneFlow does that on GPUs only: on a CPU each array of a step has
-// memory of its own for good, three times what a step of BERT needs at a time.
+// Lets the arrays of a graph share memory on the CPU. OneFlow does so only on GPUs. On a CPU each array has its own memory,
+// three times the peak need of a step of BERT.
 #include <algorithm>
 #include <atomic>
 #include <cstdio>
@@ -14,25 +14,25 @@
 
 namespace oneflow {
 
-// As in OneFlow's task_node.h, which the wheel lacks.
+// Declared in OneFlow's task_node.h, which the wheel lacks.
 RegstDescProto* FindOrCreateProducedCtrlRegstDesc(TaskProto* task, const std::string& name);
 RegstDescIdSet* FindOrCreateConsumedCtrlRegstDescIdSet(TaskProto* task, const std::string& name);
 
 namespace {
 
-// Smaller arrays are not worth an order of the operators.
+// Smaller arrays do not share memory.
 constexpr int64_t kSmallestBytes = int64_t{1} << 16;
-// Of the offsets.
+// The alignment of offsets.
 constexpr int64_t kAlignment = 512;
-// Where OneFlow keeps the name of the variable that an array belongs to.
+// Set as the variable name of arrays that share memory.
 constexpr const char* kSharedName = "shared";
-// OneFlow numbers its blocks of memory from 0.
+// OneFlow numbers its memory blocks from 0.
 constexpr int64_t kFirstBlock = int64_t{1} << 40;
 
 struct Array {
   RegstDescProto* array;
   int64_t size;
-  size_t first, last;  // the operators, in order, that write it and that are the last to read it
+  size_t first, last;  // the index of the operator that writes it, and of the last that reads it
   int64_t offset = 0;
 };
 
@@ -42,8 +42,7 @@ bool is_operator_on_cpu(const TaskProto& task) {
          DecodeStreamIdFromInt64(task.thrd_id()).device_type() == DeviceType::kCPU;
 }
 
-// How often the arrays of a plan are written in a step, by their number: several times if the step accumulates the
-// gradients of several batches.
+// How many times each array of a plan, by id, is written per step: several times with gradient accumulation.
 std::map<int64_t, int64_t> writes_in_step(const Plan& plan) {
   std::map<int64_t, int64_t> writes;
   for (const TaskProto& task : plan.task()) {
@@ -57,7 +56,7 @@ std::map<int64_t, int64_t> writes_in_step(const Plan& plan) {
   return writes;
 }
 
-// How often an operator runs in a step. An accumulator does as often as what it adds up is written.
+// How many times an operator runs per step. An accumulator runs as often as its input is written.
 int64_t runs_in_step(const TaskProto& task, const std::map<int64_t, int64_t>& writes) {
   int64_t runs = 1;
   const auto consider = [&](int64_t array) {
@@ -73,7 +72,7 @@ int64_t runs_in_step(const TaskProto& task, const std::map<int64_t, int64_t>& wr
   return runs;
 }
 
-// The bytes of an array that may share memory; 0 for others.
+// Returns the size in bytes of an array that may share memory, 0 for other arrays.
 int64_t shareable_bytes(const RegstDescProto& array) {
   if (!array.enable_reuse_mem() || array.register_num() != 1 || array.mem_block_id() != -1) { return 0; }
   if (array.mem_case().device_type() != DeviceType::kCPU || array.mem_case().has_pinned_device_type()) { return 0; }
@@ -87,9 +86,9 @@ int64_t shareable_bytes(const RegstDescProto& array) {
   return bytes < kSmallestBytes ? 0 : (bytes + kAlignment - 1) / kAlignment * kAlignment;
 }
 
-// Makes `later` wait until `earlier` has run, by a signal from one to the other, of which there is one only: `earlier`
-// does not run for the next step before `later` has run for this one. Between the first and the last operator of a chain
-// it thus keeps the steps apart.
+// Makes `later` wait for `earlier`, with a control message. There is only one such message, so `earlier` does not run for
+// the next step before `later` has run for this one. Between the first and the last operator of a chain, this separates
+// the steps.
 void connect(TaskProto* earlier, TaskProto* later, const char* name) {
   for (const auto& produced : earlier->produced_regst_desc()) {
     for (const int64_t consumer : produced.second.consumer_task_id()) {
@@ -101,7 +100,7 @@ void connect(TaskProto* earlier, TaskProto* later, const char* name) {
   FindOrCreateConsumedCtrlRegstDescIdSet(later, "in_ctrl")->add_regst_desc_id(signal->regst_desc_id());
 }
 
-// Gives each array the lowest place that none has which lives at the same time, the largest first.
+// Assigns offsets, largest array first: the lowest offset that no array with an overlapping lifetime uses.
 void place(std::vector<Array>* arrays) {
   std::stable_sort(arrays->begin(), arrays->end(), [](const Array& a, const Array& b) { return a.size > b.size; });
   std::vector<const Array*> placed;  // by offset
@@ -117,7 +116,7 @@ void place(std::vector<Array>* arrays) {
   }
 }
 
-// The operators of one thread that run equally often, in the order in which OneFlow has put all of them.
+// Handles the operators of one thread that run equally often, in OneFlow's order.
 void share_memory(std::vector<TaskProto*> tasks) {
   std::sort(tasks.begin(), tasks.end(), [](const TaskProto* a, const TaskProto* b) {
     return a->task_set_info().order_in_graph() < b->task_set_info().order_in_graph();
@@ -127,7 +126,7 @@ void share_memory(std::vector<TaskProto*> tasks) {
   std::vector<Array> arrays;
   std::vector<bool> is_ordered(tasks.size());
   for (size_t i = 0; i < tasks.size(); ++i) {
-    // What has been added up outlives the operators that run as often as the accumulator.
+    // The sum outlives the operators that run as often as the accumulator.
     if (tasks[i]->task_type() == TaskType::kAcc) { continue; }
     for (auto& produced : *tasks[i]->mutable_produced_regst_desc()) {
       RegstDescProto& array = produced.second;
@@ -164,7 +163,7 @@ void share_memory(std::vector<TaskProto*> tasks) {
   for (const Array& array : arrays) {
     array.array->set_mem_block_id(block);
     array.array->set_mem_block_offset(array.offset);
-    // An array of a variable has its shape elsewhere, not in front of it, where others would write.
+    // OneFlow stores the shape of other arrays in front of their data, where sharing arrays would overwrite it.
     array.array->set_variable_op_name(kSharedName);
   }
 }
@@ -172,8 +171,8 @@ void share_memory(std::vector<TaskProto*> tasks) {
 }  // namespace
 }  // namespace oneflow
 
-// To be called when OneFlow has made a plan but for the places of its arrays. Works on the operators of each thread that
-// run equally often in a step by themselves, and makes them run one after the other in OneFlow's order.
+// Called when a plan is complete except for memory. Handles the operators of each thread that run equally often in a step
+// separately, and makes them run sequentially in OneFlow's order.
 BERT_KERNEL void bert_share_memory(oneflow::Plan* plan) {
   const std::map<int64_t, int64_t> writes = oneflow::writes_in_step(*plan);
   std::map<std::tuple<int64_t, int64_t, int64_t>, std::vector<oneflow::TaskProto*>> tasks;
@@ -187,12 +186,12 @@ BERT_KERNEL void bert_share_memory(oneflow::Plan* plan) {
 namespace oneflow {
 namespace {
 
-// The bytes that a rank's arrays on devices of one type need by a plan: all, and those of variables.
+// The bytes that a plan needs on one type of device of a rank: in total, and for variables.
 struct Need {
   int64_t all = 0, variables = 0;
 };
 
-// Of the rank that needs most.
+// Returns the need of the rank that needs most.
 Need largest_need(const Plan& plan, DeviceType type) {
   std::map<int64_t, Need> needs;
   for (const auto& chunk : plan.block_chunk_list().chunk()) {
@@ -213,7 +212,7 @@ Need largest_need(const Plan& plan, DeviceType type) {
   return most;
 }
 
-// engine/device.py looks for this.
+// engine/device.py parses this line.
 void tell(const std::string& graph, const Need& need, const char* of_what) {
   if (need.all == 0) { return; }
   std::fprintf(stderr, "%s needs %lld bytes of %s, %lld of them for variables\n", graph.c_str(),
@@ -225,16 +224,16 @@ int64_t memory_limit = 0;
 }  // namespace
 }  // namespace oneflow
 
-// Tells on stderr how much memory a graph needs on the GPU that needs most.
+// Prints to stderr the memory that a graph needs on the GPU that needs most.
 BERT_KERNEL void bert_tell_memory(const oneflow::Plan* plan, const std::string* graph) {
   oneflow::tell(*graph, oneflow::largest_need(*plan, oneflow::DeviceType::kCUDA), "a GPU");
 }
 
-// The bytes that a rank may use of the machine's memory.
+// Sets the bytes of the machine's memory that a rank may use.
 BERT_KERNEL void bert_limit_memory(int64_t bytes) { oneflow::memory_limit = bytes; }
 
-// Tells on stderr how much of the machine's memory a graph needs in the rank that needs most, if that is more than half of
-// the limit, and ends the graph's compilation, by an exception, if it is more than all: the system would kill the process.
+// Prints to stderr the memory that a graph needs in the rank that needs most, if it is more than half of the limit. Throws
+// an exception, which ends the compilation, if it is more than the limit: the system would kill the process.
 BERT_KERNEL void bert_check_memory(const oneflow::Plan* plan, const std::string* graph) {
   const oneflow::Need need = oneflow::largest_need(*plan, oneflow::DeviceType::kCPU);
   if (oneflow::memory_limit == 0 || need.all <= oneflow::memory_limit / 2) { return; }
