@@ -96,16 +96,20 @@ def layers_of(arguments, size):
     return list(layers)
 
 
-def extract(model, texts, layers, arguments):
-    """Writes --output_file. Raises RunError if the model gives NaN or infinity."""
-    scorer = loaded.load(
+def load_encoder(model, layers):
+    """The Scorer of the vectors of all pieces in each of the `layers`."""
+    return loaded.load(
         model,
         lambda config, initializer: bert_util.BertEncoder(config, initializer, layers),
         method="hidden_states",
     )
+
+
+def extract(model, texts, layers, arguments):
+    """Writes --output_file."""
+    scorer = load_encoder(model, layers)
     bytes_of_text = 4 * model.size.hidden_size * (1 if arguments.pooling else len(layers) * arguments.max_seq_length)
     chunk = max(arguments.batch_size, min(LINES_AT_A_TIME, BYTES_AT_A_TIME // bytes_of_text))
-    batch_size = min(arguments.batch_size, len(texts))
     num_truncated = num_empty = num_unknown = num_pieces = 0
     with progress_bar(total=len(texts), unit="line") as bar, open_output(arguments, len(texts), layers, model) as write:
         for first in range(0, len(texts), chunk):
@@ -113,18 +117,14 @@ def extract(model, texts, layers, arguments):
                 texts[first : first + chunk], model.tokenizer, arguments.max_seq_length
             )
             num_truncated += truncated
-            lengths = features["input_mask"].sum(axis=1)
-            num_empty += np.count_nonzero(lengths <= 2)
+            num_empty += np.count_nonzero(features["input_mask"].sum(axis=1) <= 2)
             num_unknown += np.count_nonzero(features["input_ids"] == model.vocab[UNKNOWN])
-            num_pieces += int(lengths.sum())
-            results = [None] * len(lengths)
-            for row, outputs in batches.score(scorer, features, batch_size):
-                vectors = [output[: lengths[row]] for output in outputs]
-                if not all(np.isfinite(vector).all() for vector in vectors):
-                    raise RunError(f"{arguments.model_load_dir}: the model gives NaN or infinity: it is damaged")
-                results[row] = pool(vectors[0], arguments) if arguments.pooling else np.stack(vectors)
+            num_pieces += np.count_nonzero(features["input_mask"])
+            results = {}
+            for row, vectors in vectors_of(features, scorer, min(arguments.batch_size, len(texts)), arguments):
+                results[row] = vectors
                 bar.update()
-            write(first, features["input_ids"], results)
+            write(first, features["input_ids"], [results[row] for row in range(len(results))])
     print(f"{len(texts)} lines in {arguments.output_file}")
     report_unknown(
         arguments.model_load_dir,
@@ -136,6 +136,19 @@ def extract(model, texts, layers, arguments):
         print(f"Notice: {num_truncated} of {len(texts)} lines are cut to --max_seq_length={arguments.max_seq_length}.")
     if num_empty:
         print(f"Notice: {num_empty} of {len(texts)} lines have no visible character: [CLS] and [SEP] stand for them.")
+
+
+def vectors_of(features, scorer, batch_size, arguments):
+    """Yields (row, vectors) of the inputs `features`, in any order: [layers, S, H] of tokens, or pooled [H], float32.
+
+    Raises RunError if the model gives NaN or infinity.
+    """
+    lengths = features["input_mask"].sum(axis=1)
+    for row, outputs in batches.score(scorer, features, batch_size):
+        vectors = [output[: lengths[row]] for output in outputs]
+        if not all(np.isfinite(vector).all() for vector in vectors):
+            raise RunError(f"{arguments.model_load_dir}: the model gives NaN or infinity: it is damaged")
+        yield row, pool(vectors[0], arguments) if arguments.pooling else np.stack(vectors)
 
 
 def pool(vectors, arguments):

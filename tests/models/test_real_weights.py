@@ -7,6 +7,7 @@ shares nothing with the suite.
 import json
 import math
 import os
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from safetensors import safe_open
 
 import bert_util
 from engine.oneflow_loader import flow
-from running import run
+from running import ROOT, run
 from training import job_state
 
 pytestmark = pytest.mark.skipif(
@@ -136,3 +137,34 @@ def test_hidden_states_of_english_sentences(tmp_path):
     similarity = sentences @ sentences[0]
     print("similarity to the first sentence:", similarity)
     assert similarity[1] > 0.4 > similarity[2:].max()
+
+
+def test_sentence_vectors(tmp_path):
+    """Cosine similarities by tools/extract_features.py, the forward pass and, where there is one, Transformers."""
+    folder = Path(os.environ["REAL_WEIGHTS"])
+    result = run("tools/convert_hf.py", "import", hf_dir=folder, of_dump_path=tmp_path / "of")
+    assert result.returncode == 0, result.stderr
+    (tmp_path / "text.txt").write_text("\n".join(SENTENCES) + "\n")
+    flags = {
+        "model_load_dir": tmp_path / "of",
+        "input_file": tmp_path / "text.txt",
+        "output_file": tmp_path / "ours.npy",
+    }
+    result = run("tools/extract_features.py", "--normalize", pooling="mean", **flags)
+    assert result.returncode == 0, result.stderr
+    ours = np.load(tmp_path / "ours.npy", allow_pickle=False)
+
+    tokenizer = tokenizers.BertWordPieceTokenizer(str(folder / "vocab.txt"), lowercase=True)
+    expected = []
+    for encoding in tokenizer.encode_batch(SENTENCES):
+        hidden, _ = forward_pass(folder, np.array([encoding.ids]), np.array([encoding.attention_mask]))
+        expected.append(hidden[0].mean(axis=0) / np.linalg.norm(hidden[0].mean(axis=0)))
+    expected = np.array(expected)
+    np.testing.assert_allclose(ours @ ours.T, expected @ expected.T, rtol=0, atol=1e-5)
+    python = os.environ.get("TRANSFORMERS_PYTHON")
+    if python:
+        side = [python, ROOT / "benchmarks/sentence_vectors_side.py", "transformers", folder, tmp_path / "text.txt"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+        subprocess.run([*side, tmp_path / "theirs.npy"], env=environment, input="\n", text=True, check=True)
+        theirs = np.load(tmp_path / "theirs.npy", allow_pickle=False)
+        np.testing.assert_allclose(ours @ ours.T, theirs @ theirs.T, rtol=0, atol=1e-5)
