@@ -95,12 +95,19 @@ def prepare_seed(seed, work_dir, head, names, batch_size, iter_num, num_labels=N
         write(weights, head.T.copy() if weights == variables.CLASSIFIER_WEIGHTS else head)
         write(bias, np.zeros(head.shape[1], np.float32))
     shutil.copytree(work_dir / "initial", work_dir / f"initial-{seed}", dirs_exist_ok=True)
+    task = ("squad", 0) if num_labels is None else ("classifier", num_labels)
+    write_order(*task, work_dir / "train", work_dir / "train.npz", batch_size, iter_num, seed)
+
+
+def write_order(task, size, data_dir, records_file, batch_size, iter_num, seed):
+    """Writes order-<seed>.npy beside `records_file`, a copy of the records of `data_dir`; see record_order.py."""
+    order_file = records_file.parent / f"order-{seed}.npy"
     run(
-        [sys.executable, ROOT / "benchmarks/record_order.py", work_dir / "train", work_dir / "train.npz"]
-        + [batch_size, iter_num, seed, work_dir / f"order-{seed}.npy"]
-        + ([] if num_labels is None else [num_labels]),
-        work_dir / f"record_order-{seed}.log",
+        [sys.executable, ROOT / "benchmarks/record_order.py", task, size, data_dir, records_file]
+        + [batch_size, iter_num, seed, order_file],
+        order_file.with_suffix(".log"),
     )
+    return order_file
 
 
 def initial_head(hf_dir, count, seed):

@@ -1,10 +1,10 @@
 """Writes the order in which a run reads the records of a data set, so that another program can follow it.
 
-usage: record_order.py DATA_DIR RECORDS.npz BATCH_SIZE ITER_NUM SEED ORDER.npy [NUM_LABELS]
+usage: record_order.py TASK SIZE DATA_DIR RECORDS.npz BATCH_SIZE ITER_NUM SEED ORDER.npy
 
-DATA_DIR has one part; RECORDS.npz, from comparison.copy_records, has the same records in the same order. With
-NUM_LABELS they are run_classifier.py's, else run_squad.py's. Writes the rows of RECORDS.npz in each batch to ORDER.npy,
-int64 [iter_num, batch size].
+DATA_DIR has one part; RECORDS.npz, from comparison.copy_records, has the same records in the same order. TASK is squad,
+classifier (SIZE: the number of labels) or pretraining (SIZE: max_predictions_per_seq). Writes the rows of RECORDS.npz
+in each batch to ORDER.npy, int64 [iter_num, batch size].
 """
 
 import argparse
@@ -19,18 +19,21 @@ sys.path.insert(0, str(ROOT))
 from engine import oneflow_loader  # noqa: E402
 from records import checks  # noqa: E402
 
+FIELDS = {
+    "squad": checks.squad_train_fields,
+    "classifier": checks.classifier_fields,
+    "pretraining": checks.pretraining_fields,
+}
+
 
 def main():
-    data_dir, records_file, batch_size, iter_num, seed, order_file, *num_labels = sys.argv[1:]
+    task, size, data_dir, records_file, batch_size, iter_num, seed, order_file = sys.argv[1:]
     with np.load(records_file, allow_pickle=False) as arrays:
         records = dict(arrays)
     count, seq_length = records["input_ids"].shape
     args = argparse.Namespace(seq_length=seq_length, vocab_size=2**31 - 1, type_vocab_size=2)
-    if num_labels:
-        args.num_labels = int(num_labels[0])
-        fields = checks.classifier_fields(args)
-    else:
-        fields = checks.squad_train_fields(args)
+    args.num_labels = args.max_predictions_per_seq = int(size)
+    fields = FIELDS[task](args)
     row_of = {key(records, fields, row): row for row in range(count)}
     flow = oneflow_loader.load()
     from records.loader import OFRecordLoader
@@ -57,7 +60,7 @@ def main():
 
 def key(records, fields, row):
     """What tells a record from others: the bytes of all its fields."""
-    return b"".join(records[name][row].astype(np.int64).tobytes() for name in fields)
+    return b"".join(records[name][row].astype(np.int32).tobytes() for name in fields)
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ def main():
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     training.add_flags(parser)
+    training.add_head_flag(parser)
     parser.add_argument("--train_records", required=True, help=".npz file with the fields of the records")
     parser.add_argument("--dev_records", required=True, help=".npz file with the fields of the records")
     parser.add_argument("--output_dir", required=True)

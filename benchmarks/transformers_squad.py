@@ -38,6 +38,7 @@ def main():
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     training.add_flags(parser)
+    training.add_head_flag(parser)
     parser.add_argument("--train_file", required=True, help="SQuAD questions of --train_windows")
     parser.add_argument("--dev_file", required=True, help="SQuAD questions of --dev_windows")
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""Fine-tuning in Hugging Face Transformers with the Adam of the published BERT. Imports nothing from this project."""
+"""Training in Hugging Face Transformers with the Adam of the published BERT. Imports nothing from this project."""
 
 import time
 
@@ -11,8 +11,8 @@ EPSILON = 1e-6
 
 
 def add_flags(parser):
-    """Adds the flags of comparison.recipe() and of comparison.prepare_seed()'s files."""
-    parser.add_argument("--hf_dir", required=True, help="folder of the model to fine-tune")
+    """Adds the flags of comparison.recipe() and of the model and the order of the records."""
+    parser.add_argument("--hf_dir", required=True, help="folder of the model to train")
     parser.add_argument("--batch_size_per_device", type=int, required=True)
     parser.add_argument("--iter_num", type=int, required=True)
     parser.add_argument("--warmup_batches", type=int, required=True)
@@ -21,9 +21,13 @@ def add_flags(parser):
     parser.add_argument("--hidden_dropout_prob", type=float, required=True)
     parser.add_argument("--attention_probs_dropout_prob", type=float, required=True)
     parser.add_argument("--loss_print_every_n_iter", type=int, required=True)
-    parser.add_argument("--head_file", required=True, help=".npy file: initial weights of the head, [hidden, N]")
     parser.add_argument("--order_file", required=True, help=".npy file: the training records in each batch")
     parser.add_argument("--seed", type=int, required=True, help="random seed of dropout")
+
+
+def add_head_flag(parser):
+    """Adds the flag of the head that comparison.prepare_seed() writes."""
+    parser.add_argument("--head_file", required=True, help=".npy file: initial weights of the head, [hidden, N]")
 
 
 def load_records(path):
@@ -55,24 +59,36 @@ def fine_tune(model, records, targets_of, arguments):
 
     Prints the mean loss every --loss_print_every_n_iter iterations. Returns the loss and the seconds of every step.
     """
+    losses, seconds = [], []
+
+    def after_step(iteration, loss, seconds_of_step):
+        losses.append(loss)
+        seconds.append(seconds_of_step)
+        if len(losses) % arguments.loss_print_every_n_iter == 0:
+            mean = np.mean(losses[-arguments.loss_print_every_n_iter :])
+            print(f"iter {iteration}, total_loss: {mean:.3f}", flush=True)
+
+    train(model, lambda rows: model(**model_inputs(records, rows), **targets_of(rows)).loss, arguments, after_step)
+    return losses, seconds
+
+
+def train(model, loss_of, arguments, after_step):
+    """Trains `model` on the batches of --order_file; `loss_of(rows)` returns the loss of a batch.
+
+    Calls after_step(iteration, loss, seconds) after every step.
+    """
     order = np.load(arguments.order_file, allow_pickle=False)
     optimizer = torch.optim.AdamW(parameter_groups(model, arguments.weight_decay_rate))
     model.train()
-    losses, seconds = [], []
     for iteration, rows in enumerate(order):
         begin = time.perf_counter()
-        output = model(**model_inputs(records, rows), **targets_of(rows))
-        output.loss.backward()
+        loss = loss_of(rows)
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRADIENT_NORM)
         set_step(optimizer, iteration, arguments)
         optimizer.step()
         optimizer.zero_grad()
-        losses.append(output.loss.item())
-        seconds.append(time.perf_counter() - begin)
-        if len(losses) % arguments.loss_print_every_n_iter == 0:
-            mean = np.mean(losses[-arguments.loss_print_every_n_iter :])
-            print(f"iter {iteration}, total_loss: {mean:.3f}", flush=True)
-    return losses, seconds
+        after_step(iteration, loss.item(), time.perf_counter() - begin)
 
 
 def set_step(optimizer, step, arguments):
