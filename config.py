@@ -527,6 +527,12 @@ def _add_later_flags(groups, trains=True):
 def _add_optimizer_flags(group):
     """What the optimiser and its schedule can be told; the defaults are google-research/bert's constants."""
     group.add_argument(
+        "--optimizer_type",
+        choices=("adam", "lamb"),
+        default="adam",
+        help="adam: google-research/bert's; lamb: NVIDIA's, for large batches",
+    )
+    group.add_argument(
         "--adam_beta1", type=probability, default=0.9, metavar="X", help="decay of the mean of gradients"
     )
     group.add_argument(
@@ -578,6 +584,7 @@ def _complete(args):
     if args.amp_dtype is not None and not args.use_fp16:
         raise UserError(f"--amp_dtype={args.amp_dtype} is for mixed precision: add --use_fp16")
     _check_schedule(args)
+    _check_lamb(args)
     if args.model_save_dir is None:
         if args.resume:
             raise UserError("--resume needs --model_save_dir, the folder of the snapshots to go on from")
@@ -601,6 +608,22 @@ def _check_schedule(args):
     if args.lr_schedule != "linear" and args.lr_power != 1:
         raise UserError(
             f"--lr_power={args.lr_power:g} has no effect with --lr_schedule={args.lr_schedule}: leave it out"
+        )
+
+
+def _check_lamb(args):
+    """Raises UserError for flags that LAMB cannot be had with, or would be another optimiser with."""
+    if args.optimizer_type != "lamb":
+        return
+    if args.zero_stage > 0:
+        raise UserError(
+            f"--zero_stage={args.zero_stage} cannot be had with --optimizer_type=lamb, whose trust ratio is of whole "
+            "variables: ZeRO divides them among the ranks; leave one of them out"
+        )
+    if args.weight_decay_rate == 0:
+        raise UserError(
+            "--weight_decay_rate=0 would make Adam of --optimizer_type=lamb: only variables that decay have a trust "
+            "ratio; give a rate above 0, however small"
         )
 
 

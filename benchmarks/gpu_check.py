@@ -35,7 +35,7 @@ BERT_BASE = {
 PRODUCTS = {"matmul", "batch_matmul", "broadcast_matmul", "broadcast_matmul_grad_b"}
 # They move nothing.
 VIEWS = {"reshape", "reshape_like", "identity", "amp_black_identity", "amp_white_identity", "expand_dims"}
-UPDATES = {"adam_update", "multi_tensor_adam_update"}
+UPDATES = {"adam_update", "multi_tensor_adam_update", "lamb_update"}
 
 
 def main():

@@ -142,13 +142,18 @@ BERT_KERNEL void bert_bias_gelu_grad(int64_t rows, int64_t columns, const float*
 BERT_KERNEL void bert_linear(int64_t rows, int64_t inputs, int64_t outputs, const float* x, const float* weight,
                              const float* bias, float* y);
 
-// ---- adam.cpp
+// ---- optimisers
 
 struct BertAdam {
   float learning_rate, beta1, beta2, epsilon, weight_decay;
   float gradient_scale, l1, l2;
   float bias_correction1, bias_correction2;
 };
-// One step of Adam with decoupled weight decay, in place. max_v (AMSGrad) may be null.
+// adam.cpp: one step of Adam with decoupled weight decay, in place. max_v (AMSGrad) may be null.
 BERT_KERNEL void bert_adam(int64_t count, const BertAdam* settings, const float* gradient, float* parameter, float* m,
                            float* v, float* max_v);
+
+// lamb.cpp: one step of LAMB, in place: that of Adam with decay (l1 and l2 are no part of it), scaled by the ratio of the
+// norms of `parameter` and of the step; by 1 where either is 0, or where there is no decay.
+BERT_KERNEL void bert_lamb(int64_t count, const BertAdam* settings, const float* gradient, float* parameter, float* m,
+                           float* v);

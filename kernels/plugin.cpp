@@ -424,45 +424,6 @@ void swap_middle(KernelComputeContext* context) {
 REGISTER_BERT_KERNEL("transpose", swap_middle)
     .SetIsMatchedHob(on_cpu() && is_float("output") && when("swaps the middle axes", swaps_middle));
 
-// ---- Adam
-
-float value_or_attribute(KernelComputeContext* context, const char* name, const char* attribute) {
-  const float* value = optional_input(context, name);
-  return value != nullptr ? *value : context->Attr<float>(attribute);
-}
-
-void adam(KernelComputeContext* context) {
-  if (context->has_input("skip_if", 0) && *tensor(context, "skip_if").dptr<int64_t>() != 0) { return; }
-  BertAdam settings;
-  settings.learning_rate = value_or_attribute(context, "learning_rate", "learning_rate_val") *
-                           context->Attr<float>("learning_rate_scale");
-  settings.beta1 = context->Attr<float>("beta1");
-  settings.beta2 = context->Attr<float>("beta2");
-  settings.epsilon = context->Attr<float>("epsilon");
-  settings.weight_decay = context->Attr<float>("weight_decay");
-  settings.gradient_scale = static_cast<float>(context->Attr<double>("scale"));
-  const float* scale = optional_input(context, "scale_by_tensor");
-  if (scale != nullptr) { settings.gradient_scale *= *scale; }
-  settings.l1 = context->Attr<float>("l1");
-  settings.l2 = context->Attr<float>("l2");
-  settings.bias_correction1 = value_or_attribute(context, "bias_correction1", "bias_correction1_val");
-  settings.bias_correction2 = value_or_attribute(context, "bias_correction2", "bias_correction2_val");
-  bert_adam(count_of(tensor(context, "model")), &settings, input(context, "model_diff"), output(context, "model"),
-            output(context, "m"), output(context, "v"),
-            context->Attr<bool>("amsgrad") ? output(context, "max_v") : nullptr);
-}
-
-// A float16 copy of the model is made for CUDA's mixed precision only.
-bool has_no_copy(const KernelRegContext& context) {
-  for (const auto& input : context.inputs()) {
-    if (input.first == "model_copy") { return false; }
-  }
-  return true;
-}
-REGISTER_BERT_KERNEL("adam_update", adam)
-    .SetIsMatchedHob(on_cpu() && is_float("model") && is_float("model_diff") &&
-                     when("no copy", has_no_copy));
-
 // ---- streams
 
 // A graph's operators run on as many streams, each with a thread, as there are processors, dealt out in turn. One after

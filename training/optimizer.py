@@ -1,40 +1,73 @@
-"""The optimiser of google-research/bert: Adam, its learning rate, and clipping of gradients."""
+"""The optimisers, their learning rate, and clipping of gradients.
+
+Another optimiser is a function like `_adam`, which makes one of flow.optim's, an entry in `_OPTIMIZERS` and a choice of
+--optimizer_type in config.py. Its gradients are clipped already. Snapshots keep the state that OneFlow names
+<parameter>-m and <parameter>-v; another state needs its suffix in snapshots/layout.py and training/job_state.py.
+"""
 
 import math
 
 from engine import native, operators
 from engine.oneflow_loader import flow
+from system.errors import UserError
 
 # As in google-research/bert's optimization.py.
 WEIGHT_DECAY_EXCLUDES = ("LayerNorm", "layer_norm", "bias")
 _LARGEST_FLOAT32 = 3.4e38
 
 
-class _AdamWithDecayExcludes(flow.optim.AdamW):
-    """AdamW whose weight decay leaves out some variables by name.
+def _excluding(kind):
+    """Returns one of OneFlow's classes of optimisers whose weight decay leaves out some variables by name."""
 
-    A parameter group for each rate would not do: OneFlow clips the gradients of each group by a norm of its own.
+    class Excluding(kind):
+        def _generate_conf_for_graph(self, train_conf, vars_conf):
+            confs = super()._generate_conf_for_graph(train_conf, vars_conf)
+            for conf in confs:
+                conf.weight_decay_conf.excludes.pattern.extend(WEIGHT_DECAY_EXCLUDES)
+            return confs
+
+    return Excluding
+
+
+def _adam(parameters, **constants):
+    """As in google-research/bert's optimization.py: decoupled weight decay, no bias correction."""
+    return _excluding(flow.optim.AdamW)(parameters, do_bias_correction=False, **constants)
+
+
+def _lamb(parameters, **constants):
+    """LAMB of You et al. 2019 (arXiv:1904.00962) as NVIDIA's FusedLAMB has it by default.
+
+    NVIDIA/apex, apex/optimizers/fused_lamb.py and csrc/multi_tensor_lamb.cu. g is the clipped gradient, p a variable,
+    d its weight decay, t counts from 1:
+
+        m = beta1 m + (1 - beta1) g                     v = beta2 v + (1 - beta2) g^2
+        u = m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + epsilon) + d p
+        p = p - learning rate * ratio * u               ratio = |p| / |u|, or 1 if either is 0 or if d is 0
+
+    Raises UserError without the native kernels: OneFlow's own LAMB has other ratios.
     """
+    if not native.is_loaded():
+        raise UserError(
+            f"--optimizer_type=lamb needs the native kernels ({native.describe()}): OneFlow's own LAMB leaves the "
+            "weight decay out of its trust ratio"
+        )
+    return _excluding(flow.optim.LAMB)(parameters, do_bias_correction=True, **constants)
 
-    def _generate_conf_for_graph(self, train_conf, vars_conf):
-        confs = super()._generate_conf_for_graph(train_conf, vars_conf)
-        for conf in confs:
-            conf.weight_decay_conf.excludes.pattern.extend(WEIGHT_DECAY_EXCLUDES)
-        return confs
+
+_OPTIMIZERS = {"adam": _adam, "lamb": _lamb}
 
 
 def make_optimizer(parameters, args):
-    """(optimiser, learning rate schedule) as in google-research/bert's optimization.py.
+    """Returns (optimiser, schedule for the learning rate of `learning_rate_at`) for a graph.
 
-    Adam without bias correction, decoupled weight decay, and the learning rate of `learning_rate_at`.
+    Raises UserError if --optimizer_type cannot be had.
     """
-    optimizer = _AdamWithDecayExcludes(
+    optimizer = _OPTIMIZERS[args.optimizer_type](
         parameters,
         lr=args.learning_rate,
         betas=(args.adam_beta1, args.adam_beta2),
         eps=args.adam_epsilon,
         weight_decay=args.weight_decay_rate,
-        do_bias_correction=False,
     )
     return optimizer, _make_schedule(optimizer, args)
 

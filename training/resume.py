@@ -12,7 +12,7 @@ import config
 from engine import native
 from engine.oneflow_loader import nn
 from ranks.ranks import from_every_rank, from_first_rank, rank
-from snapshots import run_state, series
+from snapshots import layout, run_state, series
 from system.errors import UserError, one_line
 from system.output_files import remove_abandoned
 from training import job_state, model_flags
@@ -23,7 +23,11 @@ _BLOCKS = 1024
 _FEWEST_BLOCKS_OF_A_PART = 4
 
 # The values of flags in runs of older versions, whose snapshots lack them.
-_FLAGS_OF_OLDER_RUNS = {"--num_accumulation_steps": 1, "--activation_checkpointing": False}
+_FLAGS_OF_OLDER_RUNS = {
+    "--num_accumulation_steps": 1,
+    "--activation_checkpointing": False,
+    "--optimizer_type": "adam",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +58,7 @@ def start(job, args, data_set):
             )
         number = from_first_rank(lambda: series.next_run_number(args.model_save_dir))
         train_step = job_state.initialise(job, args.model_load_dir, args.skip_checksums, args.reset_train_step)
+        _tell_other_optimizer(args)
         if train_step > 0 and args.lr_schedule != "constant":
             _tell_rest_of_schedule(job, args, train_step)
         return StartingPoint(0, train_step, number, run, {}, files)
@@ -65,6 +70,30 @@ def start(job, args, data_set):
     for notice in notices:
         print(one_line(f"Notice: {notice}."), flush=True)
     return StartingPoint(state["iteration"], train_step, state["run_number"], run, state["losses"], files, folder)
+
+
+def _tell_other_optimizer(args):
+    """Reports moments in --model_load_dir of another optimiser, which the run goes on from all the same."""
+    if args.model_load_dir is None:
+        return
+    saved = from_first_rank(lambda: _optimizer_of(args.model_load_dir))
+    if saved not in (None, args.optimizer_type):
+        print(
+            f"Notice: {args.model_load_dir} has the moments of --optimizer_type={saved}; --optimizer_type="
+            f"{args.optimizer_type} goes on from them.",
+            flush=True,
+        )
+
+
+def _optimizer_of(folder):
+    """Returns the optimiser whose moments the snapshot `folder` has, or None without moments."""
+    if not any(name.endswith(layout.MOMENT_SUFFIXES) for name in layout.variable_names(folder)):
+        return None
+    try:
+        return run_state.read(folder)["run"]["same"]["--optimizer_type"]
+    except (UserError, KeyError, TypeError):
+        # No other had been saved before the name was, nor has TensorFlow's BERT another.
+        return "adam"
 
 
 def _tell_rest_of_schedule(job, args, train_step):

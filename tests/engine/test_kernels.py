@@ -439,6 +439,41 @@ def test_adam(library, kind, amsgrad, count):
     assert_close(parameter, p64 - s["learning_rate"] * (step + s["weight_decay"] * p64), 1e-6)
 
 
+@pytest.mark.parametrize("decay", [0.0, 0.01])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("count", [0, 1, 17, 257, 20_003, 50_000])
+def test_lamb(library, kind, decay, count):
+    settings = Adam(1e-3, 0.9, 0.999, 1e-6, decay, 0.5, 0.0, 0.0, 0.7, 0.8)
+    s = {name: float(getattr(settings, name)) for name, _ in Adam._fields_}
+    gradient, parameter = values((count,), kind), values((count,), "normal", 1)
+    m, v = values((count,), "normal", 2), np.abs(values((count,), "normal", 3))
+    g64, p64, m64, v64 = double(gradient, parameter, m, v)
+    library.bert_lamb(I64(count), ctypes.byref(settings), *map(pointer, (gradient, parameter, m, v)))
+    g = g64 * s["gradient_scale"]
+    m64 = s["beta1"] * m64 + (1 - s["beta1"]) * g
+    v64 = s["beta2"] * v64 + (1 - s["beta2"]) * g * g
+    step = m64 / s["bias_correction1"] / (np.sqrt(v64 / s["bias_correction2"]) + s["epsilon"])
+    step += s["weight_decay"] * p64
+    ratio = np.linalg.norm(p64) / np.linalg.norm(step) if decay and count else 1.0
+    # 1 - beta2 is rounded to float32 by the kernel.
+    assert_close(m, m64, 1e-6)
+    assert_close(v, v64, 1e-4)
+    assert_close(parameter, p64 - s["learning_rate"] * ratio * step, 1e-6)
+
+
+def test_lamb_without_a_ratio(library):
+    """A variable of zeros has none. One without gradients decays by the learning rate, whatever the rate of decay."""
+    settings = Adam(1e-3, 0.9, 0.999, 1e-6, 0.01, 1.0, 0.0, 0.0, 0.1, 0.001)
+    zeros, moments = np.zeros(100, np.float32), [np.zeros(100, np.float32) for _ in range(4)]
+    gradient = values((100,))
+    library.bert_lamb(I64(100), ctypes.byref(settings), *map(pointer, (gradient, zeros, *moments[:2])))
+    assert_close(zeros, -1e-3 * gradient / (np.abs(gradient) + 1e-6), 1e-4)
+    parameter = values((100,), "normal", 1)
+    before = parameter.astype(np.float64)
+    library.bert_lamb(I64(100), ctypes.byref(settings), *map(pointer, (zeros * 0, parameter, *moments[2:])))
+    assert_close(parameter, before * (1 - 1e-3), 1e-6)
+
+
 class AttentionShape(ctypes.Structure):
     """BertAttention."""
 

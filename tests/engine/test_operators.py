@@ -112,7 +112,10 @@ def test_graph_for_cuda_against_float64():
     """The graph that a GPU runs, of the library's plain kernels."""
     subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-n", "0"]
-        + ["tests/models/test_pretraining_numerics.py::test_losses_and_gradients"],
+        + [
+            "tests/models/test_pretraining_numerics.py::test_losses_and_gradients",
+            "tests/training/test_optimizer.py::test_lamb",
+        ],
         cwd=ROOT,
         env={**os.environ, "BERT_OPERATORS": "cuda"},
         check=True,

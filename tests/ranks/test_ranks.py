@@ -138,6 +138,21 @@ def test_zero_changes_neither_losses_nor_snapshots(data, runs, resumed, tmp_path
     assert_same_snapshot(tmp_path / "last_snapshot", resumed[1] / "last_snapshot")
 
 
+@needs_kernels
+def test_lamb_goes_on_from_adams_snapshot(data, runs, tmp_path):
+    """On 2 ranks as on 1, which it tells."""
+    start = runs[1] / "snapshot_5"
+    for ranks in (1, 2):
+        flags = {"iter_num": 8, "optimizer_type": "lamb", "model_load_dir": start, "reset_train_step": True}
+        stdout = pretrain(data, tmp_path / str(ranks), ranks, **flags)
+        notice = f"Notice: {start} has the moments of --optimizer_type=adam; --optimizer_type=lamb goes on from them."
+        assert notice in stdout.splitlines()
+    for name in (*LOSSES, "gradient_norm"):
+        np.testing.assert_allclose(logged(tmp_path / "2", name), logged(tmp_path / "1", name), rtol=1e-5)
+    assert_same_snapshot(tmp_path / "2" / "last_snapshot", tmp_path / "1" / "last_snapshot")
+    assert layout.variable_names(tmp_path / "1" / "last_snapshot") == layout.variable_names(start)
+
+
 def test_squad_predictions_are_the_same_to_the_byte(tmp_path):
     write_squad_parts(tmp_path / "train", 8)
     write_squad_parts(tmp_path / "dev", 13, parts=2, is_training=False)

@@ -7,6 +7,7 @@ import pytest
 
 from config import parse_pretraining_args
 from engine.oneflow_loader import flow
+from running import needs_kernels
 from system.errors import UserError
 from training import optimizer
 from training.job import TrainJob
@@ -116,9 +117,49 @@ def test_adam_with_other_constants(max_grad_norm):
             assert np.linalg.norm(value - expected[name]) <= 1e-6 * np.linalg.norm(expected[name])
 
 
+@pytest.mark.engine
+@needs_kernels
+@pytest.mark.parametrize("max_grad_norm", [0.5, 0])
+def test_lamb(max_grad_norm):
+    """Ten steps against the formula of NVIDIA's FusedLAMB."""
+    args = flags(
+        optimizer_type="lamb", warmup_batches=2, learning_rate=0.02, iter_num=100, weight_decay_rate=0.1,
+        adam_beta1=0.8, adam_beta2=0.95, adam_epsilon=1e-3, max_grad_norm=max_grad_norm,
+    )  # fmt: skip
+    generator = np.random.default_rng(2)
+    # In several chunks, in part of one, at zero; the last two have neither decay nor ratio.
+    shapes = {"weight": (130, 257), "small": (5, 7), "zeros": (3, 4), "bias": (20,), "LayerNorm_gamma": (9,)}
+    weights = {name: generator.standard_normal(shape, np.float32) for name, shape in shapes.items()}
+    weights["zeros"][:] = 0
+    model = Linear(**weights)
+    job = TrainJob(model, Nothing(), args)
+    expected = model.values()
+    m, v = dict.fromkeys(shapes, 0.0), dict.fromkeys(shapes, 0.0)
+    for step in range(10):
+        gradients = {name: generator.standard_normal(shape, np.float32) for name, shape in shapes.items()}
+        model.give(gradients)
+        job()
+        norm = math.sqrt(sum(float(np.square(g.astype(np.float64)).sum()) for g in gradients.values()))
+        for name, gradient in gradients.items():
+            g = gradient * (min(1.0, max_grad_norm / norm) if max_grad_norm else 1.0)
+            m[name] = 0.8 * m[name] + 0.2 * g
+            v[name] = 0.95 * v[name] + 0.05 * g * g
+            decays = name in ("weight", "small", "zeros")
+            update = m[name] / (1 - 0.8 ** (step + 1)) / (np.sqrt(v[name] / (1 - 0.95 ** (step + 1))) + 1e-3)
+            update += 0.1 * expected[name] * decays
+            norms = np.linalg.norm(expected[name]), np.linalg.norm(update)
+            ratio = norms[0] / norms[1] if decays and all(norms) else 1.0
+            expected[name] -= optimizer.learning_rate_at(step, args) * ratio * update
+    values = model.values()
+    for name in shapes:
+        assert np.linalg.norm(values[name] - expected[name]) <= 1e-6 * np.linalg.norm(expected[name]), name
+
+
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
+        ({"optimizer_type": "lamb", "zero_stage": 1}, "--zero_stage=1 cannot be had with --optimizer_type=lamb"),
+        ({"optimizer_type": "lamb", "weight_decay_rate": 0}, "--weight_decay_rate=0 would make Adam of"),
         ({"end_learning_rate": 0.1}, "--end_learning_rate=0.1 is above --learning_rate=0.0001"),
         ({"end_learning_rate": 1e-5, "lr_schedule": "constant"}, "--end_learning_rate=1e-05 has no effect with"),
         ({"lr_power": 2, "lr_schedule": "cosine"}, "--lr_power=2 has no effect with --lr_schedule=cosine"),

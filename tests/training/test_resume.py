@@ -155,6 +155,15 @@ class TestExactly:
         assert "Copying" in pretrain(data, tmp_path, resume=True)
         assert read_all(tmp_path / "last_snapshot") == read_all(tmp_path / "snapshot_24")
 
+    def test_lamb(self, data, tmp_path):
+        """Its bias corrections go on too."""
+        whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+        flags = {"optimizer_type": "lamb", "iter_num": 8}
+        pretrain(data, whole, **flags)
+        shutil.copytree(whole / "snapshot_5", stopped / "snapshot_5")
+        assert "Resuming after 5 of 8" in pretrain(data, stopped, resume=True, **flags)
+        assert read_all(stopped / "last_snapshot") == read_all(whole / "last_snapshot")
+
     def test_on_two_ranks(self, data, whole_on_two_ranks, tmp_path):
         """Equal to the byte here, as two ranks add up in one order only."""
         flags = {"gpu_num_per_node": 2, "resume": True}
@@ -333,6 +342,16 @@ class TestComparing:
         assert self.notices(tmp_path, saved, run_of(paths)) == []
         with pytest.raises(UserError, match="is of a run with --num_accumulation_steps = 1, not 2"):
             self.notices(tmp_path, saved, run_of(paths, num_accumulation_steps=2))
+
+    def test_another_optimizer(self, tmp_path, run_of):
+        paths = self.write_parts(tmp_path, 10)
+        adam, lamb = run_of(paths), run_of(paths, optimizer_type="lamb")
+        with pytest.raises(UserError, match="is of a run with --optimizer_type = lamb, not adam"):
+            self.notices(tmp_path, lamb, adam)
+        # Older versions have saved runs of Adam without saying so.
+        del adam["same"]["--optimizer_type"]
+        with pytest.raises(UserError, match="is of a run with --optimizer_type = adam, not lamb"):
+            self.notices(tmp_path, adam, lamb)
 
     def test_a_snapshot_of_a_version_that_compared_less(self, tmp_path, run_of):
         paths = self.write_parts(tmp_path, 10)
