@@ -124,6 +124,26 @@ def test_training(data, tmp_path, script, use_fp16, zero_stage, ranks):
         assert all(math.isfinite(line[name]) for name in line) and "gradient_norm" in line
 
 
+@pytest.mark.skipif(not native.is_built(), reason="no native kernels: make kernels builds them")
+@pytest.mark.parametrize("ranks", RANKS)
+@pytest.mark.parametrize(("use_fp16", "accumulation_steps"), [(False, 1), (True, 1), (True, 2)])
+def test_lamb(data, tmp_path, use_fp16, accumulation_steps, ranks):
+    flags = {**PRETRAINING, **MODEL, **TRAINING, "data_dir": data / "pretraining", "use_fp16": use_fp16}
+    flags |= {"optimizer_type": "lamb", "num_accumulation_steps": accumulation_steps}
+    (graph,) = structure_of("run_pretraining", tmp_path, ranks, **flags)["graphs"]
+    types = [operator["type"] for operator in graph]
+    variables = layout.variable_names(tmp_path / "last_snapshot")
+    assert types.count("lamb_update") == sum(name.endswith("-m") for name in variables) > 0
+    assert not {"adam_update", "multi_tensor_adam_update"} & set(types)
+    if accumulation_steps == 1:
+        # Clipping is part of the update.
+        assert types.count("scalar_mul_by_tensor") <= 2 * use_fp16
+    assert dtypes_of(graph, "matmul") == ({"kFloat16"} if use_fp16 else {"kFloat"})
+    lines = logged(tmp_path)
+    assert len(lines) == 3
+    assert all("gradient_norm" in line for line in lines)
+
+
 @pytest.mark.parametrize("ranks", ONE_OR_MORE)
 def test_classifier(data, tmp_path, ranks):
     flags = {**SQUAD, **MODEL, **TRAINING, "use_fp16": True, "hidden_dropout_prob": 0.1, "num_labels": 2}

@@ -119,12 +119,13 @@ def test_adam_with_other_constants(max_grad_norm):
 
 @pytest.mark.engine
 @needs_kernels
-@pytest.mark.parametrize("max_grad_norm", [0.5, 0])
-def test_lamb(max_grad_norm):
+@pytest.mark.parametrize(("max_grad_norm", "accumulation_steps"), [(0.5, 1), (0, 1), (0.5, 2)])
+def test_lamb(max_grad_norm, accumulation_steps):
     """Ten steps against the formula of NVIDIA's FusedLAMB."""
     args = flags(
         optimizer_type="lamb", warmup_batches=2, learning_rate=0.02, iter_num=100, weight_decay_rate=0.1,
         adam_beta1=0.8, adam_beta2=0.95, adam_epsilon=1e-3, max_grad_norm=max_grad_norm,
+        num_accumulation_steps=accumulation_steps,
     )  # fmt: skip
     generator = np.random.default_rng(2)
     # In several chunks, in part of one, at zero; the last two have neither decay nor ratio.
