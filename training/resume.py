@@ -86,14 +86,18 @@ def _tell_other_optimizer(args):
 
 
 def _optimizer_of(folder):
-    """Returns the optimiser whose moments the snapshot `folder` has, or None without moments."""
+    """Returns the optimiser whose moments the snapshot `folder` has; None without moments, or where it is not known."""
     if not any(name.endswith(layout.MOMENT_SUFFIXES) for name in layout.variable_names(folder)):
         return None
     try:
-        return run_state.read(folder)["run"]["same"]["--optimizer_type"]
-    except (UserError, KeyError, TypeError):
-        # No other had been saved before the name was, nor has TensorFlow's BERT another.
-        return "adam"
+        state = run_state.read(folder)
+    except UserError:
+        return None
+    try:
+        return state["run"]["same"]["--optimizer_type"]
+    except (KeyError, TypeError):
+        # Older versions had no other, nor has TensorFlow's BERT.
+        return _FLAGS_OF_OLDER_RUNS["--optimizer_type"]
 
 
 def _tell_rest_of_schedule(job, args, train_step):
