@@ -1,5 +1,6 @@
 """A snapshot's model, ready for text: its flags, its vocabulary, and graphs that share its variables."""
 
+import argparse
 import contextlib
 import io
 import shutil
@@ -32,7 +33,9 @@ class Model(NamedTuple):
     size: variables.ModelSize
     tokenizer: Tokenizer
     do_lower_case: bool
-    run: object
+    vocab_file: object
+    has_vocab: bool  # whether that file is the snapshot's
+    run: argparse.Namespace
 
     @property
     def vocab(self):
@@ -96,13 +99,7 @@ def read(arguments, heads, required=()):
             f"{vocab_file}: has {num_pieces} pieces, but the model in {folder} has embeddings for {size.vocab_size}; "
             "give the vocabulary of this model"
         )
-    check_case(vocab_file, vocab, do_lower_case)
-    if files.vocab is None and num_pieces < size.vocab_size:
-        print_warning(
-            f"{vocab_file} has {num_pieces} pieces, but the model in {folder} has embeddings for {size.vocab_size}; if "
-            "it is not the model's vocabulary, the results are wrong"
-        )
-    return Model(size, Tokenizer(vocab, do_lower_case), do_lower_case, run)
+    return Model(size, Tokenizer(vocab, do_lower_case), do_lower_case, vocab_file, files.vocab is not None, run)
 
 
 def settle_max_seq_length(arguments, size, default, shortest):
@@ -177,11 +174,24 @@ def _case(arguments, files):
     return found if given is None else given
 
 
+def _warn(model):
+    """Warns of a vocabulary that may not be the model's."""
+    check_case(model.vocab_file, model.vocab, model.do_lower_case)
+    num_pieces = max(model.vocab.values()) + 1
+    if not model.has_vocab and num_pieces < model.size.vocab_size:
+        print_warning(
+            f"{model.vocab_file} has {num_pieces} pieces, but the model in {model.run.model_load_dir} has embeddings "
+            f"for {model.size.vocab_size}; if it is not the model's vocabulary, the results are wrong"
+        )
+
+
 def run_with_engine(function, model):
     """Calls `function()`, which loads OneFlow, as a run on one device is called; returns an exit status.
 
     Raises RunError if the engine crashes. Its messages are then in a file that the error names.
     """
+    # Now that there is no error in what was given, as an error is a line on its own.
+    _warn(model)
     folder = model.run.log_dir = tempfile.mkdtemp(prefix="bert-")
     is_named = False
     try:

@@ -32,7 +32,6 @@ def main():
     arguments = parse_arguments()
     model = answers.read_model(arguments)
     context = read_context(arguments)
-    warn_of_unknown(context, model)
     if arguments.question is not None:
         batches.check_is_text(arguments.question, "--question")
         questions = [(arguments.question, "--question")]
@@ -40,6 +39,7 @@ def main():
         questions = questions_typed()
     else:
         questions = [(line, f"stdin: line {number}") for number, line in enumerate(read_stdin_lines(), 1)]
+    warn_of_unknown(context, model)
     return loaded.run_with_engine(functools.partial(answer_all, questions, context, model, arguments), model)
 
 

@@ -17,14 +17,18 @@ import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 
+import ask
 import config
 import convert_hf
 import convert_tf_ckpt_to_of
 import create_pretraining_data
 import create_squad_data
+import extract_features
+import fill_mask
 import hard_text
 import hugging_face_folders
 import npy2json
+import small_models
 import squad_questions
 import squad_results
 import tf_checkpoints
@@ -33,6 +37,7 @@ import train_vocab
 import verify_snapshot
 from fuzzing import Victim, changed_json, changes, fuzz, json_values, replace
 from in_process import run_in_process
+from inference import loaded
 from made_parts import write_pretraining_part
 from records import checks, description, ofrecord, tfrecord
 from running import ROOT
@@ -317,6 +322,43 @@ def test_npy(squad_victims, version, fields, shape, order, length):
         path = folder / "all_results.npy"
         replace(path, b"\x93NUMPY" + bytes(version) + packed + header + path.read_bytes()[128:])
         victim.check(folder, {path})
+
+
+# ---- what the tools that use a model read before they load it
+
+
+@pytest.fixture(scope="module")
+def model_victims(folders):
+    folder = folders()
+    small_models.write_snapshot(folder / "model", small_models.values(["squad", "masked_lm"]))
+    (folder / "text.txt").write_text("the old house ||| a light\nlighthouse\n")
+    described = "model/bert-embeddings-word_embeddings"
+    files = [f"{described}/{name}" for name in ("bert_config.json", "vocab.txt", "tokenizer_config.json", "meta")]
+
+    def victim(tool, *arguments):
+        def main():
+            with mock.patch.object(loaded, "run_with_engine", lambda function, model: 0):
+                return tool.main()
+
+        return Victim(
+            main,
+            f"{tool.__name__}.py",
+            folder,
+            lambda folder: [f"--model_load_dir={folder}/model", *(text.format(folder) for text in arguments)],
+            [*files, *(["text.txt"] if "{}/text.txt" in "".join(arguments) else [])],
+        )
+
+    return [
+        victim(ask, "--question=Where?", "--context_file={}/text.txt", "--max_query_length=9"),
+        victim(fill_mask, "the [MASK] house"),
+        victim(extract_features, "--input_file={}/text.txt", "--output_file={}/output/features", "--pooling=mean"),
+    ]
+
+
+@fuzz
+@given(changes=changes(), number=st.integers(0, 2))
+def test_models_and_texts(model_victims, changes, number):
+    model_victims[number].suffers(changes)
 
 
 # ---- text and vocabularies
