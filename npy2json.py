@@ -17,7 +17,7 @@ import numpy as np
 
 from records import description, prediction_file
 from snapshots.model_files import read_vocab_bytes
-from system.command_line import ArgumentParser, add_bool, finite_float, positive_int
+from system.command_line import ArgumentParser, add_bool
 from system.errors import UserError
 from system.input_files import open_input, read_json, reading
 from system.output_files import atomic_file, check_is_no_input
@@ -97,24 +97,7 @@ def parse_arguments():
     squad_windows.add_window_flags(windows, infer=True)
 
     answers = parser.add_argument_group("answers")
-    answers.add_argument(
-        "--n_best_size", type=positive_int, default=squad_answers.N_BEST_SIZE, metavar="N", help="answers to a question"
-    )
-    answers.add_argument(
-        "--max_answer_length",
-        type=positive_int,
-        default=squad_answers.MAX_ANSWER_LENGTH,
-        metavar="N",
-        help="longest answer, in pieces",
-    )
-    add_bool(answers, "--version_2_with_negative", False, "SQuAD v2.0: a question may have no answer")
-    answers.add_argument(
-        "--null_score_diff_threshold",
-        type=finite_float,
-        default=0.0,
-        metavar="X",
-        help="v2.0: predict no answer if its score exceeds the best answer's by more than this",
-    )
+    squad_answers.add_answer_flags(answers)
     add_bool(answers, "--verbose_logging", False, "report answers that could not be aligned with the context")
 
     task = parser.add_argument_group("task (flags of the original script)")

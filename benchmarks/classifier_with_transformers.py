@@ -22,8 +22,10 @@ import statistics
 
 import numpy as np
 
+import torch_environment
 from comparison import (
     absolute_path,
+    add_flags,
     check_inputs,
     convert_model,
     copy_records,
@@ -31,18 +33,13 @@ from comparison import (
     initial_head,
     model_flags,
     other_side,
-    parse_seeds,
     prepare_seed,
     recipe,
     run,
     script,
 )
-
-from comparison import ROOT  # isort: skip
-
-import torch_environment
 from snapshots import variables
-from system.command_line import ArgumentParser, non_negative_float, positive_int
+from system.command_line import ArgumentParser
 from text.classification import read_labels
 from util import run_script
 
@@ -78,25 +75,7 @@ def parse_arguments():
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     for name, text in (("train_file", "learn"), ("dev_file", "score")):
         parser.add_argument(f"--{name}", type=absolute_path, required=True, metavar="TSV", help=f"sentences to {text}")
-    parser.add_argument(
-        "--hf_dir", type=absolute_path, required=True, metavar="DIR", help="folder of an uncased BERT from Hugging Face"
-    )
-    parser.add_argument(
-        "--work_dir",
-        type=absolute_path,
-        default=ROOT / ".cache/classifier_with_transformers",
-        metavar="DIR",
-        help="folder for data, models, results and logs",
-    )
-    parser.add_argument(
-        "--seeds", type=parse_seeds, default="1,2,3", metavar="A,B,...", help="each side runs once per seed"
-    )
-    parser.add_argument("--num_epochs", type=positive_int, default=3, metavar="N", help="passes over the training data")
-    parser.add_argument("--batch_size", type=positive_int, default=32, metavar="N", help="sentences per batch")
-    parser.add_argument(
-        "--learning_rate", type=non_negative_float, default=5e-5, metavar="X", help="peak learning rate"
-    )
-    parser.add_argument("--max_seq_length", type=positive_int, default=64, metavar="N", help="length of a record")
+    add_flags(parser, "classifier_with_transformers", batch_size=32, max_seq_length=64)
     return parser.parse_args()
 
 

@@ -16,7 +16,7 @@ sys.path.insert(0, str(ROOT))
 
 from records import ofrecord  # noqa: E402
 from snapshots import layout, variables  # noqa: E402
-from system.command_line import non_negative_int  # noqa: E402
+from system.command_line import non_negative_float, non_negative_int, positive_int  # noqa: E402
 from system.errors import RunError, UserError  # noqa: E402
 
 WARMUP_SHARE = 0.1
@@ -41,6 +41,31 @@ def parse_seeds(text):
     if len(set(seeds)) < len(seeds):
         raise argparse.ArgumentTypeError(f"'{text}' has a seed twice")
     return seeds
+
+
+def add_flags(parser, name, batch_size, max_seq_length):
+    """Adds the flags that the comparisons of fine-tuning share; `name` is the folder's in .cache."""
+    parser.add_argument(
+        "--hf_dir", type=absolute_path, required=True, metavar="DIR", help="folder of an uncased BERT from Hugging Face"
+    )
+    parser.add_argument(
+        "--work_dir",
+        type=absolute_path,
+        default=ROOT / ".cache" / name,
+        metavar="DIR",
+        help="folder for data, models, results and logs",
+    )
+    parser.add_argument(
+        "--seeds", type=parse_seeds, default="1,2,3", metavar="A,B,...", help="each side runs once per seed"
+    )
+    parser.add_argument("--num_epochs", type=positive_int, default=3, metavar="N", help="passes over the training data")
+    parser.add_argument("--batch_size", type=positive_int, default=batch_size, metavar="N", help="records per batch")
+    parser.add_argument(
+        "--learning_rate", type=non_negative_float, default=5e-5, metavar="X", help="peak learning rate"
+    )
+    parser.add_argument(
+        "--max_seq_length", type=positive_int, default=max_seq_length, metavar="N", help="length of a record, in pieces"
+    )
 
 
 def check_inputs(hf_dir, **files):

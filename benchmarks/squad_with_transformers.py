@@ -16,8 +16,8 @@ import statistics
 from typing import NamedTuple
 
 from comparison import (
-    ROOT,
     absolute_path,
+    add_flags,
     check_inputs,
     convert_model,
     copy_records,
@@ -26,7 +26,6 @@ from comparison import (
     last_line,
     model_flags,
     other_side,
-    parse_seeds,
     prepare_seed,
     recipe,
     run,
@@ -36,7 +35,7 @@ from comparison import (
 # isort: split
 
 import torch_environment
-from system.command_line import ArgumentParser, non_negative_float, positive_int, probability
+from system.command_line import ArgumentParser, positive_int, probability
 from util import run_script
 
 VARIABLES = ("cls-squad-output-weight", "cls-squad-output-bias")
@@ -85,28 +84,8 @@ def parse_arguments():
     parser.add_argument(
         "--squad_dir", type=absolute_path, required=True, metavar="DIR", help="folder of train-v1.1.json, dev-v1.1.json"
     )
-    parser.add_argument(
-        "--hf_dir", type=absolute_path, required=True, metavar="DIR", help="folder of an uncased BERT from Hugging Face"
-    )
-    parser.add_argument(
-        "--work_dir",
-        type=absolute_path,
-        default=ROOT / ".cache/squad_with_transformers",
-        metavar="DIR",
-        help="folder for data, models, results and logs",
-    )
-    parser.add_argument(
-        "--seeds", type=parse_seeds, default="1,2,3", metavar="A,B,...", help="each side runs once per seed"
-    )
-    parser.add_argument("--num_epochs", type=positive_int, default=3, metavar="N", help="passes over the training data")
-    parser.add_argument("--batch_size", type=positive_int, default=1, metavar="N", help="windows per batch")
-    parser.add_argument(
-        "--learning_rate", type=non_negative_float, default=5e-5, metavar="X", help="peak learning rate"
-    )
+    add_flags(parser, "squad_with_transformers", batch_size=1, max_seq_length=256)
     parser.add_argument("--dropout", type=probability, default=0.0, metavar="P", help="dropout everywhere")
-    parser.add_argument(
-        "--max_seq_length", type=positive_int, default=256, metavar="N", help="length of a window, in pieces"
-    )
     parser.add_argument(
         "--doc_stride", type=positive_int, default=128, metavar="N", help="pieces from one window to the next"
     )

@@ -6,7 +6,7 @@ import numpy as np
 
 from inference import loaded
 from records.prediction_file import LOGIT_OF_PADDING
-from system.command_line import add_bool, finite_float, positive_int
+from system.command_line import add_bool, positive_int
 from system.errors import RunError, UserError
 from system.lazy import LazyModule
 from text import squad_answers, squad_windows
@@ -60,28 +60,7 @@ def add_answer_flags(parser):
         "compute little of the padding; with False exactly what run_squad_predict.py does without its --skip_padding",
     )
     group = parser.add_argument_group("answers")
-    group.add_argument(
-        "--n_best_size",
-        type=positive_int,
-        default=squad_answers.N_BEST_SIZE,
-        metavar="N",
-        help="answers that share the probability",
-    )
-    group.add_argument(
-        "--max_answer_length",
-        type=positive_int,
-        default=squad_answers.MAX_ANSWER_LENGTH,
-        metavar="N",
-        help="longest answer, in pieces",
-    )
-    add_bool(group, "--version_2_with_negative", False, "SQuAD v2.0: a question may have no answer")
-    group.add_argument(
-        "--null_score_diff_threshold",
-        type=finite_float,
-        default=0.0,
-        metavar="X",
-        help="v2.0: answer nothing if its score exceeds the best answer's by more than this",
-    )
+    squad_answers.add_answer_flags(group)
 
 
 def read_model(arguments):

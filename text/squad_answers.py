@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from system.command_line import add_bool, finite_float, positive_int
 from system.progress import print_warning
 from text import squad_windows
 from text.squad_windows import windows_of_maximum_context
@@ -73,6 +74,32 @@ class Spans(NamedTuple):
     last: list[int]
     start_logit: list[float]
     end_logit: list[float]
+
+
+def add_answer_flags(group):
+    """Adds the flags that choose among the answers to a group of arguments."""
+    group.add_argument(
+        "--n_best_size",
+        type=positive_int,
+        default=N_BEST_SIZE,
+        metavar="N",
+        help="answers that share the probability",
+    )
+    group.add_argument(
+        "--max_answer_length",
+        type=positive_int,
+        default=MAX_ANSWER_LENGTH,
+        metavar="N",
+        help="longest answer, in pieces",
+    )
+    add_bool(group, "--version_2_with_negative", False, "SQuAD v2.0: a question may have no answer")
+    group.add_argument(
+        "--null_score_diff_threshold",
+        type=finite_float,
+        default=0.0,
+        metavar="X",
+        help="v2.0: predict no answer if its score exceeds the best answer's by more than this",
+    )
 
 
 def rank_spans(windows, num_query_pieces, start_logits, end_logits, n_best_size, max_answer_length):
