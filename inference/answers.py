@@ -9,6 +9,7 @@ from records.prediction_file import LOGIT_OF_PADDING
 from system.command_line import add_bool, positive_int
 from system.errors import RunError, UserError
 from system.lazy import LazyModule
+from system.progress import progress_bar
 from text import squad_answers, squad_windows
 from text.squad_file import Paragraph, Question
 
@@ -127,7 +128,9 @@ class Answerer:
         inputs = [(query_ids, document_ids, window) for window in example.windows]
         features = squad_windows.input_arrays(inputs, vocab, whole)
         logits = np.full((2, len(inputs), whole), LOGIT_OF_PADDING, np.float32)
-        for row, length in enumerate(features["input_mask"].sum(axis=1)):
+        lengths = features["input_mask"].sum(axis=1)
+        # The bar appears for long contexts only.
+        for row, length in enumerate(progress_bar(lengths, unit="window", leave=False, delay=2)):
             length = _length_of_graph(length, whole) if self._settings.skip_padding else whole
             window = {name: values[row : row + 1, :length] for name, values in features.items()}
             logits[:, row, :length] = np.concatenate(self._scorer.score(window, length))
