@@ -1,1 +1,1 @@
-"""A trained model in use: from a snapshot and text to what the model says of it."""
+"""Inference: applies the model of a snapshot to text."""

@@ -1,4 +1,4 @@
-"""Texts as batches of a model's inputs, of little padding."""
+"""Converts texts to batches of model inputs with little padding."""
 
 import re
 import sys
@@ -32,7 +32,7 @@ def read_texts(path):
 
 
 def read_stdin():
-    """Returns what comes in on stdin, a string. Raises UserError if it is a terminal, or not UTF-8."""
+    """Returns the text on stdin. Raises UserError if stdin is a terminal, or the text is not UTF-8."""
     if sys.stdin.isatty():
         raise UserError("there is no text: give it in the command, or on stdin")
     with reading("stdin"):
@@ -40,7 +40,7 @@ def read_stdin():
 
 
 def check_is_text(text, place):
-    """Raises UserError, naming the `place`, if a text from the command line was not UTF-8, or has nothing to see."""
+    """Raises UserError, naming the `place`, if a text from the command line is not UTF-8 or is blank."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""A snapshot's model, ready for text: its flags, its vocabulary, and graphs that share its variables."""
+"""Loads a snapshot for inference: model shape, vocabulary, and graphs that share the variables."""
 
 import argparse
 import contextlib
@@ -28,7 +28,7 @@ _FLAGS_OF_A_RUN = ("device", "cpu_threads", "model_load_dir", "bert_config_file"
 
 
 class Model(NamedTuple):
-    """What a snapshot says of its model. `run`: the flags of a run with it, settled."""
+    """The model of a snapshot, without its weights. `run`: the flags of a run with it."""
 
     size: variables.ModelSize
     tokenizer: Tokenizer
@@ -121,7 +121,7 @@ def settle_max_seq_length(arguments, size, default, shortest):
 
 
 def _flags_of_run(arguments):
-    """The flags of run_squad_predict.py: those that the tool has, and defaults."""
+    """Returns the flags of run_squad_predict.py: those of the tool, and defaults."""
     run = config.parse_squad_predict_args(["--data_dir=.", f"--model_load_dir={arguments.model_load_dir}"])
     run.seq_length = 1
     for name in _FLAGS_OF_A_RUN:

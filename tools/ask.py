@@ -107,7 +107,7 @@ def questions_typed():
 
 
 def answer_all(questions, context, model, arguments):
-    """Prints the answers to (question, its place) pairs. A typed question that has a fault does not end it.
+    """Prints the answers to (question, its place) pairs. An invalid question typed on the terminal is reported and skipped.
 
     Raises UserError if another one has.
     """

@@ -1,4 +1,4 @@
-"""Writes the vectors that BERT gives the tokens of each line of a text, or one vector for each line.
+"""Writes BERT's vectors for the tokens of each line of a text, or one vector per line.
 
     python tools/extract_features.py --model_load_dir=model --input_file=text.txt --output_file=features.jsonl
 

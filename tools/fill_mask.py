@@ -1,4 +1,4 @@
-"""Says what a pre-trained model expects: the words for [MASK], whether a sentence follows, how likely a sentence is.
+"""Predicts masked words, next sentences and the likelihood of sentences with a pre-trained model.
 
     python tools/fill_mask.py --model_load_dir=model "the [MASK] is old."
     python tools/fill_mask.py --model_load_dir=model --next_sentence "the house is old. ||| it was built in 1850."
@@ -35,7 +35,7 @@ ROWS_AT_A_TIME = 1024
 
 
 class Text(NamedTuple):
-    """A text or a pair of them, as it was given and as ids. `place` says where it was given."""
+    """A text or a pair of texts, and its ids. `place` is its origin, for messages."""
 
     line: str
     place: str
@@ -90,7 +90,7 @@ def read_lines(arguments):
 
 
 def encode(line, place, model):
-    """A Text. Raises UserError if it has nothing to see, or is longer than the model's positions."""
+    """Returns a Text. Raises UserError if it is blank, or longer than the model's positions."""
     first, second = batches.split_pair(line)
     ids = tuple(ids_with_masks(text, model) for text in (first, second or ""))
     if not len(ids[0]) or (second is not None and not len(ids[1])):
@@ -112,7 +112,7 @@ def ids_with_masks(text, model):
 
 
 def check(texts, arguments, model):
-    """Raises UserError for a text that the flags ask something of that it does not have."""
+    """Raises UserError if a text lacks what the flags need."""
     for text in texts:
         masks = sum(np.count_nonzero(ids == model.vocab[MASK]) for ids in text.ids)
         if arguments.next_sentence and not len(text.ids[1]):
