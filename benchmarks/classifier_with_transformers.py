@@ -22,7 +22,6 @@ import statistics
 
 import numpy as np
 
-import torch_environment
 from comparison import (
     absolute_path,
     add_flags,
@@ -38,6 +37,10 @@ from comparison import (
     run,
     script,
 )
+
+# isort: split
+
+import torch_environment
 from snapshots import variables
 from system.command_line import ArgumentParser
 from text.classification import read_labels

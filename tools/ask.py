@@ -107,9 +107,9 @@ def questions_typed():
 
 
 def answer_all(questions, context, model, arguments):
-    """Prints the answers to (question, its place) pairs. An invalid question typed on the terminal is reported and skipped.
+    """Prints the answers to (question, its place) pairs. Reports and skips an invalid question typed on the terminal.
 
-    Raises UserError if another one has.
+    Raises UserError for another invalid question.
     """
     answerer = answers.Answerer(model, arguments)
     for question, place in questions:
