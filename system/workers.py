@@ -1,6 +1,8 @@
 """Worker processes with one progress bar. None of them outlives the run."""
 
+import collections
 import contextlib
+import itertools
 import multiprocessing
 import os
 import signal
@@ -10,6 +12,9 @@ from concurrent.futures.process import BrokenProcessPool
 
 from system.errors import RunError
 from system.signals import SIGNALS
+
+# Of run_in_order: those that wait for an earlier one, which takes longer, included.
+TASKS_PER_WORKER = 4
 
 
 def run_tasks(function, tasks, workers, bar):
@@ -32,6 +37,28 @@ def run_tasks(function, tasks, workers, bar):
             bar.update(progress.value - bar.n)
             for future in finished:
                 yield future.result()
+
+
+def run_in_order(function, tasks, workers):
+    """Runs `function(*task)` for every task of an iterable in `workers` processes; yields results in their order.
+
+    Tasks and results are to be small: what does not fit into a pipe blocks the end of the pool.
+    Takes only a few tasks ahead, so `tasks` may be larger than the memory. If a task fails or the caller is
+    interrupted, all workers are stopped.
+    """
+    if workers == 1:
+        yield from itertools.starmap(function, tasks)
+        return
+    with open_pool(workers) as pool:
+        pending = collections.deque()
+        for task in tasks:
+            with interrupts_delayed():
+                # May start a process.
+                pending.append(pool.submit(function, *task))
+            if len(pending) == TASKS_PER_WORKER * workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
 
 
 @contextlib.contextmanager
