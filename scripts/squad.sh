@@ -85,52 +85,8 @@ find_case='s/.*"do_lower_case": *\(true\|false\).*/\1/p'
     fail "$(printf '%q' "$model"): does not tell whether its model is uncased; give --do_lower_case=True or =False"
 records+=("--vocab_file=$vocab" "--do_lower_case=$case")
 
-root=$(cd "$(dirname "$0")/.." && pwd)
-python=$root/.venv/bin/python
-[ -z "${VIRTUAL_ENV:-}" ] && [ -x "$python" ] || python=python
-steps=$out/.steps
-mkdir -p "$steps" || exit 2
-exec 9>"$steps/lock"
-flock -n 9 || fail "$(printf '%q' "$out"): another squad.sh is at work there; wait for it, or give another folder"
-
-# Prints a line for each file or folder that is different if its content is: of folders, the names, sizes and times.
-fingerprint() {
-    for path; do
-        if [ -d "$path" ]; then
-            find "$path" -type f -printf '%P %s %T@\n' | LC_ALL=C sort | sha256sum
-        elif [ -f "$path" ]; then
-            sha256sum <"$path"
-        else
-            echo missing
-        fi
-    done
-}
-
-# step NAME "INPUT..." "OUTPUT..." COMMAND...: runs the command, unless the outputs stand and were made by it from the
-# inputs as they are. Names of inputs and outputs are separated by line ends.
-step() {
-    local name=$1 inputs outputs key
-    mapfile -t inputs <<<"$2"
-    mapfile -t outputs <<<"$3"
-    shift 3
-    key=$(printf '%q ' "$@"; echo; fingerprint "${inputs[@]}")
-    if [ -f "$steps/$name" ] && [ "$(cat "$steps/$name")" = "$key"$'\n'"$(fingerprint "${outputs[@]}")" ]; then
-        echo "squad.sh: $name: stands"
-        return
-    fi
-    echo "squad.sh: $name"
-    rm -f "$steps/$name"
-    case $name in
-        records-*) "$@" | tee "$steps/$name.log"; status=${PIPESTATUS[0]} ;;
-        *) "$@"; status=$? ;;
-    esac
-    [ "$status" -eq 0 ] || exit "$status"
-    printf '%s\n%s\n' "$key" "$(fingerprint "${outputs[@]}")" >"$steps/$name" || exit 1
-}
-
-lines() {
-    printf '%s\n' "$@"
-}
+. "$(dirname "$0")/steps.sh"
+open_output
 
 for part in train dev; do
     is_training=False source=$dev more=()
@@ -151,12 +107,7 @@ run=(--seq_length="$length" --batch_size_per_device="$batch" --log_dir="$out/mod
 fine_tune=("$python" "$root/run_squad.py" --data_dir="$out/train" --model_load_dir="$model" --model_save_dir="$out/model"
     --learning_rate=3e-5 --iter_num="$iterations" --warmup_batches="${warmup:-$((iterations / 10))}"
     --save_last_snapshot --resume --reset_train_step "${run[@]}" ${training[@]+"${training[@]}"})
-# What was begun is gone on with. A model that is another's, or took hours, is not replaced.
-begun=$(printf '%q ' "${fine_tune[@]}"; echo; fingerprint "$out/train" "$model")
-if [ -e "$out/model" ] && [ "$(cat "$steps/begun" 2>/dev/null)" != "$begun" ]; then
-    fail "$(printf '%q' "$out/model"): holds a model that was begun with other flags or data; give another OUT or remove it"
-fi
-printf '%s\n' "$begun" >"$steps/begun" || exit 1
+begin fine-tuning "$(lines "$out/train" "$model")" "$out/model" "${fine_tune[@]}"
 step fine-tuning "$(lines "$out/train" "$model")" "$out/model/last_snapshot" "${fine_tune[@]}"
 
 step prediction "$(lines "$out/dev" "$out/model/last_snapshot")" "$out/all_results.npy" \

@@ -52,7 +52,11 @@ def flags_of_the_scripts():
     """All flags, without their dashes, that the scripts, tools and benchmarks have."""
     files = [path for path in ROOT.glob("**/*.py") if ".venv" not in path.parts and "tests" not in path.parts]
     text = "\n".join(path.read_text() for path in files)
-    return set(re.findall(r'"--([a-z][\w-]+)"', text)) | set(re.findall(r'_add_shape\([^,]+, "(\w+)"', text))
+    shell = "\n".join(path.read_text() for path in ROOT.glob("scripts/*.sh"))
+    of_shell_scripts = set(re.findall(r"--([a-z]\w+)(?:=\*|\))", shell))
+    return of_shell_scripts.union(
+        re.findall(r'"--([a-z][\w-]+)"', text), re.findall(r'_add_shape\([^,]+, "(\w+)"', text)
+    )
 
 
 @pytest.mark.parametrize("page", PAGES)
