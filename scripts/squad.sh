@@ -40,7 +40,7 @@ done
 
 # Which step a flag is for.
 records=(--max_seq_length=384) answers=() training=() devices=()
-epochs=3 batch=8 ranks=1 length=384 iterations= warmup= is_v2= vocab= case=
+epochs= batch=8 batches=1 ranks=1 length=384 iterations= warmup= is_v2= vocab= case=
 for flag; do
     value=${flag#*=}
     case $flag in
@@ -55,20 +55,26 @@ for flag; do
         --iter_num=*) iterations=$value ;;
         --warmup_batches=*) warmup=$value ;;
         --batch_size_per_device=*) batch=$value ;;
+        --num_accumulation_steps=*) batches=$value training+=("$flag") ;;
         --gpu_num_per_node=*) ranks=$value devices+=("$flag") ;;
         --device=* | --cpu_threads=* | --amp_dtype=* | --use_fp16 | --use_fp16=* | --tf32=* | --bert_config_file=*)
             devices+=("$flag") ;;
         --data_dir=* | --seq_length=* | --model_load_dir=* | --model_save_dir=* | --log_dir=* | --resume | --resume=* | \
             --save_last_snapshot | --save_last_snapshot=* | --node_num=* | --node_list=*)
             fail "${flag%%=*}: this script gives it to run_squad.py itself; leave it out" ;;
+        --help | --version) fail "$flag: give it alone" ;;
         --?*) training+=("$flag") ;;
         *) fail "$(printf '%q' "$flag") is no flag; write a flag with a value as --flag=value" ;;
     esac
 done
-for number in "$epochs" "$batch" "$ranks" "$length" ${iterations:+"$iterations"} ${warmup:+"$warmup"}; do
-    [[ $number =~ ^[0-9]{1,9}$ ]] || fail "$(printf '%q' "$number") is not a whole number"
+[ -z "$epochs" ] || [ -z "$iterations" ] || fail "--num_epochs and --iter_num exclude each other"
+epochs=${epochs:-3}
+for number in "$epochs" "$batch" "$batches" "$ranks" "$length" ${iterations:+"$iterations"} ${warmup:+"$warmup"}; do
+    # Bash takes a leading 0 for octal.
+    [[ $number =~ ^(0|[1-9][0-9]{0,8})$ ]] || fail "$(printf '%q' "$number") is not a whole number"
 done
-[ "$epochs" -gt 0 ] && [ "$batch" -gt 0 ] && [ "$ranks" -gt 0 ] || fail "epochs, batch size and devices must be above 0"
+[ "$epochs" -gt 0 ] && [ "$batch" -gt 0 ] && [ "$batches" -gt 0 ] && [ "$ranks" -gt 0 ] ||
+    fail "epochs, batch size, accumulation steps and devices must be above 0"
 if [ -n "$is_v2" ]; then
     records_of_v2=(--version_2_with_negative) answers+=(--version_2_with_negative)
 else
@@ -100,7 +106,7 @@ done
 
 if [ -z "$iterations" ]; then
     count=$(sed -n 's/.* questions, \([0-9]*\) records of length .*/\1/p' "$steps/records-train.log")
-    iterations=$((count * epochs / (batch * ranks)))
+    iterations=$((count * epochs / (batch * batches * ranks)))
     [ "$iterations" -gt 0 ] || iterations=1
 fi
 run=(--seq_length="$length" --batch_size_per_device="$batch" --log_dir="$out/model" ${devices[@]+"${devices[@]}"})

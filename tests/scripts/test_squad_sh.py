@@ -98,6 +98,13 @@ def test_each_step_gets_its_flags(run):
     assert {vocab, "--predict_file=dev", "--output_dir=out"} <= flags[4]
 
 
+def test_epochs_count_all_sequences_of_an_update(run):
+    _, calls = run("--num_epochs=2", "--batch_size_per_device=4", "--num_accumulation_steps=2", "--gpu_num_per_node=5")
+    # 40 records x 2 epochs / (4 x 2 x 5)
+    assert {"--iter_num=2", "--num_accumulation_steps=2"} <= set(calls[2][1])
+    assert "--num_accumulation_steps=2" not in calls[3][1]
+
+
 def test_flags_of_version_2_and_devices(run):
     result, calls = run(
         "--version_2_with_negative",
@@ -155,7 +162,11 @@ def test_a_model_of_other_flags_is_not_replaced(run):
         (["train", "dev", "a model", "-x"], [], "-x is not a name"),
         (None, ["--learning_rate", "1e-4"], "1e-4 is no flag; write a flag with a value as --flag=value"),
         (None, ["--num_epochs=x"], "x is not a whole number"),
+        (None, ["--num_epochs=08"], "08 is not a whole number"),
+        (None, ["--num_epochs=2", "--iter_num=9"], "--num_epochs and --iter_num exclude each other"),
         (None, ["--batch_size_per_device=0"], "must be above 0"),
+        (None, ["--num_accumulation_steps=0"], "must be above 0"),
+        (None, ["--help"], "--help: give it alone"),
         (None, ["--data_dir=x"], "--data_dir: this script gives it to run_squad.py itself"),
     ],
 )
