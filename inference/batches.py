@@ -39,6 +39,19 @@ def read_stdin():
         return sys.stdin.buffer.read().decode("utf-8-sig")
 
 
+def read_stdin_lines():
+    """Returns (line, its place) pairs of what comes in on stdin. Raises UserError as read_stdin does, or if it is empty.
+
+    Only a line feed ends a line, as in a file: str.splitlines() also splits at U+2028 and others.
+    """
+    lines = read_stdin().split("\n")
+    if not lines[-1]:
+        lines.pop()
+    if not lines:
+        raise UserError("stdin: is empty; give a text a line")
+    return [(line.removesuffix("\r"), f"stdin: line {number}") for number, line in enumerate(lines, 1)]
+
+
 def check_is_text(text, place):
     """Raises UserError, naming the `place`, if a text from the command line is not UTF-8 or is blank."""
     try:

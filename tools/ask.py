@@ -31,14 +31,16 @@ NO_ANSWER = "(no answer)"
 def main():
     arguments = parse_arguments()
     model = answers.read_model(arguments)
-    context = read_context(arguments)
+    context = read_context(arguments, model)
     if arguments.question is not None:
-        batches.check_is_text(arguments.question, "--question")
         questions = [(arguments.question, "--question")]
     elif sys.stdin.isatty():
         questions = questions_typed()
     else:
-        questions = [(line, f"stdin: line {number}") for number, line in enumerate(read_stdin_lines(), 1)]
+        questions = batches.read_stdin_lines()
+    if isinstance(questions, list):
+        for question, place in questions:
+            check(question, place, model)
     warn_of_unknown(context, model)
     return loaded.run_with_engine(functools.partial(answer_all, questions, context, model, arguments), model)
 
@@ -63,8 +65,8 @@ def parse_arguments():
     return arguments
 
 
-def read_context(arguments):
-    """The text that has the answers. Raises UserError if it cannot be read or is empty."""
+def read_context(arguments, model):
+    """The text that has the answers. Raises UserError if it cannot be read, or has nothing to see."""
     if arguments.context_file is not None:
         name = f"--context_file={arguments.context_file}"
         with reading(name), open_input(arguments.context_file, newline="") as file:
@@ -73,7 +75,7 @@ def read_context(arguments):
         name, context = "--context", arguments.context
     else:
         name, context = "stdin", batches.read_stdin()
-    batches.check_is_text(context, name)
+    check(context, name, model)
     return context
 
 
@@ -83,12 +85,11 @@ def warn_of_unknown(context, model):
     batches.warn_of_unknown_pieces([ids], [context], model)
 
 
-def read_stdin_lines():
-    """The lines of stdin. Raises UserError if there is none."""
-    lines = batches.read_stdin().splitlines()
-    if not lines:
-        raise UserError("stdin: is empty; give a question a line, or --question")
-    return lines
+def check(text, place, model):
+    """Raises UserError, naming the `place`, if a text is not UTF-8 or has nothing to see."""
+    batches.check_is_text(text, place)
+    if not len(batches.ids_of(text, model.tokenizer)):
+        raise UserError(f"{place}: has no visible character; give a text")
 
 
 def questions_typed():

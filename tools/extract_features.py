@@ -9,6 +9,7 @@ import suite  # noqa: F401
 
 # isort: split
 
+import argparse
 import contextlib
 import functools
 import json
@@ -81,7 +82,10 @@ def parse_arguments():
 
 def parse_layers(text):
     """Parses whole numbers separated by commas."""
-    return [int(number) for number in text.split(",")]
+    try:
+        return [int(number) for number in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is not whole numbers separated by commas") from None
 
 
 def layers_of(arguments, size):

@@ -80,10 +80,7 @@ def read_lines(arguments):
     if arguments.texts:
         lines = [(text, f"text {number}") for number, text in enumerate(arguments.texts, 1)]
     else:
-        read = batches.read_stdin().splitlines()
-        lines = [(line, f"stdin: line {number}") for number, line in enumerate(read, 1)]
-    if not lines:
-        raise UserError("stdin: is empty; give a text a line")
+        lines = batches.read_stdin_lines()
     for line, place in lines:
         batches.check_is_text(line, place)
     return lines

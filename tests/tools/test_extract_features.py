@@ -124,7 +124,7 @@ def test_bad_flags_and_files_give_one_line(tmp_path, snapshot, bare_snapshot, te
         (snapshot, {"output_file": tmp_path / "no" / "out"}, ["--output_file", "cannot be written"]),
         (snapshot, {"output_file": text}, ["would replace its own input"]),
         (snapshot, {"layers": "3"}, ["--layers=3: the model has 3 layers; give numbers from -3 to 2"]),
-        (snapshot, {"layers": "x"}, ["--layers"]),
+        (snapshot, {"layers": "x"}, ["--layers: 'x' is not whole numbers separated by commas"]),
         (snapshot, {"normalize": True}, ["--normalize is for the vectors of --pooling"]),
         (snapshot, {"pooling": "cls", "layers": "-1,-2"}, ["--pooling takes one of the --layers"]),
         (snapshot, {"max_seq_length": 49}, ["--max_seq_length=49 is more than the 48 positions"]),
