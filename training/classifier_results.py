@@ -60,17 +60,18 @@ _METRICS = {
 def write_predictions(folder, logits, labels):
     """Writes the predictions of logits float32 [N, labels]; `labels` are their names, or None.
 
-    test_results.tsv has a row of probabilities per record, as google-research/bert's; labels.txt names its columns, if
-    the names are known. predictions.tsv has the number and the label of each record, as GLUE takes them. With one label
-    both have the score.
+    test_results.tsv has a row of probabilities per record, as google-research/bert's; labels.txt names its columns, by
+    numbers if the names are not known. predictions.tsv has the number and the label of each record, as GLUE takes them.
+    With one label both have the score.
     """
     is_regression = logits.shape[1] == 1
     rows = logits if is_regression else special.softmax(logits.astype(np.float64), axis=1).astype(np.float32)
     names = labels or range(logits.shape[1])
     predicted = logits[:, 0] if is_regression else [names[index] for index in logits.argmax(axis=1)]
-    if labels is not None:
+    if not is_regression:
+        # Also without names: those of an earlier prediction in the folder would count as the names of these columns.
         with atomic_file(os.path.join(folder, LABELS_FILE)) as file:
-            file.write(encode_labels(labels))
+            file.write(encode_labels(names))
     with atomic_file(os.path.join(folder, PROBABILITIES_FILE), "w") as file:
         file.writelines("\t".join(map(str, row)) + "\n" for row in rows)
     with atomic_file(os.path.join(folder, PREDICTIONS_FILE), "w", encoding="utf-8") as file:

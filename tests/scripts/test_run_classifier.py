@@ -268,3 +268,10 @@ def test_scores_are_predicted_as_they_are(tmp_path):
     classifier_results.write_predictions(tmp_path, np.array([[1.5], [-0.25]], np.float32), None)
     assert (tmp_path / "test_results.tsv").read_text() == "1.5\n-0.25\n"
     assert (tmp_path / "predictions.tsv").read_text() == "index\tprediction\n0\t1.5\n1\t-0.25\n"
+    assert not (tmp_path / "labels.txt").exists()
+
+
+def test_names_of_an_earlier_prediction_do_not_stay(tmp_path):
+    for labels, expected in ((["no", "yes"], "no\nyes\n"), (None, "0\n1\n")):
+        classifier_results.write_predictions(tmp_path, np.array([[1.5, 0.5]], np.float32), labels)
+        assert (tmp_path / "labels.txt").read_text() == expected
