@@ -3,6 +3,7 @@
 from datetime import datetime
 
 from system.command_line import (
+    SMALLEST_FLOAT32,
     ArgumentParser,
     add_bool,
     batch_count,
@@ -27,6 +28,7 @@ SHAPE_DEFAULTS = {
     "intermediate_size": None,  # 4 x the hidden size
 }
 MOST_CPU_THREADS = 4096  # OneFlow aborts with tens of thousands
+_MOST_ACCUMULATION_STEPS = 2**20  # the losses of each batch are kept up to the update, 32 bytes
 
 # A flag must have the same value on all nodes and when a run is resumed, unless it is in one of these lists.
 
@@ -577,6 +579,11 @@ def _complete(args):
     check_cpu_threads(args)
     if args.amp_dtype is not None and not args.use_fp16:
         raise UserError(f"--amp_dtype={args.amp_dtype} is for mixed precision: add --use_fp16")
+    if args.num_accumulation_steps > _MOST_ACCUMULATION_STEPS:
+        raise UserError(
+            f"--num_accumulation_steps={args.num_accumulation_steps}: too many batches for an update; "
+            f"{_MOST_ACCUMULATION_STEPS} are the most"
+        )
     _check_schedule(args)
     _check_lamb(args)
     if args.model_save_dir is None:
@@ -625,10 +632,10 @@ def _check_lamb(args):
             f"--zero_stage={args.zero_stage} cannot be had with --optimizer_type=lamb, whose trust ratio is of whole "
             "variables: ZeRO divides them among the ranks; leave one of them out"
         )
-    if args.weight_decay_rate == 0:
+    if args.weight_decay_rate < SMALLEST_FLOAT32:
         raise UserError(
-            "--weight_decay_rate=0 would make Adam of --optimizer_type=lamb: only variables that decay have a trust "
-            "ratio; give a rate above 0, however small"
+            f"--weight_decay_rate={args.weight_decay_rate:g} would make Adam of --optimizer_type=lamb: only variables "
+            f"that decay have a trust ratio; give a rate of at least {SMALLEST_FLOAT32:.2g}"
         )
 
 
@@ -643,7 +650,13 @@ def set_iter_num(args, record_count):
     if record_count is None:
         return
     print(f"The data set has {record_count} records.")
-    args.iter_num = max(1, record_count * args.num_epochs // sequences_per_iteration(args))
+    sequences = record_count * args.num_epochs
+    args.iter_num = max(1, sequences // sequences_per_iteration(args))
+    if sequences < sequences_per_iteration(args):
+        print(
+            f"Notice: one update reads {sequences_per_iteration(args)} sequences, more than the {sequences} of "
+            f"--num_epochs={args.num_epochs}: records are read again for it."
+        )
 
 
 def set_prediction_iter_num(args, record_count):

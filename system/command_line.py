@@ -14,7 +14,7 @@ VERSION = "0.1.0"  # as in CHANGELOG.md
 
 _FLAG = re.compile(r"--?[A-Za-z][\w-]*")
 _HOME = re.compile(r"~[\w.-]*(/|$)")
-_SMALLEST_FLOAT32 = 2.0**-126  # of the normal ones
+SMALLEST_FLOAT32 = 2.0**-126  # of the normal ones
 
 
 class _Version(argparse.Action):
@@ -131,7 +131,7 @@ def non_negative_float(text):
 
 def positive_float(text):
     """argparse's type for a finite number above 0 that stays so in float32."""
-    return _number(text, float, lambda value: _SMALLEST_FLOAT32 <= value < float("inf"), "a number above 0")
+    return _number(text, float, lambda value: SMALLEST_FLOAT32 <= value < float("inf"), "a number above 0")
 
 
 def finite_float(text):

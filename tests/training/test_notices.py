@@ -45,3 +45,12 @@ def test_snapshots_of_an_earlier_run(capsys, tmp_path):
         write("x", np.zeros(1, np.float32))
     assert "holds snapshots of an earlier run, the newest snapshot_5" in told(capsys, tmp_path, *USUAL)
     assert told(capsys, tmp_path, *USUAL, "--resume") == ""
+
+
+def test_an_update_of_more_sequences_than_all_epochs_have(capsys):
+    flags = ["--data_dir=x", "--num_epochs=2", "--batch_size_per_device=4", "--num_accumulation_steps=3"]
+    for records, expected in ((6, ""), (5, "one update reads 12 sequences, more than the 10 of --num_epochs=2")):
+        args = config.parse_squad_args(flags)
+        config.set_iter_num(args, records)
+        said = capsys.readouterr().out
+        assert args.iter_num == 1 and expected in said and ("Notice" in said) == bool(expected)

@@ -161,6 +161,8 @@ def test_lamb(max_grad_norm, accumulation_steps):
     [
         ({"optimizer_type": "lamb", "zero_stage": 1}, "--zero_stage=1 cannot be had with --optimizer_type=lamb"),
         ({"optimizer_type": "lamb", "weight_decay_rate": 0}, "--weight_decay_rate=0 would make Adam of"),
+        ({"optimizer_type": "lamb", "weight_decay_rate": 1e-46}, "--weight_decay_rate=1e-46 would make Adam of"),
+        ({"num_accumulation_steps": 2**31 - 1}, "--num_accumulation_steps=2147483647: too many batches for an update"),
         ({"end_learning_rate": 0.1}, "--end_learning_rate=0.1 is above --learning_rate=0.0001"),
         ({"end_learning_rate": 1e-5, "lr_schedule": "constant"}, "--end_learning_rate=1e-05 has no effect with"),
         ({"lr_power": 2, "lr_schedule": "cosine"}, "--lr_power=2 has no effect with --lr_schedule=cosine"),
