@@ -79,6 +79,8 @@ if [ -n "$is_v2" ]; then
     records_of_v2=(--version_2_with_negative) answers+=(--version_2_with_negative)
 else
     records_of_v2=()
+    [[ "${answers[*]-}" != *--null_score_diff_threshold* ]] ||
+        fail "--null_score_diff_threshold has no effect without --version_2_with_negative"
 fi
 
 # What describes the model (snapshots/model_files.py).

@@ -60,6 +60,8 @@ def parse_arguments():
     arguments = parser.parse_args()
     if arguments.question is None and arguments.context is None and arguments.context_file is None:
         parser.error("give --question, or the text by --context or --context_file: stdin cannot have both")
+    if arguments.null_score_diff_threshold != 0 and not arguments.version_2_with_negative:
+        parser.error("--null_score_diff_threshold has no effect without --version_2_with_negative")
     if arguments.n_best > arguments.n_best_size:
         parser.error(f"--n_best={arguments.n_best} is more than --n_best_size={arguments.n_best_size}")
     return arguments

@@ -166,6 +166,7 @@ def test_a_model_of_other_flags_is_not_replaced(run):
         (None, ["--num_epochs=2", "--iter_num=9"], "--num_epochs and --iter_num exclude each other"),
         (None, ["--batch_size_per_device=0"], "must be above 0"),
         (None, ["--num_accumulation_steps=0"], "must be above 0"),
+        (None, ["--null_score_diff_threshold=1"], "has no effect without --version_2_with_negative"),
         (None, ["--help"], "--help: give it alone"),
         (None, ["--data_dir=x"], "--data_dir: this script gives it to run_squad.py itself"),
     ],

@@ -48,7 +48,7 @@ def test_answers_are_those_of_the_scripts_for_files(tmp_path, snapshot, skip_pad
     contents = [json.loads((ROOT / f"dataset/squad/{name}-v1.1.json").read_text()) for name in ("train", "dev")]
     path = tmp_path / "squad.json"
     path.write_text(json.dumps({"data": [article for content in contents for article in content["data"]]}))
-    flags = {"version_2_with_negative": version_2, "null_score_diff_threshold": -1.0}
+    flags = {"version_2_with_negative": version_2} | ({"null_score_diff_threshold": -1.0} if version_2 else {})
     predictions, n_best, null_odds = answers_by_files(tmp_path, path, snapshot, skip_padding, flags)
 
     command = [f"--{name}={value}" for name, value in {**WINDOWS, **flags, "skip_padding": skip_padding}.items()]
@@ -158,6 +158,7 @@ def test_bad_input_gives_one_line(tmp_path, snapshot):
         ({"question": "When?", "context_file": tmp_path / "latin"}, b"", "not UTF-8: byte 3 is 0xe9"),
         ({"question": "When?", "context_file": tmp_path / "empty"}, b"", "is empty; give a text"),
         ({**ask_it, "context_file": "x"}, b"", "not allowed with argument"),
+        ({**ask_it, "null_score_diff_threshold": 1}, b"", "has no effect without --version_2_with_negative"),
         ({**ask_it, "n_best": 21}, b"", "--n_best=21 is more than --n_best_size=20"),
         ({**ask_it, "max_seq_length": 65}, b"", "--max_seq_length=65 is more than the 64 positions"),
         ({**ask_it, "max_query_length": 61}, b"", "--max_seq_length=64 is too small for --max_query_length=61"),
