@@ -40,7 +40,7 @@ def read_stdin():
 
 
 def read_stdin_lines():
-    """Returns (line, its place) pairs of what comes in on stdin. Raises UserError as read_stdin does, or if it is empty.
+    """Returns (line, its place) pairs of stdin. Raises UserError as read_stdin does, or if it is empty.
 
     Only a line feed ends a line, as in a file: str.splitlines() also splits at U+2028 and others.
     """

@@ -41,7 +41,8 @@ def main():
     layers = layers_of(arguments, model.size)
     texts = batches.read_texts(arguments.input_file)
     check_can_write("--output_file", arguments.output_file)
-    check_is_no_input(arguments.output_file, (arguments.input_file,))
+    inputs = (arguments.input_file, model.vocab_file, arguments.bert_config_file)
+    check_is_no_input(arguments.output_file, filter(None, inputs))
     return loaded.run_with_engine(functools.partial(extract, model, texts, layers, arguments), model)
 
 

@@ -55,7 +55,8 @@ def parse_arguments():
     classification.add_form_flags(parser)
     arguments = parser.parse_args()
     classification.check_form_flags(parser, arguments)
-    check_output(arguments.output, (arguments.input_file, Path(arguments.prediction_dir) / results.PROBABILITIES_FILE))
+    predicted = (Path(arguments.prediction_dir) / name for name in (results.PROBABILITIES_FILE, results.LABELS_FILE))
+    check_output(arguments.output, (arguments.input_file, *predicted))
     return arguments
 
 

@@ -123,6 +123,7 @@ def test_bad_flags_and_files_give_one_line(tmp_path, snapshot, bare_snapshot, te
         (snapshot, {"input_file": tmp_path / "latin"}, ["latin: not UTF-8: byte 3 is 0xe9"]),
         (snapshot, {"output_file": tmp_path / "no" / "out"}, ["--output_file", "cannot be written"]),
         (snapshot, {"output_file": text}, ["would replace its own input"]),
+        (snapshot, {**config, "output_file": config["bert_config_file"]}, ["would replace its own input"]),
         (snapshot, {"layers": "3"}, ["--layers=3: the model has 3 layers; give numbers from -3 to 2"]),
         (snapshot, {"layers": "x"}, ["--layers: 'x' is not whole numbers separated by commas"]),
         (snapshot, {"normalize": True}, ["--normalize is for the vectors of --pooling"]),

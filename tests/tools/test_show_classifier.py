@@ -153,3 +153,9 @@ def test_bad_input(tmp_path, changes, fragments):
     result, page = show(tmp_path, **changes)
     assert_fails_with_one_line(result, "show_classifier.py: error: ", *fragments)
     assert not page.exists()
+
+
+def test_a_page_in_place_of_the_labels(tmp_path):
+    result, _ = show(tmp_path, output=tmp_path / "labels.txt")
+    assert_fails_with_one_line(result, "labels.txt: would replace its own input")
+    assert (tmp_path / "labels.txt").read_text() == LABELS
