@@ -78,10 +78,11 @@ def read_model(arguments):
 class Answerer:
     """A loaded model that answers questions. It makes a graph when a text first needs its length."""
 
-    def __init__(self, model, arguments):
-        """`model`: from read_model(arguments)."""
+    def __init__(self, model, arguments, batch_size=1):
+        """`model`: from read_model(arguments); `batch_size`: windows to compute together, of many."""
         self._model = model
         self._settings = arguments
+        self._batch_size = batch_size
         self._find_text = squad_answers.TextFinder(model.do_lower_case)
         self._scorer = loaded.load(model, lambda *given: squad.BertForQuestionAnswering(*given))
 
@@ -90,6 +91,23 @@ class Answerer:
 
         Raises UserError if one of them has no visible character, and RunError if the model gives NaN or infinity.
         """
+        (found,) = self.answer_all([(question, context)])
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def answer_all(self, pairs):
+        """Returns for each (question, context) its Answers, or the UserError or RunError that answer() would raise.
+
+        The windows of all questions share batches.
+        """
+        results = [self._example(*pair) for pair in pairs]
+        examples = [result for result in results if not isinstance(result, UserError)]
+        logits = iter(self._logits(examples))
+        return [result if isinstance(result, UserError) else self._answers(result, next(logits)) for result in results]
+
+    def _example(self, question, context):
+        """The squad_answers.Example of a question, or the UserError that it is."""
         settings = self._settings
         paragraph = Paragraph(context, [Question("", question, "", {})], "")
         (example,) = squad_answers.make_examples(
@@ -100,12 +118,19 @@ class Answerer:
             settings.max_query_length,
         )
         if not example.query_pieces:
-            raise UserError("the question has no visible character; give a question")
+            return UserError("the question has no visible character; give a question")
         if not example.windows:
-            raise UserError("the context has no visible character; give a text")
+            return UserError("the context has no visible character; give a text")
+        return example
+
+    def _answers(self, example, logits):
+        """Answers to an example, or the RunError if its logits, float32 [2, windows, seq_length], are not finite."""
+        settings = self._settings
+        if not np.isfinite(logits).all():
+            return RunError(f"{settings.model_load_dir}: the model gives NaN or infinity: it is damaged")
         answered = squad_answers.answer_question(
             example,
-            *self._logits(example),
+            *logits,
             self._find_text,
             settings.n_best_size,
             settings.max_answer_length,
@@ -119,24 +144,44 @@ class Answerer:
         answer = n_best[answered.predictions.index(answered.answer)]
         return Answers(answer, n_best, answered.null_odds)
 
-    def _logits(self, example):
-        """Start and end logits, float32 [windows, seq_length] each."""
+    def _logits(self, examples):
+        """Start and end logits of each example, float32 [2, its windows, seq_length]."""
+        if not examples:
+            return []
         vocab, whole = self._model.vocab, self._settings.max_seq_length
-        query_ids, document_ids = (
-            [vocab[piece] for piece in pieces] for pieces in (example.query_pieces, example.document.pieces)
-        )
-        inputs = [(query_ids, document_ids, window) for window in example.windows]
+        inputs = []
+        for example in examples:
+            query_ids, document_ids = (
+                [vocab[piece] for piece in pieces] for pieces in (example.query_pieces, example.document.pieces)
+            )
+            inputs += [(query_ids, document_ids, window) for window in example.windows]
         features = squad_windows.input_arrays(inputs, vocab, whole)
         logits = np.full((2, len(inputs), whole), LOGIT_OF_PADDING, np.float32)
-        lengths = features["input_mask"].sum(axis=1)
+        lengths = np.full(len(inputs), whole)
+        if self._settings.skip_padding:
+            lengths = [_length_of_graph(needed, whole) for needed in features["input_mask"].sum(axis=1)]
         # The bar appears for long contexts only.
-        for row, length in enumerate(progress_bar(lengths, unit="window", leave=False, delay=2)):
-            length = _length_of_graph(length, whole) if self._settings.skip_padding else whole
-            window = {name: values[row : row + 1, :length] for name, values in features.items()}
-            logits[:, row, :length] = np.concatenate(self._scorer.score(window, length))
-        if not np.isfinite(logits).all():
-            raise RunError(f"{self._settings.model_load_dir}: the model gives NaN or infinity: it is damaged")
-        return logits
+        for length, rows in progress_bar(_batches(lengths, self._batch_size), unit="batch", leave=False, delay=2):
+            windows = {name: values[rows, :length] for name, values in features.items()}
+            logits[:, rows, :length] = np.stack(self._scorer.score(windows, length))
+        ends = np.cumsum([len(example.windows) for example in examples])
+        return np.split(logits, ends[:-1], axis=1)
+
+
+def _batches(lengths, batch_size):
+    """Covers all windows, of `lengths`, by batches of one length: a list of (length, indexes of windows).
+
+    A batch has `batch_size` windows or one, so that few graphs are needed. A batch more than half full repeats windows.
+    """
+    batches = []
+    for length in np.unique(lengths):
+        rows = np.flatnonzero(np.equal(lengths, length))
+        whole = len(rows) // batch_size * batch_size
+        if len(rows) - whole > batch_size / 2:
+            whole = -(-len(rows) // batch_size) * batch_size
+        batches += [(int(length), batch) for batch in np.resize(rows, whole).reshape(-1, batch_size)]
+        batches += [(int(length), rows[row : row + 1]) for row in range(whole, len(rows))]
+    return batches
 
 
 def _length_of_graph(needed, whole):

@@ -2,9 +2,10 @@
 
     python tools/ask.py --model_load_dir=model --question="Who wrote it?" --context_file=text.txt
     python tools/ask.py --model_load_dir=model --context_file=text.txt
+    python tools/ask.py --model_load_dir=model --serve=8000
 
 The text comes from --context_file, --context or stdin. Without a question, it asks for questions on a terminal, and
-else takes them from stdin, one a line; the model stays loaded.
+else takes them from stdin, one a line; the model stays loaded. With --serve it answers on a page on localhost.
 """
 
 import suite  # noqa: F401
@@ -17,32 +18,36 @@ import sys
 
 from inference import answers, batches, loaded
 from system.command_line import ArgumentParser, positive_int
-from system.errors import UserError, one_line
+from system.errors import RunError, UserError, one_line
 from system.input_files import open_input, reading
+from system.lazy import LazyModule
 from system.progress import print_warning
 from util import run_script
+
+answer_server = LazyModule("answer_server")
 
 PROMPT = "question: "
 # Characters of the context that are shown on each side of an answer.
 CHARACTERS_AROUND = 40
 NO_ANSWER = "(no answer)"
+# Windows that a server computes together.
+BATCH_SIZE = 8
+MAX_QUEUE = 256
+MAX_REQUEST_BYTES = 100_000
 
 
 def main():
     arguments = parse_arguments()
     model = answers.read_model(arguments)
-    context = read_context(arguments, model)
-    if arguments.question is not None:
-        questions = [(arguments.question, "--question")]
-    elif sys.stdin.isatty():
-        questions = questions_typed()
+    # Without a context, each request to the server has its own.
+    context = read_context(arguments, model) if arguments.serve is None or has_context(arguments) else None
+    if arguments.serve is not None:
+        run = functools.partial(serve, context, model, arguments)
     else:
-        questions = batches.read_stdin_lines()
-    if isinstance(questions, list):
-        for question, place in questions:
-            check(question, place, model)
-    warn_of_unknown(context, model)
-    return loaded.run_with_engine(functools.partial(answer_all, questions, context, model, arguments), model)
+        run = functools.partial(answer_all, questions_of(arguments, model), context, model, arguments)
+    if context is not None:
+        warn_of_unknown(context, model)
+    return loaded.run_with_engine(run, model)
 
 
 def parse_arguments():
@@ -55,16 +60,69 @@ def parse_arguments():
         "--n_best", type=positive_int, default=1, metavar="N", help="tell the N best answers, at most --n_best_size"
     )
     parser.add_argument("--json", action="store_true", help="write a JSON object a question")
+    server = parser.add_argument_group("server")
+    server.add_argument(
+        "--serve",
+        type=port,
+        metavar="PORT",
+        help="answer at this port of localhost, on a page and as JSON; 0: a free one",
+    )
+    server.add_argument(
+        "--max_queue", type=positive_int, metavar="N", help=f"questions that may wait (default: {MAX_QUEUE})"
+    )
+    server.add_argument(
+        "--max_request_bytes",
+        type=positive_int,
+        metavar="N",
+        help=f"bytes of a question with its context, as JSON (default: {MAX_REQUEST_BYTES})",
+    )
     answers.add_answer_flags(parser)
     loaded.add_model_flags(parser)
     arguments = parser.parse_args()
-    if arguments.question is None and arguments.context is None and arguments.context_file is None:
+    check_serve(arguments, parser)
+    if arguments.serve is None and arguments.question is None and not has_context(arguments):
         parser.error("give --question, or the text by --context or --context_file: stdin cannot have both")
     if arguments.null_score_diff_threshold != 0 and not arguments.version_2_with_negative:
         parser.error("--null_score_diff_threshold has no effect without --version_2_with_negative")
     if arguments.n_best > arguments.n_best_size:
         parser.error(f"--n_best={arguments.n_best} is more than --n_best_size={arguments.n_best_size}")
     return arguments
+
+
+def port(text):
+    """Parses a port, or 0. Raises ValueError."""
+    number = int(text)
+    if not 0 <= number < 2**16:
+        raise ValueError
+    return number
+
+
+def check_serve(arguments, parser):
+    """Reports flags that have no effect with --serve, or without it; sets the defaults of those of the server."""
+    if arguments.serve is None:
+        for name in ("max_queue", "max_request_bytes"):
+            if getattr(arguments, name) is not None:
+                parser.error(f"--{name} has no effect without --serve")
+    elif arguments.question is not None or arguments.json:
+        parser.error("--question and --json have no effect with --serve")
+    arguments.max_queue = arguments.max_queue or MAX_QUEUE
+    arguments.max_request_bytes = arguments.max_request_bytes or MAX_REQUEST_BYTES
+
+
+def has_context(arguments):
+    """Whether a flag gives the context."""
+    return arguments.context is not None or arguments.context_file is not None
+
+
+def questions_of(arguments, model):
+    """Returns (question, its place) pairs, a list unless they are typed. Raises UserError for an invalid question."""
+    if arguments.question is None and sys.stdin.isatty():
+        return questions_typed()
+    given = arguments.question is not None
+    questions = [(arguments.question, "--question")] if given else batches.read_stdin_lines()
+    for question, place in questions:
+        check(question, place, model)
+    return questions
 
 
 def read_context(arguments, model):
@@ -107,6 +165,36 @@ def questions_typed():
             return
         if line.strip():
             yield line, "the question"
+
+
+def serve(context, model, arguments):
+    """Answers questions at a port of localhost until a signal. `context`: that of all, or None."""
+    bound = answer_server.bind(arguments.serve)
+    answerer = answers.Answerer(model, arguments, BATCH_SIZE)
+    limits = answer_server.Limits(arguments.max_queue, arguments.max_request_bytes)
+    answer_server.serve(bound, functools.partial(objects_for, answerer, model, arguments), context, limits)
+
+
+def objects_for(answerer, model, arguments, pairs):
+    """Returns for each (question, context) the object of as_json, or the UserError or RunError to report."""
+    faults = [too_long(question, model, arguments) for question, _ in pairs]
+    found = iter(answerer.answer_all([pair for pair, fault in zip(pairs, faults, strict=True) if fault is None]))
+    results = [fault or next(found) for fault in faults]
+    return [
+        result if isinstance(result, UserError | RunError) else as_json(question, result, arguments)
+        for (question, _), result in zip(pairs, results, strict=True)
+    ]
+
+
+def too_long(question, model, arguments):
+    """Returns the UserError that a question of too many pieces is; None for others."""
+    num_pieces = len(batches.ids_of(question, model.tokenizer))
+    if num_pieces <= arguments.max_query_length:
+        return None
+    return UserError(
+        f"question: has {num_pieces} pieces; the server takes at most {arguments.max_query_length}; see "
+        "--max_query_length"
+    )
 
 
 def answer_all(questions, context, model, arguments):

@@ -1,4 +1,4 @@
-"""One HTML file with data, style and script in it, which asks no network for anything."""
+"""HTML pages with data, style and script in them, which ask no network for anything."""
 
 import base64
 import hashlib
@@ -24,22 +24,28 @@ def check_output(output, inputs):
 
 
 def write_page(path, script_name, data, data_file, prediction_file):
-    """Writes the page of `data`, which JSON can hold, shown by page.js and the script of that name.
+    """Writes the page of `data`, which JSON can hold, shown by page.js and the script of that name."""
+    names = {"data_file": os.path.basename(data_file), "prediction_file": os.path.basename(prediction_file)}
+    page = make_page("page.html", ["elements.js", "page.js", script_name], data | names)
+    with atomic_file(path, "w", encoding="utf-8") as file:
+        file.write(page)
+
+
+def make_page(template_name, script_names, data, connect="'none'"):
+    """Returns a page from the files of these names, with `data`, which JSON can hold. Its script may ask `connect`.
 
     No text of the data can end the element that it is in, and no other script can run.
     """
-    names = {"data_file": os.path.basename(data_file), "prediction_file": os.path.basename(prediction_file)}
-    template, style, core, script = (
-        (PAGE_FOLDER / name).read_text() for name in ("page.html", "page.css", "page.js", script_name)
+    template, style, *scripts = (
+        (PAGE_FOLDER / name).read_text() for name in (template_name, "page.css", *script_names)
     )
-    script = f"{core}\n{script}"
-    policy = f"default-src 'none'; style-src '{csp_hash(style)}'; script-src '{csp_hash(script)}'; base-uri 'none'; "
-    policy += "form-action 'none'"
+    script = "\n".join(scripts)
+    policy = f"default-src 'none'; style-src '{csp_hash(style)}'; script-src '{csp_hash(script)}'; "
+    policy += f"connect-src {connect}; base-uri 'none'; form-action 'none'"
     # As ASCII: a JSON string may hold halves of surrogate pairs, which no encoding has.
-    text = json.dumps(data | names, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+    text = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     parts = {"@POLICY@": policy, "@STYLE@": style, "@SCRIPT@": script, "@DATA@": text}
-    with atomic_file(path, "w", encoding="utf-8") as file:
-        file.write(re.sub(r"@[A-Z]+@", lambda match: parts[match[0]], template))
+    return re.sub(r"@[A-Z]+@", lambda match: parts[match[0]], template)
 
 
 def csp_hash(text):

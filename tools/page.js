@@ -1,5 +1,3 @@
-"use strict";
-
 // The page: a list of items to search, filter, order and look at one by one. The script of the kind of items follows this
 // one, defines a `view` and calls startPage(view):
 //   items: objects, each with an `id`, a string of its own
@@ -11,7 +9,6 @@
 //   row(item): {text, kind, status, note}: both lines of its row; `kind` is a class of the style sheet
 //   draw(item): shows the item by showDetail
 
-const data = JSON.parse(document.getElementById("data").textContent);
 const ROW_HEIGHT = 58; // as in the style sheet
 const ROWS_BEYOND = 10; // rows that are made above and below those that are seen
 
@@ -25,24 +22,6 @@ const orderMenu = document.getElementById("order");
 let page = null; // the view
 let shown = []; // the items in the list, in its order
 let chosen = null; // the item in the detail
-
-// A new element with attributes and children: elements, and texts, which remain texts whatever is in them.
-function element(name, attributes, ...children) {
-  const made = document.createElement(name);
-  for (const [key, value] of Object.entries(attributes)) {
-    made.setAttribute(key, value);
-  }
-  made.append(...children);
-  return made;
-}
-
-function percent(value) {
-  return (100 * value).toFixed(1) + " %";
-}
-
-function meter(value) {
-  return element("td", { class: "bar" }, element("meter", { min: 0, max: 1, value }));
-}
 
 // ---- the list
 

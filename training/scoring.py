@@ -42,7 +42,7 @@ class BatchJob(nn.Graph):
 
 
 class Scorer:
-    """Graphs of a model's outputs, one per sequence length, created when first needed.
+    """Graphs of a model's outputs, one per batch size and sequence length, created when first needed.
 
     They share the model's parameters with its train job without changing its run: they draw no random numbers, and the
     model is in evaluation mode only while a graph is created.
@@ -64,12 +64,12 @@ class Scorer:
     @property
     def lengths(self):
         """The sequence lengths that have a graph."""
-        return self._jobs.keys()
+        return {length for _, length in self._jobs}
 
     def score(self, inputs, length):
         """Returns the model's outputs as a list of NumPy arrays, on all ranks. All ranks must call it.
 
-        `inputs` maps names to [B, length] on the first rank and is None on others; B is the same in every call.
+        `inputs` maps names to [B, length] on the first rank and is None on others.
         """
         tensors = []
         for name in self.inputs:
@@ -78,12 +78,13 @@ class Scorer:
                 placement=flow.placement("cpu", [0]), sbp=flow.sbp.broadcast
             )
             tensors.append(on_first_rank.to_global(placement=self._placement, sbp=self._sbp))
-        if length in self._jobs:
-            outputs = self._jobs[length](*tensors)
+        shape = (tensors[0].shape[0], length)
+        if shape in self._jobs:
+            outputs = self._jobs[shape](*tensors)
         else:
             was_training = self._model.training
             self._model.eval()
-            job = self._jobs[length] = self._make_job()
+            job = self._jobs[shape] = self._make_job()
             outputs = job(*tensors)
             self._model.train(was_training)
         return [output.to_local().numpy() for output in outputs]

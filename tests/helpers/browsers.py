@@ -1,4 +1,4 @@
-"""Pages of tools/show_squad.py and tools/show_classifier.py: their elements as written, and as a browser shows them."""
+"""Pages of the tools: their elements as written, and as a browser shows them."""
 
 import json
 import os
@@ -55,11 +55,16 @@ def data_of(page):
 
 def browse(page, address="", width=1200, height=800):
     """The Elements of the page as the browser has them after its script has run. `address` is what stands behind #."""
+    return browse_url(f"{page.as_uri()}#{address}", page.parent, width, height)
+
+
+def browse_url(url, folder, width=1200, height=800):
+    """As browse() for the page at a URL; the browser keeps its files in the folder."""
     command = [BROWSER, "--headless=new", "--disable-gpu", "--virtual-time-budget=3000", "--dump-dom"]
-    command += [f"--user-data-dir={page.parent / 'profile'}", f"--window-size={width},{height}"]
+    command += [f"--user-data-dir={folder / 'profile'}", f"--window-size={width},{height}"]
     if os.geteuid() == 0:
         command.append("--no-sandbox")
-    result = subprocess.run([*command, f"{page.as_uri()}#{address}"], capture_output=True, text=True, timeout=120)
+    result = subprocess.run([*command, url], capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
     return Elements(result.stdout)
 

@@ -1,5 +1,6 @@
 """Snapshots of a small BERT with seeded weights and a vocabulary of hard_text, for the tools that use a model."""
 
+import dataclasses
 import os
 from unittest import mock
 
@@ -7,6 +8,7 @@ import numpy as np
 
 import hard_text
 from in_process import run_in_process
+from running import ROOT
 from snapshots import layout, model_files, variables
 
 HEADS = 4
@@ -46,6 +48,13 @@ def write_snapshot(folder, arrays, size=SIZE, vocab=VOCAB, do_lower_case=True, c
         for name, array in arrays.items():
             write(name, array, files if name == variables.WORD_EMBEDDINGS else None)
     return folder
+
+
+def write_squad_snapshot(folder):
+    """Writes a snapshot of a SQuAD model for 64 pieces, with the vocabulary of dataset/; returns the folder."""
+    size = dataclasses.replace(SIZE, vocab_size=30522, max_position_embeddings=64)
+    vocab = (ROOT / "dataset/vocab.txt").read_text(encoding="utf-8").splitlines()
+    return write_snapshot(folder, values(["squad"], size), size, vocab)
 
 
 def run_tool(main, script, snapshot, *arguments, **flags):

@@ -57,7 +57,7 @@ def check_page(path):
     parts = re.findall(r"@[A-Z]+@", (ROOT / "tools/page.html").read_text())
     values = dict(zip(parts, found.groups(), strict=True))
     assert values["@STYLE@"] == (ROOT / "tools/page.css").read_text()
-    scripts = [(ROOT / "tools" / name).read_text() for name in ("page.js", "squad_page.js")]
+    scripts = [(ROOT / "tools" / name).read_text() for name in ("elements.js", "page.js", "squad_page.js")]
     assert values["@SCRIPT@"] == "\n".join(scripts)
     # As JavaScript reads it: NaN and Infinity are no JSON.
     json.loads(values["@DATA@"], parse_constant=pytest.fail)

@@ -1,6 +1,5 @@
 """tools/ask.py: the answers are those of create_squad_data.py, run_squad_predict.py and npy2json.py."""
 
-import dataclasses
 import io
 import json
 import os
@@ -24,16 +23,13 @@ from text.tokenization import Tokenizer, read_vocab
 
 SCRIPT = "ask.py"
 VOCAB_FILE = ROOT / "dataset/vocab.txt"
-SIZE = dataclasses.replace(small_models.SIZE, vocab_size=30522, max_position_embeddings=64)
 WINDOWS = {"max_seq_length": 64, "doc_stride": 20, "max_query_length": 20}
 CONTEXT = "The old lighthouse\u00a0was  built in 1850\nby Zoë Verne. " + "It stands 42 metres high. " * 12
 
 
 @pytest.fixture(scope="module")
 def snapshot(tmp_path_factory):
-    vocab = VOCAB_FILE.read_text(encoding="utf-8").splitlines()
-    folder = tmp_path_factory.mktemp("model") / "of"
-    return small_models.write_snapshot(folder, small_models.values(["squad"], SIZE), SIZE, vocab)
+    return small_models.write_squad_snapshot(tmp_path_factory.mktemp("model") / "of")
 
 
 def run(snapshot, *arguments, stdin=None, **flags):
@@ -159,6 +155,10 @@ def test_bad_input_gives_one_line(tmp_path, snapshot):
         ({"question": "When?", "context_file": tmp_path / "empty"}, b"", "is empty; give a text"),
         ({**ask_it, "context_file": "x"}, b"", "not allowed with argument"),
         ({**ask_it, "null_score_diff_threshold": 1}, b"", "has no effect without --version_2_with_negative"),
+        ({**ask_it, "serve": 0}, b"", "--question and --json have no effect with --serve"),
+        ({**ask_it, "max_queue": 1}, b"", "--max_queue has no effect without --serve"),
+        ({"serve": 65536}, b"", "argument --serve: invalid port value: '65536'"),
+        ({"serve": 0, "context": " "}, b"", "--context: is empty; give a text"),
         ({**ask_it, "n_best": 21}, b"", "--n_best=21 is more than --n_best_size=20"),
         ({**ask_it, "max_seq_length": 65}, b"", "--max_seq_length=65 is more than the 64 positions"),
         ({**ask_it, "max_query_length": 61}, b"", "--max_seq_length=64 is too small for --max_query_length=61"),

@@ -248,7 +248,7 @@ document.title = isLong && markTop > 0 && markTop < shownBox.clientHeight ? "see
 
 def scripted(folder, monkeypatch, script):
     """Has the tool make pages in which a script is run behind the page's own."""
-    for name in ("page.html", "page.css", "page.js", "squad_page.js"):
+    for name in ("page.html", "page.css", "elements.js", "page.js", "squad_page.js"):
         shutil.copy(html_page.PAGE_FOLDER / name, folder)
     with open(folder / "squad_page.js", "a") as file:
         file.write(script)
