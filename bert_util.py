@@ -72,13 +72,13 @@ class Initializer:
 
 
 class ZeroInitializer(Initializer):
-    """For a model whose parameters are all restored: drawing them would take longer than reading them."""
+    """Creates zeros, for a model whose parameters are all restored: drawing random values takes longer than reading."""
 
     def __init__(self, placement):
         super().__init__(placement, seed=0)
 
     def truncated_normal(self, shape, standard_deviation):
-        """Zeros."""
+        """Returns a parameter of zeros."""
         return self.constant(shape, 0.0)
 
 
@@ -221,7 +221,7 @@ class Encoder(nn.Module):
             self.add_module(f"layer_{index}", Layer(config, initializer))
 
     def forward(self, x, attention_mask):
-        """[B * S, H] -> what each layer puts out, a list of [B * S, H]."""
+        """[B * S, H] -> the output of each layer, a list of [B * S, H]."""
         outputs = []
         for layer in self.children():
             outputs.append(layer(outputs[-1] if outputs else x, attention_mask))
@@ -256,7 +256,7 @@ class BertBackbone(nn.Module):
         return self.hidden_states(input_ids, input_mask, segment_ids, [-1])[0]
 
     def hidden_states(self, input_ids, input_mask, segment_ids, layers):
-        """Inputs as for forward -> the output of each of the `layers`, indexes (-1: the last), a list of [B, S, H]."""
+        """Inputs as for forward -> the outputs of the `layers`, given by index (-1: the last), a list of [B, S, H]."""
         seq_length = input_ids.shape[1]
         attention_mask = operators.attention_mask(input_mask)
         outputs = self.encoder(self.embeddings(input_ids, segment_ids), attention_mask)
@@ -264,15 +264,15 @@ class BertBackbone(nn.Module):
 
 
 class BertEncoder(nn.Module):
-    """BERT without a head, for the vectors of tokens."""
+    """BERT without a head, for token vectors."""
 
     def __init__(self, config, initializer, layers):
-        """`layers`: the indexes of those whose output is wanted."""
+        """`layers`: the indexes of the layers to return."""
         super().__init__()
         self.bert = BertBackbone(config, initializer, with_pooler=False)
         self._layers = layers
 
     def hidden_states(self, batch):
-        """`batch` maps a record's field names to [B, S] tensors -> the output of each of the layers, [B, S, H]."""
+        """`batch`, field names to [B, S] tensors -> the outputs of the layers, a tuple of [B, S, H]."""
         inputs = (batch["input_ids"], batch["input_mask"], batch["segment_ids"])
         return tuple(self.bert.hidden_states(*inputs, self._layers))

@@ -104,6 +104,7 @@ def parse_arguments():
     add_bool(task, "--do_train", False, "must be False: run_squad.py trains")
     add_bool(task, "--do_predict", True, "must be True")
     arguments = parser.parse_args()
+    squad_answers.check_answer_flags(parser, arguments)
     if arguments.do_train:
         parser.error("--do_train=True: this script only turns logits into answers; run_squad.py trains")
     if not arguments.do_predict:

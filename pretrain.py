@@ -119,7 +119,7 @@ def _is_right(logits, labels):
 
 
 class BertForMaskedLM(nn.Module):
-    """BERT with the masked language model's head alone, for prediction."""
+    """BERT with the masked LM head only, for prediction."""
 
     def __init__(self, config, initializer):
         super().__init__()
@@ -128,7 +128,7 @@ class BertForMaskedLM(nn.Module):
         self.cls.predictions = Predictions(config, initializer)
 
     def logits(self, batch):
-        """`batch` maps a record's field names to [B, length] tensors -> [B, P, V], on CUDA with more columns behind."""
+        """`batch`, field names to [B, length] tensors -> [B, P, V]; on CUDA with padding columns appended."""
         positions = batch["masked_lm_positions"]
         sequence_output = self.bert(batch["input_ids"], batch["input_mask"], batch["segment_ids"])
         logits = self.cls.predictions(sequence_output, positions, self.bert.embeddings.word_embeddings)
@@ -136,7 +136,7 @@ class BertForMaskedLM(nn.Module):
 
 
 class BertForNextSentence(nn.Module):
-    """BERT with the next sentence head alone, for prediction."""
+    """BERT with the next sentence head only, for prediction."""
 
     def __init__(self, config, initializer):
         super().__init__()
@@ -145,7 +145,7 @@ class BertForNextSentence(nn.Module):
         self.cls.seq_relationship = SequenceRelationship(config, initializer)
 
     def logits(self, batch):
-        """`batch` maps a record's field names to [B, S] tensors -> [B, 2]: the next one, or a random one."""
+        """`batch`, field names to [B, S] tensors -> logits [B, 2]: follows, or is random."""
         sequence_output = self.bert(batch["input_ids"], batch["input_mask"], batch["segment_ids"])
         return operators.in_float32(self.cls.seq_relationship(self.bert.pooler(sequence_output)))
 

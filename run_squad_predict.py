@@ -40,8 +40,7 @@ def predict_answers(args):
 def predict_logits(data_set, args):
     """Returns the results for prediction_file.write; rank 0 has all of them."""
     placement = run_setup.start_engine(args)
-    initializer = bert_util.Initializer(placement, args.seed)
-    model = squad.BertForQuestionAnswering(bert_util.bert_config(args), initializer)
+    model = squad.BertForQuestionAnswering(bert_util.bert_config(args), bert_util.ZeroInitializer(placement))
     amp_dtype = config.amp_dtype(args, placement.type)
     if args.skip_padding:
         prediction = squad.ShortPrediction(model, placement, amp_dtype)

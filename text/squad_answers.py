@@ -102,6 +102,12 @@ def add_answer_flags(group):
     )
 
 
+def check_answer_flags(parser, arguments):
+    """Ends with a usage error if a flag of add_answer_flags has no effect."""
+    if arguments.null_score_diff_threshold != 0 and not arguments.version_2_with_negative:
+        parser.error("--null_score_diff_threshold has no effect without --version_2_with_negative")
+
+
 def rank_spans(windows, num_query_pieces, start_logits, end_logits, n_best_size, max_answer_length):
     """Returns the Spans formed by the `n_best_size` best starts and ends of each window.
 

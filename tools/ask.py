@@ -22,6 +22,7 @@ from system.errors import RunError, UserError, one_line
 from system.input_files import open_input, reading
 from system.lazy import LazyModule
 from system.progress import print_warning
+from text import squad_answers
 from util import run_script
 
 answer_server = LazyModule("answer_server")
@@ -82,8 +83,7 @@ def parse_arguments():
     check_serve(arguments, parser)
     if arguments.serve is None and arguments.question is None and not has_context(arguments):
         parser.error("give --question, or the text by --context or --context_file: stdin cannot have both")
-    if arguments.null_score_diff_threshold != 0 and not arguments.version_2_with_negative:
-        parser.error("--null_score_diff_threshold has no effect without --version_2_with_negative")
+    squad_answers.check_answer_flags(parser, arguments)
     if arguments.n_best > arguments.n_best_size:
         parser.error(f"--n_best={arguments.n_best} is more than --n_best_size={arguments.n_best_size}")
     return arguments

@@ -68,6 +68,8 @@ def assert_same_answers(content, results, **options):
     ),
 )
 def test_any_text_and_any_logits(content, seed, ties, options):
+    if not options["version_2_with_negative"]:
+        del options["null_score_diff_threshold"]
     assert_same_answers(content, make_results(content, seed, ties, **options), **options)
 
 
@@ -270,6 +272,7 @@ def test_arrays_of_another_kind(tmp_path, results):
         ({"n_best_size": 0}, ["n_best_size"]),
         ({"max_answer_length": 0}, ["max_answer_length"]),
         ({"null_score_diff_threshold": "nan"}, ["null_score_diff_threshold", "nan"]),
+        ({"null_score_diff_threshold": 1}, ["has no effect without --version_2_with_negative"]),
         ({"output_dir": "dev.json"}, ["dev.json: is a file; give a folder"]),
     ],
 )
