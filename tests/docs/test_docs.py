@@ -109,6 +109,16 @@ def test_docstrings_tell_which_errors_are_raised(path):
 
 
 @pytest.mark.parametrize("page", PAGES)
+def test_tables_are_whole(page):
+    text = re.sub(r"^```.*?^```", "", (ROOT / page).read_text(), flags=re.MULTILINE | re.DOTALL)
+    for table in re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE):
+        rows = table.splitlines()
+        assert re.fullmatch(r"\|( -+:? \|)+", rows[1]), f"{rows[0]}: the second line separates no columns"
+        counts = {len(re.findall(r"(?<!\\)\|", re.sub(r"`[^`]*`", "", row))) for row in rows}
+        assert len(counts) == 1, f"{rows[0]}: rows of {counts} columns"
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page):
     text = (ROOT / page).read_text()
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
