@@ -6,6 +6,7 @@ TABLES lists the processes of a round.
 
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -19,18 +20,22 @@ from system.command_line import ArgumentParser, positive_int, probability  # noq
 from system.errors import UserError  # noqa: E402
 from util import run_script  # noqa: E402
 
-SIDE = ROOT / "benchmarks/bench_side.py"
+INSTRUCTION_SETS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
 # OneFlow as installed: its own kernels, BLAS and defaults.
 AS_INSTALLED = {"BERT_KERNELS": "none", "ONEFLOW_ENABLE_ONEDNN_OPTS": "1"}
 SIDES = (
     "this project", "this project, bfloat16", "OneFlow as installed", "Transformers", "Transformers, bfloat16",
-    "PyTorch", "PyTorch, compiled", "PyTorch, bfloat16", "PyTorch, bfloat16, compiled", "TensorFlow",
-    "matrix products alone",
+    "PyTorch", "PyTorch, compiled", "PyTorch, bfloat16", "PyTorch, bfloat16, compiled", "PyTorch, bfloat16 weights",
+    "TensorFlow", "matrix products alone",
 )  # fmt: skip
 
 TRAINING = ("this project", "this project, bfloat16", "Transformers", "PyTorch", "matrix products alone")
+# The others are padded to the full length, or with `, sorted` each batch to its longest window.
 PREDICTION = (
-    "this project", "this project, bfloat16", "this project, --skip_padding", "Transformers", "Transformers, bfloat16",
+    "this project", "this project, --skip_padding", "this project, bfloat16",
+    "ONNX Runtime", "ONNX Runtime, sorted", "ONNX Runtime, int8, sorted", "OpenVINO", "OpenVINO, sorted",
+    "OpenVINO, bfloat16, sorted", "Transformers", "Transformers, sorted", "Transformers, compiled",
+    "Transformers, bfloat16, sorted",
 )  # fmt: skip
 # With --num_accumulation_steps=4 and --activation_checkpointing.
 MEMORY = ("this project", "accumulation", "checkpointing", "accumulation, checkpointing")
@@ -71,12 +76,13 @@ def main():
             raise UserError(f"--sides: '{side}' is none of {'; '.join(dict.fromkeys((*SIDES, *MEMORY, *PREDICTION)))}")
     tables = list(TABLES) if args.table == "all" else [args.table]
     of_tables = {side for table in tables for _, sides in TABLES[table] for side in sides}
-    needs_torch = any("Torch" in side or "Transformers" in side for side in chosen or of_tables)
+    needs_torch = any(map(is_in_torch_environment, chosen or of_tables))
     torch_python = args.torch_python or (torch_environment.find_or_make() if needs_torch else None)
     size = {
         "layers": args.num_hidden_layers, "batch": args.batch_size, "length": args.seq_length,
         "predictions": args.max_predictions_per_seq, "dropout": args.dropout, "steps": args.steps,
     }  # fmt: skip
+    print(describe_processor())
     for table in tables:
         for changes, sides in TABLES[table]:
             print(f"\n{table}: {json.dumps({**size, **changes})}", flush=True)
@@ -89,11 +95,25 @@ def main():
             print_table(results)
 
 
+def is_in_torch_environment(side):
+    return any(name in side for name in ("Torch", "Transformers", "ONNX Runtime", "OpenVINO"))
+
+
+def describe_processor():
+    """Returns the processors that may be used, their name, and those of their instruction sets that matter here."""
+    text = Path("/proc/cpuinfo").read_text()
+    name = re.search(r"^model name\s*: (.*)$", text, re.MULTILINE)
+    has = set(re.search(r"^flags\s*: (.*)$", text, re.MULTILINE)[1].split())
+    sets = [known for known in INSTRUCTION_SETS if known in has]
+    return f"{len(os.sched_getaffinity(0))} processors: {name[1]}, {' '.join(sets)}"
+
+
 def run_side(side, size, torch_python):
-    """Runs bench_side.py and returns its report; if it fails, prints its last line to stderr and returns None."""
-    python = torch_python if "Torch" in side or "Transformers" in side else sys.executable
+    """Runs a side in its process; returns its report. If it fails, prints its last line to stderr and returns None."""
+    python = torch_python if is_in_torch_environment(side) else sys.executable
     environment = {**os.environ, **(AS_INSTALLED if side == "OneFlow as installed" else {})}
-    command = [python, SIDE, side, json.dumps(size)]
+    script = "bench_prediction.py" if "windows" in size else "bench_side.py"
+    command = [python, ROOT / "benchmarks" / script, side, json.dumps(size)]
     result = subprocess.run(command, capture_output=True, text=True, env=environment)
     if result.returncode != 0:
         print(f"{side}: failed: {(result.stderr.strip().splitlines() or ['?'])[-1]}", file=sys.stderr, flush=True)

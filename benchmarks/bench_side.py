@@ -1,4 +1,4 @@
-"""One side of bench.py: trains BERT on random batches, or predicts, and prints the times of each step as JSON.
+"""One side of bench.py: trains BERT on random batches and prints the times of each step as JSON.
 
 usage: bench_side.py SIDE '{"layers": 12, "batch": 8, "length": 128, "predictions": 20, "dropout": 0.1, "steps": 5}'
 
@@ -76,80 +76,6 @@ def this_project(size, bfloat16=False, accumulates=False, checkpoints=False):
     return step
 
 
-# Deciles of the window lengths in tokens (at most 384, stride 128) of 96 questions of SQuAD v1.1's development set,
-# made by create_squad_data.py with BERT's vocabulary.
-WINDOW_LENGTHS = (62, 75, 88, 116, 125, 140, 154, 172, 210, 263, 384)
-
-
-def made_up_windows(size):
-    """Returns the int64 features of size["windows"] windows by name, with random lengths from WINDOW_LENGTHS."""
-    generator = np.random.default_rng(0)
-    count, length = size["windows"], size["length"]
-    lengths = np.interp(np.linspace(0, 10, count), np.arange(11), WINDOW_LENGTHS).astype(int)
-    input_mask = (np.arange(length) < generator.permutation(lengths)[:, None]).astype(np.int64)
-    input_ids = generator.integers(1000, VOCABULARY, (count, length)) * input_mask
-    return {"input_ids": input_ids, "input_mask": input_mask, "segment_ids": input_mask * (np.arange(length) > 15)}
-
-
-def this_project_predicts(size, bfloat16=False, skips_padding=False):
-    """Returns a function that predicts all windows like run_squad_predict.py and returns a logit."""
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-    import argparse
-    import atexit
-    import shutil
-    import tempfile
-
-    from engine import native, oneflow_loader
-    from records import checks, ofrecord
-
-    flow = oneflow_loader.load()
-    import bert_util
-    import squad
-    from records import loader
-
-    if bfloat16 and (obstacle := native.use_bfloat16(True)):
-        raise SystemExit(f"no bfloat16: {obstacle}")
-    placement = flow.placement("cpu", [0])
-    config = bert_util.BertConfig(VOCABULARY, HIDDEN, size["layers"], HEADS, 4 * HIDDEN, POSITIONS, 2, 0.1, 0.1)
-    model = squad.BertForQuestionAnswering(config, bert_util.Initializer(placement, 0))
-    windows = {name: array.astype(np.int32) for name, array in made_up_windows(size).items()}
-    windows["unique_ids"] = np.arange(size["windows"], dtype=np.int32)[:, None]
-    folder = tempfile.mkdtemp()
-    atexit.register(shutil.rmtree, folder)
-    with ofrecord.open_writer(Path(folder) / "part-0") as write:
-        for record in ofrecord.serialize_batch(windows):
-            write(record)
-    args = argparse.Namespace(
-        seq_length=size["length"], vocab_size=VOCABULARY, type_vocab_size=2, node_num=1, gpu_num_per_node=1,
-        batch_size_per_device=size["batch"], iter_num=-(-size["windows"] // size["batch"]),
-    )  # fmt: skip
-    data_set = checks.DataSet([Path(folder) / "part-0"], checks.squad_predict_fields(args), size["windows"])
-    if skips_padding:
-        prediction = squad.ShortPrediction(model, placement)
-        return lambda: prediction.predict(data_set, args)["start_logits"][0, 0].item()
-    loader = loader.OFRecordLoader(data_set, size["batch"], placement, shuffle=False, seed=0)
-    job = squad.SquadPredictJob(model, loader)
-    return lambda: squad.predict(job, args.iter_num, size["length"])["start_logits"][0, 0].item()
-
-
-def transformers_predicts(size, bfloat16=False):
-    """Hugging Face's BertForQuestionAnswering on fully padded windows, like its run_qa.py."""
-    import torch
-    from transformers import BertConfig, BertForQuestionAnswering
-
-    model = BertForQuestionAnswering(BertConfig(num_hidden_layers=size["layers"])).eval()
-    windows = {name: torch.from_numpy(array) for name, array in made_up_windows(size).items()}
-
-    def predict():
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-            for first in range(0, size["windows"], size["batch"]):
-                ids, mask, segments = (values[first : first + size["batch"]] for values in windows.values())
-                logits = model(input_ids=ids, attention_mask=mask, token_type_ids=segments).start_logits
-        return logits[0, 0].item()
-
-    return predict
-
-
 def transformers(size, bfloat16=False):
     """Hugging Face's BertForPreTraining, with logits for all tokens, as its users run it."""
     import torch
@@ -178,8 +104,11 @@ def transformers(size, bfloat16=False):
     return torch_step(model, loss, bfloat16, fused=False)
 
 
-def bare_torch(size, bfloat16=False, compiles=False):
-    """The same network in plain PyTorch: fused attention, logits of the predictions only, fused AdamW."""
+def bare_torch(size, bfloat16=False, compiles=False, bfloat16_weights=False):
+    """The same network in plain PyTorch: logits of the predictions only, fused AdamW, and fused attention.
+
+    With dropout, PyTorch's attention falls back to unfused operators on a CPU.
+    """
     import torch
     from torch import nn
     from torch.nn import functional
@@ -234,7 +163,32 @@ def bare_torch(size, bfloat16=False, compiles=False):
     model = Bert().train()
     batch = {name: torch.from_numpy(array) for name, array in made_up_batch(size).items()}
     forward = torch.compile(model) if compiles else model
+    if bfloat16_weights:
+        return torch_step_with_masters(model.to(torch.bfloat16), lambda: forward(batch))
     return torch_step(model, lambda: forward(batch), bfloat16, fused=True)
+
+
+def torch_step_with_masters(model, loss):
+    """As torch_step, for a model in bfloat16; the optimiser updates copies of its weights in float32."""
+    import torch
+
+    weights = list(model.parameters())
+    masters = [weight.detach().float() for weight in weights]
+    optimizer = torch.optim.AdamW(masters, lr=1e-4, eps=1e-6, weight_decay=0.01, fused=True)
+
+    def step():
+        model.zero_grad(set_to_none=True)
+        value = loss()
+        value.backward()
+        for master, weight in zip(masters, weights, strict=True):
+            master.grad = weight.grad.float()
+        torch.nn.utils.clip_grad_norm_(masters, 1.0)
+        optimizer.step()
+        with torch.no_grad():
+            torch._foreach_copy_(weights, masters)
+        return value.item()
+
+    return step
 
 
 def torch_step(model, loss, bfloat16, fused):
@@ -381,23 +335,17 @@ SIDES = {
     "PyTorch, compiled": lambda size: bare_torch(size, compiles=True),
     "PyTorch, bfloat16": lambda size: bare_torch(size, bfloat16=True),
     "PyTorch, bfloat16, compiled": lambda size: bare_torch(size, bfloat16=True, compiles=True),
+    "PyTorch, bfloat16 weights": lambda size: bare_torch(size, bfloat16_weights=True),
     "TensorFlow": tensorflow,
     "matrix products alone": products_alone,
 }
 
-PREDICTION_SIDES = {
-    "this project": this_project_predicts,
-    "this project, bfloat16": lambda size: this_project_predicts(size, bfloat16=True),
-    "this project, --skip_padding": lambda size: this_project_predicts(size, skips_padding=True),
-    "Transformers": transformers_predicts,
-    "Transformers, bfloat16": lambda size: transformers_predicts(size, bfloat16=True),
-}
 
-
-def main():
+def measure(sides):
+    """Runs the side sys.argv[1] of `sides`, name -> function, with the size sys.argv[2]; prints its report."""
     start = time.perf_counter()
     size = json.loads(sys.argv[2])
-    step = (PREDICTION_SIDES if "windows" in size else SIDES)[sys.argv[1]](size)
+    step = sides[sys.argv[1]](size)
     losses, seconds, processor_seconds = [step()], [], []
     first = time.perf_counter() - start
     for _ in range(size["steps"]):
@@ -411,4 +359,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    measure(SIDES)
