@@ -135,9 +135,10 @@ make_venv() {
 }
 
 # A user's pip configuration may ask for --user, which no virtual environment can do. Python compiles the few modules
-# that a run imports faster than pip compiles them all.
+# that a run imports faster than pip compiles them all, but where it may not keep them it would at each start.
 run_pip() {
-    PIP_USER=0 .venv/bin/python -I -m pip install --no-compile --disable-pip-version-check "$@"
+    if [ -n "${PYTHONDONTWRITEBYTECODE:-}" ]; then compile=--compile; else compile=--no-compile; fi
+    PIP_USER=0 .venv/bin/python -I -m pip install $compile --disable-pip-version-check "$@"
 }
 
 # The lines of the requirements for packages whose names match a pattern.

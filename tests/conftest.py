@@ -1,6 +1,8 @@
 """What all tests share."""
 
+import os
 import signal
+import sys
 
 import hypothesis
 import pytest
@@ -9,7 +11,13 @@ from made_parts import write_pretraining_part
 
 
 def pytest_configure(config):
-    """Without a seed hypothesis tries the same cases every time: new ones are for `make fuzz`."""
+    """Without a seed hypothesis tries the same cases every time: new ones are for `make fuzz`.
+
+    Images of containers often tell Python to keep no bytecode: hundreds of processes would each compile all the modules
+    that they import, OneFlow's for 3 seconds, TensorFlow's for 11.
+    """
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    sys.dont_write_bytecode = False
     if config.getoption("hypothesis_seed") is None:
         hypothesis.settings.register_profile("same_cases", derandomize=True)
         hypothesis.settings.load_profile("same_cases")

@@ -63,6 +63,7 @@ CHANGES = (
     Change("The tutorial's initial model", r"--num_hidden_layers=12", "--num_hidden_layers=2", _TWO_LAYERS),
     Change("The tutorial's initial model", r"--iter_num=50", "--iter_num=3", "time"),
     Change("A server", r"--serve=8000", "--help", "it would serve for ever"),
+    Change(None, r"pytest -m gpu", "pytest -m gpu tests/engine/test_gpu.py", "no other test has the mark; time"),
     Change("Launchers", r"(oneflow_launch\.py).*", r"\1 --help", "tests/ranks/test_ranks.py runs it"),
 )  # fmt: skip
 

@@ -142,9 +142,18 @@ def children_of(process_id):
 
 def has_handler(process_id, number):
     """Whether a process has a handler for the signal `number`."""
+    return _is_among(process_id, "SigCgt", number)
+
+
+def ignores(process_id, number):
+    """Whether a process ignores the signal `number`."""
+    return _is_among(process_id, "SigIgn", number)
+
+
+def _is_among(process_id, name, number):
     status = Path(f"/proc/{process_id}/status").read_text()
-    (caught,) = (line.split()[1] for line in status.splitlines() if line.startswith("SigCgt:"))
-    return bool(int(caught, 16) >> (number - 1) & 1)
+    (mask,) = (line.split()[1] for line in status.splitlines() if line.startswith(f"{name}:"))
+    return bool(int(mask, 16) >> (number - 1) & 1)
 
 
 def slow_disk(folder, name):

@@ -57,6 +57,20 @@ def write_squad_snapshot(folder):
     return write_snapshot(folder, values(["squad"], size), size, vocab)
 
 
+def write_tiny_squad_snapshot(folder):
+    """Writes a snapshot of a SQuAD model of running.TINY_MODEL's size, without moments; returns the folder."""
+    size = variables.ModelSize(
+        vocab_size=200,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=128,
+        max_position_embeddings=40,
+        type_vocab_size=2,
+    )
+    return write_snapshot(folder, values(["squad"], size, deviation=0.02), size, vocab=None)
+
+
 def run_tool(main, script, snapshot, *arguments, **flags):
     """Like run_in_process, for a tool that loads OneFlow: here into this process, and not into a child."""
     with mock.patch.dict(os.environ, BERT_SUPERVISE="0"):

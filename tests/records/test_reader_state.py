@@ -1,4 +1,4 @@
-"""Tests saving and restoring the position of a job's reader and dropout: in graphs, and in steps of whole processes."""
+"""Saving and restoring the position of a job's reader and dropout; tests/training/test_resume.py: in whole runs."""
 
 import itertools
 import json
@@ -9,12 +9,9 @@ import pytest
 from batches_read import Read
 from engine import native
 from engine.oneflow_loader import flow
-from made_parts import write_pretraining_part
 from record_readers import expected_order
 from records import checks, ofrecord
 from records.loader import OFRecordLoader  # noqa: E402
-from running import ROOT, TINY_MODEL, run
-from snapshots import layout
 from system.errors import UserError
 
 pytestmark = pytest.mark.slow
@@ -160,30 +157,3 @@ class TestRandomState:
             with pytest.raises(UserError, match="the saved random state is damaged"):
                 native.restore_random_state(bad)
         native.restore_random_state(state)
-
-
-@needs_kernels
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_resumed_run_equals_an_uninterrupted_one(tmp_path, monkeypatch, ranks):
-    """Compares batches and dropout of each rank in a new process; each rank has its own parts."""
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    data = tmp_path / "data"
-    data.mkdir()
-    for part in range(4):
-        write_pretraining_part(data / f"part-{part}", 9 + part, seed=part)
-    flags = {**TINY_MODEL, "seq_length": 32, "max_predictions_per_seq": 5, "data_dir": data, "data_part_num": 4}
-    flags |= {"iter_num": 16, "gpu_num_per_node": ranks, "batch_size_per_device": 4, "device": "cpu"}
-    for output, load in (("through", {}), ("resumed", {"model_load_dir": tmp_path / "through" / "half"})):
-        folder = tmp_path / output
-        folder.mkdir()
-        result = run("tests/helpers/resume_program.py", **flags, **load, log_dir=folder, model_save_dir=folder)
-        assert result.returncode == 0, result.stderr
-    for rank in range(ranks):
-        through, resumed = (np.load(tmp_path / output / f"seen_{rank}.npz") for output in ("through", "resumed"))
-        assert through["ids"].shape == resumed["ids"].shape == (8, 4, 32)
-        assert through["ids"].tolist() == resumed["ids"].tolist()
-        assert through["total_loss"].tolist() == resumed["total_loss"].tolist()
-    if ranks == 1:
-        for name in layout.variable_names(tmp_path / "through" / "end"):
-            through, resumed = (tmp_path / output / "end" / name / "out" for output in ("through", "resumed"))
-            assert through.read_bytes() == resumed.read_bytes(), name

@@ -8,6 +8,7 @@ import string
 import numpy as np
 import pytest
 
+import small_models
 from made_parts import write_squad_parts
 from records import prediction_file
 from running import ROOT, TINY_MODEL, run
@@ -174,15 +175,10 @@ def prediction(tmp_path_factory):
     folder = tmp_path_factory.mktemp("prediction")
     write_squad_parts(folder / "data", 40, is_training=False)
     flags = {**TINY_MODEL, "seq_length": 32, "data_part_num": 1, "batch_size_per_device": 1, "log_dir": folder}
-    size = ModelSize(200, 32, 2, 2, 128, 40, 2)
-    generator = np.random.default_rng(0)
-    with layout.open_writer(folder / "snapshot") as write:
-        for name, shape in (encoder_shapes(size) | head_shapes(size)["squad"]).items():
-            write(name, generator.standard_normal(shape).astype(np.float32))
     (folder / "output").mkdir()
     return flags | {
         "data_dir": folder / "data",
-        "model_load_dir": folder / "snapshot",
+        "model_load_dir": small_models.write_tiny_squad_snapshot(folder / "snapshot"),
         "iter_num": 1000000,
         "all_results_file": folder / "output" / "results.npy",
     }
@@ -194,6 +190,13 @@ def test_ctrl_c_in_prediction(prediction, at, times):
     """While the engine is loaded, the model is made, the graph is compiled, and batches are computed."""
     terminal = Terminal("run_squad_predict.py", press_ctrl_c_at=at, times=times, **prediction)
     assert_interrupted("run_squad_predict.py", terminal, times)
+    assert list(prediction["all_results_file"].parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("at", ["Restoring", "batch/s]"])
+def test_sigterm_in_prediction(prediction, at):
+    terminal = Terminal("run_squad_predict.py", press_ctrl_c_at=at, send=signal.SIGTERM, **prediction)
+    assert_interrupted("run_squad_predict.py", terminal, 1, "SIGTERM")
     assert list(prediction["all_results_file"].parent.iterdir()) == []
 
 

@@ -17,7 +17,7 @@ import pytest
 pytestmark = pytest.mark.slow
 
 PROJECT = Path(__file__).resolve().parent.parent.parent
-TOOLS = "cat dirname flock getconf mkdir mv rm sed sh sha256sum sleep tail tr uname".split()
+TOOLS = "cat cp dirname flock getconf mkdir mv rm sed sh sha256sum sleep tail tr uname".split()
 WAITING = "setup: waiting for another set-up of this folder\n"
 REAL_PYTHON = os.path.join(sys.base_exec_prefix, "bin", "python3.10")
 
@@ -50,6 +50,15 @@ class Sandbox:
 
     def add_python(self, path="python3.10"):
         self.add_program(path, f'exec {REAL_PYTHON} "$@"')
+
+    def add_fast_python(self, template):
+        """Like add_python, but it copies a virtual environment instead of making one."""
+        self.add_program(
+            "python3.10",
+            f'case "$1" in -m) exec cp -a {template}/. .venv ;; esac',
+            # As its own base interpreter, so that the set-up comes back to this script.
+            f'{REAL_PYTHON} "$@" >/dev/null && echo {self.bin}/python3.10',
+        )
 
     def start(self):
         """Starts the set-up in a process group of its own."""
@@ -89,6 +98,14 @@ class Sandbox:
 @pytest.fixture
 def sandbox(tmp_path):
     return Sandbox(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory):
+    """A virtual environment."""
+    folder = tmp_path_factory.mktemp("template") / "venv"
+    subprocess.run([REAL_PYTHON, "-m", "venv", folder], check=True)
+    return folder
 
 
 def write_wheel(folder, name):
@@ -141,19 +158,24 @@ def test_installs_once_and_again_when_requirements_change(sandbox, tmp_path):
     included = sandbox.project / "requirements.txt"
     included.write_text(f"{write_wheel(tmp_path, 'first_module')}\n")
     assert f"making .venv with {REAL_PYTHON}" in sandbox.succeeds()
+    packages = sandbox.project / ".venv/lib/python3.10/site-packages"
+    assert not list(packages.glob("__pycache__/first_module.*.pyc")), "left to Python"
     assert sandbox.imports("first_module")
 
     assert sandbox.succeeds() == "setup: .venv is ready\n"
 
     included.write_text(f"{write_wheel(tmp_path, 'second_module')}\n")
+    # Which a Python that keeps no bytecode cannot do once for all.
+    sandbox.environment["PYTHONDONTWRITEBYTECODE"] = "1"
     stdout = sandbox.succeeds()
     assert "installing" in stdout and "making" not in stdout
+    assert list(packages.glob("__pycache__/second_module.*.pyc"))
     assert sandbox.imports("second_module")
 
 
-def test_killed_while_it_installs(sandbox, tmp_path):
+def test_killed_while_it_installs(sandbox, template, tmp_path):
     """Only the script is killed, so that its pip lives on: the next call must wait for that, too."""
-    sandbox.add_python()
+    sandbox.add_fast_python(template)
     with wheel_server(write_wheel(tmp_path, "some_module")) as (address, asked, answer):
         sandbox.require(f"some_module @ {address}")
         killed = sandbox.start()
@@ -169,7 +191,7 @@ def test_killed_while_it_installs(sandbox, tmp_path):
     assert sandbox.imports("some_module")
 
 
-def test_killed_while_it_makes_the_venv(sandbox):
+def test_killed_while_it_makes_the_venv(sandbox, template):
     """The first part of a virtual environment stands, and the process hangs."""
     sandbox.add_program(
         "python3.10",
@@ -183,12 +205,12 @@ def test_killed_while_it_makes_the_venv(sandbox):
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.02)
     kill(process)
-    sandbox.add_python()
+    sandbox.add_fast_python(template)
     assert "making .venv anew" in sandbox.succeeds()
 
 
-def test_two_at_once(sandbox, tmp_path):
-    sandbox.add_python()
+def test_two_at_once(sandbox, template, tmp_path):
+    sandbox.add_fast_python(template)
     with wheel_server(write_wheel(tmp_path, "some_module")) as (address, asked, answer):
         sandbox.require(f"some_module @ {address}")
         first = sandbox.start()
@@ -203,10 +225,11 @@ def test_two_at_once(sandbox, tmp_path):
     assert "making" not in stdout, "the second one found the first one's work"
 
 
-def test_moved_folder_and_activated_venv(sandbox, tmp_path):
+def test_moved_folder_and_activated_venv(sandbox, template, tmp_path):
     """The Python of the moved .venv comes first on PATH: what is made anew must not rest on it."""
-    sandbox.add_python()
+    sandbox.add_fast_python(template)
     sandbox.succeeds()
+    sandbox.add_python()
     sandbox.project = sandbox.project.rename(tmp_path / "elsewhere")
     sandbox.environment["PATH"] = f"{sandbox.project}/.venv/bin:{sandbox.bin}"
     stdout = sandbox.succeeds()
@@ -214,14 +237,14 @@ def test_moved_folder_and_activated_venv(sandbox, tmp_path):
     assert str(sandbox.project) in (sandbox.project / ".venv/bin/pip").read_text()
 
 
-def test_venv_of_another_python(sandbox):
-    sandbox.add_python()
+def test_venv_of_another_python(sandbox, template):
+    sandbox.add_fast_python(template)
     sandbox.add_program("../project/.venv/bin/python", "exit 1")
     assert "making .venv anew" in sandbox.succeeds()
 
 
-def test_pip_failure(sandbox, tmp_path):
-    sandbox.add_python()
+def test_pip_failure(sandbox, template, tmp_path):
+    sandbox.add_fast_python(template)
     sandbox.require(tmp_path / "missing-1.0-py3-none-any.whl")
     status, stdout, stderr = sandbox.run()
     assert status == 1

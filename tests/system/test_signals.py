@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from launched import PRETRAINING, SQUAD, Launched, has_handler
-from made_parts import write_pretraining_part, write_squad_parts
+from launched import PRETRAINING, Launched, has_handler
+from made_parts import write_pretraining_part
 from running import ROOT, run
 from snapshots import layout, run_state, series
 
@@ -57,12 +57,13 @@ def assert_stopped(training, number, ranks=1):
 
 
 class TestPreemption:
-    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-    def test_the_first_signal_saves(self, data, tmp_path, number):
+    """The first signal saves. The second, and signals of two ranks in a save: tests/training/test_resume.py."""
+
+    def test_in_training(self, data, tmp_path):
         with Launched("run_pretraining.py", tmp_path, data_dir=data, **ENDLESS) as training:
             training.wait_for("iter 2,")
-            training.process.send_signal(number)
-            assert_stopped(training, number)
+            training.process.send_signal(signal.SIGHUP)
+            assert_stopped(training, signal.SIGHUP)
 
     def test_during_the_first_compilation(self, data, tmp_path):
         with Launched("run_pretraining.py", tmp_path, data_dir=data, **ENDLESS) as training:
@@ -77,22 +78,11 @@ class TestPreemption:
             training.process.send_signal(signal.SIGTERM)
             assert_stopped(training, signal.SIGTERM)
 
-    def test_a_second_signal_ends_it_at_once(self, data, tmp_path):
-        """While it saves a model that takes a while to save."""
-        flags = {**ENDLESS, "vocab_size": 400000, "model_save_every_n_iter": 2}
-        with Launched("run_pretraining.py", tmp_path, data_dir=data, **flags) as training:
-            training.wait_for("Saving model")
-            training.send_until_ended(signal.SIGTERM)
-            training.assert_failed("ended by SIGTERM", status=143, within=2)
-        for folder in series.complete_snapshots(tmp_path):
-            iterations_of(folder)
-
-    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-    def test_two_ranks(self, data, tmp_path, number):
+    def test_two_ranks(self, data, tmp_path):
         with Launched("run_pretraining.py", tmp_path, data_dir=data, gpu_num_per_node=2, **ENDLESS) as training:
             training.wait_for("iter 2,")
-            training.process.send_signal(number)
-            assert_stopped(training, number)
+            training.process.send_signal(signal.SIGINT)
+            assert_stopped(training, signal.SIGINT)
 
     def test_two_ranks_all_of_which_are_sent_signals(self, data, tmp_path):
         """As Slurm does: two to each rank, one of them passed on; only the launcher counts."""
@@ -107,17 +97,6 @@ class TestPreemption:
             training.wait_for("iter 2,")
             os.kill(training.ranks()[1], signal.SIGTERM)
             assert_stopped(training, signal.SIGTERM)
-
-    def test_a_second_signal_to_two_ranks(self, data, tmp_path):
-        flags = {**ENDLESS, "vocab_size": 400000, "model_save_every_n_iter": 2, "gpu_num_per_node": 2}
-        with Launched("run_pretraining.py", tmp_path, data_dir=data, **flags) as training:
-            training.wait_for("Saving model")
-            training.process.send_signal(signal.SIGINT)
-            time.sleep(0.3)
-            training.process.send_signal(signal.SIGTERM)
-            training.assert_failed("ended by SIGTERM", status=143, within=3)
-        for folder in series.complete_snapshots(tmp_path):
-            iterations_of(folder)
 
     def test_two_ranks_that_have_not_begun_to_train(self, data, tmp_path):
         with Launched("run_pretraining.py", tmp_path, data_dir=data, gpu_num_per_node=2, **ENDLESS) as training:
@@ -137,33 +116,6 @@ class TestPreemption:
             for process_id in (training.process.pid, *training.children()):
                 os.kill(process_id, signal.SIGTERM)
             training.assert_failed("ed by SIGTERM", status=143, within=30)  # ended, or stopped
-
-    @pytest.mark.parametrize(("number", "delay"), [(signal.SIGINT, 0.3), (signal.SIGTERM, 3)])
-    def test_prediction_just_ends(self, tmp_path, number, delay):
-        """Also while the graph is compiled: OneFlow would crash at a SIGINT."""
-        write_squad_parts(tmp_path / "data", 8)
-        trained = run(
-            "run_squad.py",
-            **{**SQUAD, "iter_num": 1, "batch_size_per_device": 2, "save_last_snapshot": True},
-            data_dir=tmp_path / "data",
-            log_dir=tmp_path,
-            model_save_dir=tmp_path,
-        )
-        assert trained.returncode == 0, trained.stderr
-        write_squad_parts(tmp_path / "dev", 8, is_training=False)
-        flags = {**SQUAD, "iter_num": 1000000, "batch_size_per_device": 2, "model_load_dir": tmp_path / "last_snapshot"}
-        with Launched(
-            "run_squad_predict.py",
-            tmp_path / "output",
-            data_dir=tmp_path / "dev",
-            all_results_file=tmp_path / "all_results.npy",
-            **flags,
-        ) as prediction:
-            prediction.wait_for("Restoring model")
-            time.sleep(delay)
-            prediction.process.send_signal(number)
-            prediction.assert_failed(f"ended by {number.name}", status=128 + number, within=30)
-        assert not list(tmp_path.glob("*all_results*"))
 
 
 PROGRAM = """

@@ -16,7 +16,7 @@ import pytest
 import create_pretraining_data
 import reference_squad
 from in_process import run_in_process
-from launched import children_of
+from launched import children_of, ignores
 from records import ofrecord
 from running import ROOT, assert_fails_with_one_line, run
 from system.errors import RunError
@@ -200,15 +200,14 @@ def test_interrupted_run_prints_one_line_and_leaves_nothing(tmp_path, how):
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(command, text=True, start_new_session=True, **pipes) as process:
         assert process.stdout.readline().startswith("files: 1, documents: 400")
-        deadline = time.monotonic() + 20
-        while not worker_pids(process.pid):
+        deadline = time.monotonic() + 60
+        while len(workers := worker_pids(process.pid)) < 2 or not all(ignores(pid, signal.SIGINT) for pid in workers):
             assert time.monotonic() < deadline
             time.sleep(0.02)
         children = children_of(process.pid)
         if how == "worker killed":
-            os.kill(worker_pids(process.pid)[0], signal.SIGKILL)
+            os.kill(workers[0], signal.SIGKILL)
         else:
-            time.sleep(0.5)
             # Like Ctrl-C, to all processes of the run.
             os.killpg(process.pid, signal.SIGINT)
         _, errors = process.communicate(timeout=30)

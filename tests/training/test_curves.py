@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from argparse import Namespace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -247,8 +248,8 @@ def test_names_tell_where_a_loss_is_no_number_any_more(tmp_path):
 
 def test_pictures_of_real_runs(resumed, tmp_path):
     _, log_dir, *_ = resumed
-    for name in ("loss.png", "loss.svg", "loss.pdf"):
-        result = run("tools/plot_log.py", log_dir, "-o", tmp_path / name)
+    for name, plot_ in (("loss.png", partial(run, "tools/plot_log.py")), ("loss.svg", plot), ("loss.pdf", plot)):
+        result = plot_(log_dir, "-o", tmp_path / name)
         assert (result.returncode, result.stderr) == (0, "")
     assert is_picture(tmp_path / "loss.png")
     assert (tmp_path / "loss.svg").read_text().startswith("<?xml")

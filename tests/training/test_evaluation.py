@@ -24,6 +24,8 @@ from snapshots import layout
 from system.errors import UserError
 from training import evaluation, pretraining_metrics, squad_evaluation
 
+pytestmark = pytest.mark.slow
+
 METRICS = ["masked_lm_loss", "masked_lm_accuracy", "next_sentence_loss", "next_sentence_accuracy", "loss", "perplexity"]
 
 
