@@ -2,7 +2,8 @@
 
 Module names are variable names: the parameter `bert.encoder.layer_0.attention.self.query.weight` is saved as
 `bert-encoder-layer_0-attention-self-query-weight`. All tensors are global, so the same code runs on one device or many,
-on CPU or GPU. Shapes: B sequences in the global batch, S tokens each, H hidden units.
+on CPU or GPU. Shapes: B sequences in the global batch, S tokens each, padding included, H hidden units; T tokens in the
+encoder: B * S, or those that are no padding (operators.pack).
 """
 
 import concurrent.futures
@@ -166,11 +167,11 @@ class SelfAttention(nn.Module):
         self.key = FullyConnected(hidden_size, hidden_size, config, initializer)
         self.value = FullyConnected(hidden_size, hidden_size, config, initializer)
 
-    def forward(self, x, attention_mask):
-        """[B * S, H] and the mask of operators.attention_mask -> [B * S, H]."""
+    def forward(self, x, layout):
+        """[T, H] and their layout -> [T, H]."""
         dropout_prob = self._dropout_prob if self.training else 0.0
         query, key, value = self.query(x), self.key(x), self.value(x)
-        return operators.attention(query, key, value, attention_mask, self._num_heads, dropout_prob)
+        return operators.attention(query, key, value, layout, self._num_heads, dropout_prob)
 
 
 class ResidualOutput(nn.Module):
@@ -182,12 +183,12 @@ class ResidualOutput(nn.Module):
         self.dense = FullyConnected(inputs, config.hidden_size, config, initializer)
         self.LayerNorm = LayerNorm(config.hidden_size, initializer)
 
-    def forward(self, x, residual):
-        """[N, inputs] and [N, H] -> [N, H]."""
+    def forward(self, x, residual, layout):
+        """[T, inputs], [T, H] and their layout -> [T, H]."""
         dropout_prob = self._dropout_prob if self.training else 0.0
-        x = flow._C.matmul(x, self.dense.weight)
+        x = operators.matmul(x, self.dense.weight)
         return operators.residual_norm(
-            x, self.dense.bias, residual, self.LayerNorm.gamma, self.LayerNorm.beta, dropout_prob
+            x, self.dense.bias, residual, self.LayerNorm.gamma, self.LayerNorm.beta, layout, dropout_prob
         )
 
 
@@ -199,9 +200,9 @@ class Attention(nn.Module):
         self.self = SelfAttention(config, initializer)
         self.output = ResidualOutput(config.hidden_size, config, initializer)
 
-    def forward(self, x, attention_mask):
-        """[B * S, H] -> [B * S, H]."""
-        return self.output(self.self(x, attention_mask), x)
+    def forward(self, x, layout):
+        """[T, H] and their layout -> [T, H]."""
+        return self.output(self.self(x, layout), x, layout)
 
 
 class Intermediate(nn.Module):
@@ -213,7 +214,7 @@ class Intermediate(nn.Module):
 
     def forward(self, x):
         """[N, H] -> [N, intermediate_size]."""
-        return operators.bias_gelu(flow._C.matmul(x, self.dense.weight), self.dense.bias)
+        return operators.bias_gelu(operators.matmul(x, self.dense.weight), self.dense.bias)
 
 
 class Layer(nn.Module):
@@ -225,10 +226,10 @@ class Layer(nn.Module):
         self.intermediate = Intermediate(config, initializer)
         self.output = ResidualOutput(config.intermediate_size, config, initializer)
 
-    def forward(self, x, attention_mask):
-        """[B * S, H] -> [B * S, H]."""
-        attention_output = self.attention(x, attention_mask)
-        return self.output(self.intermediate(attention_output), attention_output)
+    def forward(self, x, layout):
+        """[T, H] and their layout -> [T, H]."""
+        attention_output = self.attention(x, layout)
+        return self.output(self.intermediate(attention_output), attention_output, layout)
 
 
 class Encoder(nn.Module):
@@ -239,11 +240,11 @@ class Encoder(nn.Module):
         for index in range(config.num_hidden_layers):
             self.add_module(f"layer_{index}", Layer(config, initializer))
 
-    def forward(self, x, attention_mask):
-        """[B * S, H] -> the output of each layer, a list of [B * S, H]."""
+    def forward(self, x, layout):
+        """[T, H] and their layout -> the output of each layer, a list of [T, H]."""
         outputs = []
         for layer in self.children():
-            outputs.append(layer(outputs[-1] if outputs else x, attention_mask))
+            outputs.append(layer(outputs[-1] if outputs else x, layout))
         return outputs
 
 
@@ -276,10 +277,9 @@ class BertBackbone(nn.Module):
 
     def hidden_states(self, input_ids, input_mask, segment_ids, layers):
         """Inputs as for forward -> the outputs of the `layers`, given by index (-1: the last), a list of [B, S, H]."""
-        seq_length = input_ids.shape[1]
-        attention_mask = operators.attention_mask(input_mask)
-        outputs = self.encoder(self.embeddings(input_ids, segment_ids), attention_mask)
-        return [outputs[index].reshape(-1, seq_length, outputs[index].shape[-1]) for index in layers]
+        tokens, layout = operators.pack(self.embeddings(input_ids, segment_ids), input_mask)
+        outputs = self.encoder(tokens, layout)
+        return [operators.unpack(outputs[index], layout) for index in layers]
 
 
 class BertEncoder(nn.Module):

@@ -79,6 +79,7 @@ _FLAGS_OF_A_START = (
     "metric_for_best_model",
     "early_stopping",
     "save_optimizer",
+    "skip_padding",
 )
 # Users change these during a run on purpose. A notice lists the changes.
 _FLAGS_THAT_MAY_CHANGE = (
@@ -112,6 +113,7 @@ def parse_pretraining_args(arguments=None):
     _add_tutorial_flags(groups, needs_data_dir=False)
     _add_later_flags(groups)
     _add_evaluation_flags(groups, "--model_save_every_n_iter's")
+    _add_skip_padding(groups)
     return _complete(_check_work(parser, parser.parse_args(arguments)))
 
 
@@ -136,6 +138,7 @@ def parse_squad_args(arguments=None):
     groups["data"].add_argument(
         "--eval_predict_file", metavar="JSON", help="the SQuAD v1.1 file of which the records in eval_data_dir are made"
     )
+    _add_skip_padding(groups, False, "the softmax of the loss is over what precedes the padding, as published over all")
     args = _check_work(parser, _check_num_epochs(parser, parser.parse_args(arguments)))
     if args.do_eval and args.eval_predict_file is None:
         parser.error("--do_eval needs --eval_predict_file")
@@ -158,11 +161,7 @@ def parse_squad_predict_args(arguments=None):
     groups["data"].add_argument(
         "--all_results_file", default="all_results.npy", metavar="NPY", help="where the results go"
     )
-    add_bool(
-        groups["data"],
-        "--skip_padding",
-        help="compute little of the padding: tokens then differ in rounding, and logits of padding may be -10000",
-    )
+    _add_skip_padding(groups, False, "tokens differ in rounding, by batch, and logits of padding are -10000")
     args = parser.parse_args(arguments)
     if args.model_load_dir is None:
         parser.error("--model_load_dir is missing: give the snapshot of a fine-tuned model")
@@ -195,7 +194,14 @@ def parse_classifier_args(arguments=None):
         metavar="N",
         help="labels, 1 for a regression (default: as labels.txt beside the parts or the model has them)",
     )
+    _add_skip_padding(groups)
     return _complete(_check_work(parser, _check_num_epochs(parser, parser.parse_args(arguments))))
+
+
+def _add_skip_padding(groups, default=None, effect="default: where it can be, unless --resume goes on without"):
+    """Adds --skip_padding, None for "where it can be"; `effect` says what it changes, or the default."""
+    text = f"CPU with the native kernels: compute nothing for padding; {effect}"
+    add_bool(groups["data"], "--skip_padding", default, text)
 
 
 def _add_num_epochs(groups):

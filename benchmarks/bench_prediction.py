@@ -41,7 +41,7 @@ def this_project(size, bfloat16=False, skips_padding=False):
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     import argparse
 
-    from engine import native, oneflow_loader
+    from engine import native, oneflow_loader, operators
     from records import checks, ofrecord
 
     flow = oneflow_loader.load()
@@ -65,9 +65,7 @@ def this_project(size, bfloat16=False, skips_padding=False):
         batch_size_per_device=size["batch"], iter_num=-(-size["windows"] // size["batch"]),
     )  # fmt: skip
     data_set = checks.DataSet([folder / "part-0"], checks.squad_predict_fields(args), size["windows"])
-    if skips_padding:
-        prediction = squad.ShortPrediction(model, placement)
-        return lambda: prediction.predict(data_set, args)["start_logits"][0, 0].item()
+    operators.skip_padding(skips_padding)
     loader = loader.OFRecordLoader(data_set, size["batch"], placement, shuffle=False, seed=0)
     job = squad.SquadPredictJob(model, loader)
     return lambda: squad.predict(job, args.iter_num, size["length"])["start_logits"][0, 0].item()

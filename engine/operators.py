@@ -4,7 +4,7 @@ On a CPU with the native kernels (engine/native.py), each is one operator of the
 Otherwise it is composed of OneFlow's operators, on CUDA of its fused ones. The results are the same, except for the
 dropout masks. With BERT_OPERATORS=cuda in the environment, a graph on the CPU has the operators of a CUDA graph, for
 which the library has plain kernels; tests check their results.
-Shapes: N rows (tokens), H hidden units.
+Shapes: N rows, T rows that are tokens (see pack), H hidden units, a batch of B sequences of length S.
 """
 
 import os
@@ -19,12 +19,29 @@ _MULTIPLE_ON_CUDA = 8
 _NEVER = -10000.0
 
 _mixed_precision = None
+_skips_padding = False
 
 
 def compute_in(dtype):
     """Sets the data type of mixed precision for CUDA graphs: "float16", "bfloat16", or None for float32 only."""
     global _mixed_precision
     _mixed_precision = dtype
+
+
+def can_skip_padding():
+    """Returns whether graphs on a CPU can skip padding, which needs the native kernels."""
+    return native.is_loaded() and not _ALWAYS_AS_ON_CUDA
+
+
+def skip_padding(on):
+    """Sets whether graphs on a CPU with the native kernels, created from now on, compute nothing for padding."""
+    global _skips_padding
+    _skips_padding = on
+
+
+def skips_padding():
+    """Returns what skip_padding() has set."""
+    return _skips_padding
 
 
 def _is_native(x):
@@ -41,6 +58,11 @@ def linear(x, weight, bias):
     if _is_native(x):
         return _Linear.apply(x, weight, bias)
     return flow._C.bias_add(flow._C.matmul(x, weight), bias, axis=1)
+
+
+def matmul(x, weight):
+    """x W: [N, inputs], [inputs, outputs] -> [N, outputs]."""
+    return _Matmul.apply(x, weight) if _is_packed(x) else flow._C.matmul(x, weight)
 
 
 def bias_gelu(x, bias):
@@ -140,8 +162,70 @@ def _fuses_softmax(x):
     return _is_fused(x) and _mixed_precision != "bfloat16"
 
 
+def pack(x, input_mask):
+    """Returns x without its rows of padding, as [T, H], and the layout of the batch.
+
+    x: [B * S, H]; input_mask: [B, S] int32, 1 for a token and 0 for padding. The layout says where sequences and
+    padding are. T is B * S, and x stays as it is, unless skip_padding() is on: then T is the number of tokens, where
+    what precedes the last token of a sequence counts too, and a sequence without any counts whole. OneFlow gives
+    B * S as the shape of what is computed from a packed x too.
+    """
+    if not _is_packed(x):
+        return x, attention_mask(input_mask)
+    # As many operators as attention_mask() has. OneFlow numbers them, and their names seed dropout.
+    (layout,) = native.apply("bert_layout", (input_mask.to(flow.float32),))
+    return _Pack.apply(x, layout), layout
+
+
+def unpack(x, layout):
+    """Returns x, [T, H] from pack(), as [B, S, H], with zeros for rows that it lacks."""
+    if _is_packed(x):
+        return _Unpack.apply(x, layout)
+    return x.reshape(-1, layout.shape[-1], x.shape[-1])
+
+
+def without_padding(logits, input_mask, value):
+    """Returns logits [B, S] with `value` where pack() drops rows, given the [B, S] int32 input_mask."""
+    if not _is_packed(logits):
+        return logits
+    (layout,) = native.apply("bert_layout", (input_mask.to(flow.float32),))
+    return flow._C.masked_fill(logits, layout < 2 * _NEVER, value)
+
+
+def _is_packed(x):
+    return _skips_padding and x.is_lazy and _is_native(x)
+
+
+class _Pack(flow.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, layout):
+        ctx.save_for_backward(layout)
+        (rows,) = native.apply("bert_pack", (x, layout))
+        return rows
+
+    @staticmethod
+    def backward(ctx, drows):
+        (layout,) = ctx.saved_tensors
+        (dx,) = native.apply("bert_unpack", (drows, layout))
+        return dx.reshape(-1, drows.shape[-1]), None
+
+
+class _Unpack(flow.autograd.Function):
+    @staticmethod
+    def forward(ctx, rows, layout):
+        ctx.save_for_backward(layout)
+        (x,) = native.apply("bert_unpack", (rows, layout))
+        return x
+
+    @staticmethod
+    def backward(ctx, dx):
+        (layout,) = ctx.saved_tensors
+        (drows,) = native.apply("bert_pack", (dx, layout))
+        return drows, None
+
+
 def attention_mask(input_mask):
-    """Returns the mask that attention() takes, from input_mask [B, S] int32, 1 for a token and 0 for padding."""
+    """Returns the layout of a batch with its padding, from input_mask [B, S] int32, 1 for a token and 0 for padding."""
     if _fuses_softmax(input_mask):
         return input_mask.reshape(-1, 1, 1, input_mask.shape[1]).to(flow.bool)
     return (input_mask.to(flow.float32) - 1.0) * -_NEVER
@@ -185,9 +269,27 @@ class _Linear(flow.autograd.Function):
     @staticmethod
     def backward(ctx, dout):
         x, weight = ctx.saved_tensors
-        dx = flow._C.matmul(dout, weight, transpose_b=True)
-        dweight = flow._C.matmul(x, dout, transpose_a=True)
-        return dx, dweight, dout.sum(dim=0)
+        return flow._C.matmul(dout, weight, transpose_b=True), *native.apply("bert_linear_grad", (x, dout))
+
+
+class _Matmul(flow.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight):
+        ctx.save_for_backward(x, weight)
+        return flow._C.matmul(x, weight)
+
+    @staticmethod
+    def backward(ctx, dout):
+        x, weight = ctx.saved_tensors
+        dweight, _ = native.apply("bert_linear_grad", (x, dout))
+        return flow._C.matmul(dout, weight, transpose_b=True), dweight
+
+
+def _static(x, *gradients):
+    """Returns gradients of parameters, computed by an operator that also gives that of x, as OneFlow can use them."""
+    return tuple(
+        native.apply("bert_static_copy", (gradient,))[0] if _is_packed(x) else gradient for gradient in gradients
+    )
 
 
 class _BiasGelu(flow.autograd.Function):
@@ -199,24 +301,25 @@ class _BiasGelu(flow.autograd.Function):
     @staticmethod
     def backward(ctx, dy):
         x, bias = ctx.saved_tensors
-        return native.apply("bert_bias_gelu_grad", (x, bias, dy))
+        dx, dbias = native.apply("bert_bias_gelu_grad", (x, bias, dy))
+        return dx, *_static(x, dbias)
 
 
-def attention(query, key, value, mask, heads, rate):
+def attention(query, key, value, layout, heads, rate):
     """Multi-head attention, with dropout on the probabilities.
 
-    query, key, value: [B * S, H], heads side by side; mask: from attention_mask() -> [B * S, H]. The result for a
-    sequence of padding only is undefined and differs between devices.
+    query, key, value: [T, H], heads side by side; layout: from pack() -> [T, H]. The result for a sequence of padding
+    only is undefined and differs between devices.
     """
 
     if not _is_native(query):
-        return _attention_by_parts(query, key, value, mask, heads, rate)
+        return _attention_by_parts(query, key, value, layout, heads, rate)
 
     class Attention(flow.autograd.Function):
         @staticmethod
-        def forward(ctx, query, key, value, mask):
-            out, random = native.apply("bert_attention", (query, key, value, mask), heads=heads, rate=rate)
-            ctx.save_for_backward(query, key, value, mask, random)
+        def forward(ctx, query, key, value, layout):
+            out, random = native.apply("bert_attention", (query, key, value, layout), heads=heads, rate=rate)
+            ctx.save_for_backward(query, key, value, layout, random)
             return out
 
         @staticmethod
@@ -224,11 +327,14 @@ def attention(query, key, value, mask, heads, rate):
             gradients = native.apply("bert_attention_grad", (dout, *ctx.saved_tensors), heads=heads, rate=rate)
             return (*gradients, None)
 
-    return Attention.apply(query, key, value, mask)
+    return Attention.apply(query, key, value, layout)
 
 
-def residual_norm(x, bias, residual, gamma, beta, rate):
-    """LayerNorm(dropout(x + bias) + residual), with epsilon 1e-12: [N, H], bias, gamma and beta [H] -> [N, H]."""
+def residual_norm(x, bias, residual, gamma, beta, layout, rate):
+    """LayerNorm(dropout(x + bias) + residual), with epsilon 1e-12.
+
+    x, residual: [T, H]; bias, gamma, beta: [H]; layout: from pack(), by which dropout is drawn -> [T, H].
+    """
 
     if not _is_native(x):
         if _is_fused(x) and rate > 0.0:
@@ -239,11 +345,11 @@ def residual_norm(x, bias, residual, gamma, beta, rate):
 
     class ResidualNorm(flow.autograd.Function):
         @staticmethod
-        def forward(ctx, x, bias, residual, gamma, beta):
+        def forward(ctx, x, bias, residual, gamma, beta, layout):
             y, normalised, inverse_deviation, random = native.apply(
-                "bert_residual_norm", (x, bias, residual, gamma, beta), rate=rate, epsilon=1e-12
+                "bert_residual_norm", (x, bias, residual, gamma, beta, layout), rate=rate, epsilon=1e-12
             )
-            ctx.save_for_backward(normalised, inverse_deviation, gamma, random)
+            ctx.save_for_backward(normalised, inverse_deviation, gamma, random, layout)
             return y
 
         @staticmethod
@@ -251,9 +357,10 @@ def residual_norm(x, bias, residual, gamma, beta, rate):
             dx, dresidual, dbias, dgamma, dbeta = native.apply(
                 "bert_residual_norm_grad", (dy, *ctx.saved_tensors), rate=rate
             )
-            return dx, dbias, dresidual, dgamma, dbeta
+            dbias, dgamma, dbeta = _static(dx, dbias, dgamma, dbeta)
+            return dx, dbias, dresidual, dgamma, dbeta, None
 
-    return ResidualNorm.apply(x, bias, residual, gamma, beta)
+    return ResidualNorm.apply(x, bias, residual, gamma, beta, layout)
 
 
 def over_all_ranks(partial):

@@ -106,6 +106,19 @@ BERT_KERNEL double bert_sum_of_squares(int64_t count, const float* x);
 // y[a, c, b, d] = x[a, b, c, d], d innermost.
 BERT_KERNEL void bert_swap_middle(int64_t a, int64_t b, int64_t c, int64_t d, const float* x, float* y);
 
+// ---- packing.cpp: sequences stored one after the other, without the padding at their end. A layout is [batch, length]: the
+// mask that attention adds to the scores, and -infinity for the positions at the end that are not stored.
+
+// input_mask [batch, length]: 1 for a token, 0 for padding. What follows the last token is not stored; a sequence without
+// a token is stored whole.
+BERT_KERNEL void bert_layout(int64_t batch, int64_t length, const float* input_mask, float* layout);
+// Returns the number of stored rows. Writes to `places`, unless null, the index among batch * length of each.
+BERT_KERNEL int64_t bert_stored_rows(int64_t batch, int64_t length, const float* layout, int64_t* places);
+// From [batch * length, columns] to the stored rows, and back, with zeros for the others.
+BERT_KERNEL void bert_pack(int64_t batch, int64_t length, int64_t columns, const float* layout, const float* x, float* y);
+BERT_KERNEL void bert_unpack(int64_t batch, int64_t length, int64_t columns, const float* layout, const float* x,
+                             float* y);
+
 // ---- fused operators; `random` has the key of the random bits of each sequence (see dropout.cpp)
 
 struct BertAttention {
@@ -115,8 +128,8 @@ struct BertAttention {
   float scale() const { return 1.0f / __builtin_sqrtf(static_cast<float>(head_size)); }
 };
 // attention.cpp: out = dropout(softmax(query key^T / sqrt(head_size) + mask)) value, for each head. query, key, value and
-// out are [batch * length, hidden], heads side by side; mask is [batch, length]. random may be null if rate is 0. The
-// gradient recomputes the probabilities.
+// out are [rows, hidden], heads side by side; mask is a layout, whose stored positions the rows are. random may be null if
+// rate is 0. The random bits of a row do not depend on which others are stored. The gradient recomputes the probabilities.
 BERT_KERNEL void bert_attention(const BertAttention* shape, const float* query, const float* key, const float* value,
                                 const float* mask, const int64_t* random, float* out);
 BERT_KERNEL void bert_attention_grad(const BertAttention* shape, const float* dout, const float* query,
@@ -124,14 +137,16 @@ BERT_KERNEL void bert_attention_grad(const BertAttention* shape, const float* do
                                      float* dquery, float* dkey, float* dvalue);
 
 // residual_norm.cpp: y = layer_norm(dropout(x + bias) + residual) * gamma + beta, all [rows, columns]. Also writes what
-// the gradient needs: normalised (before gamma and beta) and inverse_deviation [rows].
+// the gradient needs: normalised (before gamma and beta) and inverse_deviation [rows]. The random bits of row i are those
+// of row places[i], or of row i if places is null.
 BERT_KERNEL void bert_residual_norm(int64_t rows, int64_t columns, float rate, double epsilon, const float* x,
                                     const float* bias, const float* residual, const float* gamma, const float* beta,
-                                    const int64_t* random, float* y, float* normalised, float* inverse_deviation);
+                                    const int64_t* random, const int64_t* places, float* y, float* normalised,
+                                    float* inverse_deviation);
 BERT_KERNEL void bert_residual_norm_grad(int64_t rows, int64_t columns, float rate, const float* dy,
                                          const float* normalised, const float* inverse_deviation, const float* gamma,
-                                         const int64_t* random, float* dx, float* dresidual, float* dbias,
-                                         float* dgamma, float* dbeta);
+                                         const int64_t* random, const int64_t* places, float* dx, float* dresidual,
+                                         float* dbias, float* dgamma, float* dbeta);
 
 // gelu.cpp: the gradients of gelu(x + bias) by x and by bias.
 BERT_KERNEL void bert_bias_gelu_grad(int64_t rows, int64_t columns, const float* x, const float* bias, const float* dy,

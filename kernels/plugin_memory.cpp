@@ -80,7 +80,7 @@ int64_t shareable_bytes(const RegstDescProto& array) {
   const auto& data = array.regst_desc_type().data_regst_desc();
   if (data.lbi2blob_desc_size() != 1) { return 0; }
   const BlobDescProto& description = data.lbi2blob_desc(0).blob_desc();
-  if (description.data_type() != DataType::kFloat || description.is_dynamic()) { return 0; }
+  if (description.data_type() != DataType::kFloat) { return 0; }
   int64_t bytes = sizeof(float);
   for (const int64_t size : description.shape().dim()) { bytes *= size; }
   return bytes < kSmallestBytes ? 0 : (bytes + kAlignment - 1) / kAlignment * kAlignment;

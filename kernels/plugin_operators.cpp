@@ -1,6 +1,7 @@
 // Operators that OneFlow lacks: their definitions, their CPU kernels, and the function through which Python calls them.
 // engine/operators.py defines their gradients.
 #include <cmath>
+#include <cstring>
 #include <map>
 
 #include "oneflow/core/framework/op_builder.h"
@@ -84,9 +85,26 @@ Maybe<const Shape*> matrix_shape(InferContext* context, const char* name) {
   return &found;
 }
 
+// By default all outputs are dynamic if an input is.
+void set_static(InferContext* context, const char* name, const Shape& shape) {
+  context->SetOutputShape(name, 0, shape);
+  context->SetOutputIsDynamic(name, 0, false);
+}
+
 Maybe<void> check_rate(InferContext* context) {
   const float rate = context->Attr<float>("rate");
   CHECK_OR_RETURN(rate >= 0.0f && rate <= 1.0f) << "rate is " << rate << ", not between 0 and 1";
+  return Maybe<void>::Ok();
+}
+
+// Checks that `rows` may be the rows that the layout `layout` stores. OneFlow also infers shapes while a graph runs, when
+// packed tensors have as many rows as there are tokens.
+Maybe<void> check_layout(InferContext* context, const char* rows, const char* layout) {
+  const Shape& stored = *JUST(matrix_shape(context, rows));
+  const Shape& found = *JUST(matrix_shape(context, layout));
+  CHECK_OR_RETURN(stored.At(0) == found.elem_cnt() ||
+                  (context->InputIsDynamic(rows, 0) && stored.At(0) < found.elem_cnt()))
+      << rows << " is " << stored.DebugStr() << ", which are not the tokens of " << layout << ", " << found.DebugStr();
   return Maybe<void>::Ok();
 }
 
@@ -118,9 +136,7 @@ void attention_grad(KernelComputeContext* context) {
 // Returns the shape of the query if all inputs match it.
 Maybe<const Shape*> check_attention(InferContext* context) {
   const Shape* query = JUST(matrix_shape(context, "query"));
-  const Shape* mask = JUST(matrix_shape(context, "mask"));
-  CHECK_OR_RETURN(query->At(0) == mask->elem_cnt())
-      << "query is " << query->DebugStr() << ", which are not the tokens of mask, " << mask->DebugStr();
+  JUST(check_layout(context, "query", "mask"));
   JUST(check_shape(context, "key", *query));
   JUST(check_shape(context, "value", *query));
   const int64_t heads = context->Attr<int64_t>("heads");
@@ -171,25 +187,43 @@ REGISTER_BERT_OPERATOR_KERNEL("bert_attention_grad", Kernel, attention_grad)
 
 // ---- bias, dropout, residual and normalisation; see bert_residual_norm
 
+// The places of packed rows in the batch, by which random bits are drawn.
+class Places {
+ public:
+  Places(KernelComputeContext* context, int64_t rows) {
+    const auto& layout = tensor(context, "layout").shape_view();
+    if (context->Attr<float>("rate") == 0.0f || rows == layout.elem_cnt()) { return; }
+    places_.resize(rows);
+    bert_stored_rows(layout.At(0), layout.At(1), input(context, "layout"), places_.data());
+  }
+  // Null if each row is at its place.
+  const int64_t* data() const { return places_.empty() ? nullptr : places_.data(); }
+
+ private:
+  std::vector<int64_t> places_;
+};
+
 void residual_norm(KernelComputeContext* context, int64_t key) {
   const Tensor& x = tensor(context, "x");
-  bert_residual_norm(rows_of(x), last_dimension(x), context->Attr<float>("rate"), context->Attr<double>("epsilon"),
+  const int64_t rows = rows_of(x);
+  bert_residual_norm(rows, last_dimension(x), context->Attr<float>("rate"), context->Attr<double>("epsilon"),
                      x.dptr<float>(), input(context, "bias"), input(context, "residual"), input(context, "gamma"),
-                     input(context, "beta"), random_output(context, key), output(context, "y"),
-                     output(context, "normalised"), output(context, "inverse_deviation"));
+                     input(context, "beta"), random_output(context, key), Places(context, rows).data(),
+                     output(context, "y"), output(context, "normalised"), output(context, "inverse_deviation"));
 }
 
 void residual_norm_grad(KernelComputeContext* context) {
   const Tensor& dy = tensor(context, "dy");
-  bert_residual_norm_grad(rows_of(dy), last_dimension(dy), context->Attr<float>("rate"), dy.dptr<float>(),
+  const int64_t rows = rows_of(dy);
+  bert_residual_norm_grad(rows, last_dimension(dy), context->Attr<float>("rate"), dy.dptr<float>(),
                           input(context, "normalised"), input(context, "inverse_deviation"), input(context, "gamma"),
-                          tensor(context, "random").dptr<int64_t>(), output(context, "dx"),
-                          output(context, "dresidual"), output(context, "dbias"), output(context, "dgamma"),
-                          output(context, "dbeta"));
+                          tensor(context, "random").dptr<int64_t>(), Places(context, rows).data(),
+                          output(context, "dx"), output(context, "dresidual"), output(context, "dbias"),
+                          output(context, "dgamma"), output(context, "dbeta"));
 }
 
 REGISTER_USER_OP("bert_residual_norm")
-    .Input("x").Input("bias").Input("residual").Input("gamma").Input("beta")
+    .Input("x").Input("bias").Input("residual").Input("gamma").Input("beta").Input("layout")
     .Output("y").Output("normalised").Output("inverse_deviation").Output("random")
     .Attr<float>("rate", 0.0f)
     .Attr<double>("epsilon", 1e-12)
@@ -197,6 +231,7 @@ REGISTER_USER_OP("bert_residual_norm")
       const Shape x = *JUST(matrix_shape(context, "x"));
       JUST(check_shape(context, "residual", x));
       for (const char* name : {"bias", "gamma", "beta"}) { JUST(check_shape(context, name, Shape({x.At(1)}))); }
+      JUST(check_layout(context, "x", "layout"));
       JUST(check_rate(context));
       context->SetOutputShape("y", 0, x);
       context->SetOutputShape("normalised", 0, x);
@@ -206,7 +241,7 @@ REGISTER_USER_OP("bert_residual_norm")
     })
     .SetGetSbpFn([](SbpContext* context) -> Maybe<void> {
       context->NewBuilder()
-          .Split({OpArg("x", 0), OpArg("residual", 0)}, 0)
+          .Split({OpArg("x", 0), OpArg("residual", 0), OpArg("layout", 0)}, 0)
           .Broadcast({OpArg("bias", 0), OpArg("gamma", 0), OpArg("beta", 0)})
           .Split(context->outputs(), 0)
           .Build();
@@ -217,7 +252,7 @@ REGISTER_USER_OP("bert_residual_norm")
 REGISTER_BERT_OPERATOR_KERNEL("bert_residual_norm", RandomKernel, residual_norm)
 
 REGISTER_USER_OP("bert_residual_norm_grad")
-    .Input("dy").Input("normalised").Input("inverse_deviation").Input("gamma").Input("random")
+    .Input("dy").Input("normalised").Input("inverse_deviation").Input("gamma").Input("random").Input("layout")
     .Output("dx").Output("dresidual").Output("dbias").Output("dgamma").Output("dbeta")
     .Attr<float>("rate", 0.0f)
     .SetTensorDescInferFn([](InferContext* context) -> Maybe<void> {
@@ -227,6 +262,7 @@ REGISTER_USER_OP("bert_residual_norm_grad")
       for (const char* name : {"inverse_deviation", "random"}) {
         JUST(check_shape(context, name, Shape({dy.At(0)})));
       }
+      JUST(check_layout(context, "dy", "layout"));
       JUST(check_rate(context));
       for (const char* name : {"dx", "dresidual"}) { context->SetOutputShape(name, 0, dy); }
       for (const char* name : {"dbias", "dgamma", "dbeta"}) {
@@ -236,7 +272,8 @@ REGISTER_USER_OP("bert_residual_norm_grad")
     })
     .SetGetSbpFn([](SbpContext* context) -> Maybe<void> {
       context->NewBuilder()
-          .Split({OpArg("dy", 0), OpArg("normalised", 0), OpArg("inverse_deviation", 0), OpArg("random", 0)}, 0)
+          .Split({OpArg("dy", 0), OpArg("normalised", 0), OpArg("inverse_deviation", 0), OpArg("random", 0),
+                  OpArg("layout", 0)}, 0)
           .Broadcast(OpArg("gamma", 0))
           .Split({OpArg("dx", 0), OpArg("dresidual", 0)}, 0)
           .PartialSum({OpArg("dbias", 0), OpArg("dgamma", 0), OpArg("dbeta", 0)})
@@ -310,6 +347,137 @@ REGISTER_USER_OP("bert_linear")
     .SetDataTypeInferFn(infer_types);
 
 REGISTER_BERT_OPERATOR_KERNEL("bert_linear", Kernel, linear)
+
+// ---- the gradients of x weight + bias by weight and bias
+
+void linear_grad(KernelComputeContext* context) {
+  const Tensor& x = tensor(context, "x");
+  const Tensor& dout = tensor(context, "dout");
+  const int64_t rows = rows_of(x), inputs = last_dimension(x), outputs = last_dimension(dout);
+  bert_matmul(true, false, 1, inputs, outputs, rows, 1.0f, x.dptr<float>(), inputs, 0, dout.dptr<float>(), outputs, 0,
+              0.0f, output(context, "dweight"), outputs, 0);
+  bert_sum_rows(rows, outputs, dout.dptr<float>(), output(context, "dbias"));
+}
+
+// OneFlow's own products would give gradients of parameters whose shape it takes for dynamic, as that of packed rows is.
+REGISTER_USER_OP("bert_linear_grad")
+    .Input("x").Input("dout")
+    .Output("dweight").Output("dbias")
+    .SetTensorDescInferFn([](InferContext* context) -> Maybe<void> {
+      const Shape x = *JUST(matrix_shape(context, "x")), dout = *JUST(matrix_shape(context, "dout"));
+      CHECK_OR_RETURN(x.At(0) == dout.At(0))
+          << "x is " << x.DebugStr() << ", whose rows dout, " << dout.DebugStr() << ", does not have";
+      set_static(context, "dweight", Shape({x.At(1), dout.At(1)}));
+      set_static(context, "dbias", Shape({dout.At(1)}));
+      return Maybe<void>::Ok();
+    })
+    .SetGetSbpFn([](SbpContext* context) -> Maybe<void> {
+      context->NewBuilder().Split(context->inputs(), 0).PartialSum(context->outputs()).Build();
+      return Maybe<void>::Ok();
+    })
+    .SetDataTypeInferFn(infer_types);
+
+REGISTER_BERT_OPERATOR_KERNEL("bert_linear_grad", Kernel, linear_grad)
+
+// ---- packed sequences; see bert_layout, bert_pack and bert_unpack
+
+void layout(KernelComputeContext* context) {
+  const auto& shape = tensor(context, "input_mask").shape_view();
+  bert_layout(shape.At(0), shape.At(1), input(context, "input_mask"), output(context, "layout"));
+}
+
+REGISTER_USER_OP("bert_layout")
+    .Input("input_mask")
+    .Output("layout")
+    .SetTensorDescInferFn([](InferContext* context) -> Maybe<void> {
+      context->SetOutputShape("layout", 0, *JUST(matrix_shape(context, "input_mask")));
+      return Maybe<void>::Ok();
+    })
+    .SetGetSbpFn([](SbpContext* context) -> Maybe<void> {
+      context->NewBuilder().Split(context->inputs(), 0).Split(context->outputs(), 0).Build();
+      return Maybe<void>::Ok();
+    })
+    .SetDataTypeInferFn(infer_types);
+
+REGISTER_BERT_OPERATOR_KERNEL("bert_layout", Kernel, layout)
+
+void pack(KernelComputeContext* context) {
+  const auto& shape = tensor(context, "layout").shape_view();
+  const float* layout = input(context, "layout");
+  const int64_t columns = last_dimension(tensor(context, "x"));
+  const int64_t rows = bert_stored_rows(shape.At(0), shape.At(1), layout, nullptr);
+  // Possible in graphs only.
+  if (rows < shape.elem_cnt()) { context->Tensor4ArgNameAndIndex("out", 0)->mut_shape_view().Set(0, rows); }
+  bert_pack(shape.At(0), shape.At(1), columns, layout, input(context, "x"), output(context, "out"));
+}
+
+// The output has at most as many rows as its static shape says, room for a batch without padding. OneFlow infers the shapes
+// of what is computed from it each time.
+REGISTER_USER_OP("bert_pack")
+    .Input("x").Input("layout")
+    .Output("out")
+    .SetTensorDescInferFn([](InferContext* context) -> Maybe<void> {
+      const Shape& x = context->InputShape("x", 0);
+      const int64_t rows = JUST(matrix_shape(context, "layout"))->elem_cnt();
+      CHECK_OR_RETURN(x.NumAxes() >= 2 && x.Count(0, x.NumAxes() - 1) == rows)
+          << "x is " << x.DebugStr() << ", which are not the tokens of layout, "
+          << context->InputShape("layout", 0).DebugStr();
+      context->SetOutputShape("out", 0, Shape({rows, x.At(x.NumAxes() - 1)}));
+      context->SetOutputIsDynamic("out", 0, true);
+      return Maybe<void>::Ok();
+    })
+    .SetGetSbpFn([](SbpContext* context) -> Maybe<void> {
+      context->NewBuilder().Split(context->inputs(), 0).Split(context->outputs(), 0).Build();
+      return Maybe<void>::Ok();
+    })
+    .SetDataTypeInferFn(infer_types);
+
+REGISTER_BERT_OPERATOR_KERNEL("bert_pack", Kernel, pack)
+
+void unpack(KernelComputeContext* context) {
+  const auto& shape = tensor(context, "layout").shape_view();
+  bert_unpack(shape.At(0), shape.At(1), last_dimension(tensor(context, "x")), input(context, "layout"),
+              input(context, "x"), output(context, "out"));
+}
+
+REGISTER_USER_OP("bert_unpack")
+    .Input("x").Input("layout")
+    .Output("out")
+    .SetTensorDescInferFn([](InferContext* context) -> Maybe<void> {
+      JUST(check_layout(context, "x", "layout"));
+      const Shape& layout = context->InputShape("layout", 0);
+      set_static(context, "out", Shape({layout.At(0), layout.At(1), context->InputShape("x", 0).At(1)}));
+      return Maybe<void>::Ok();
+    })
+    .SetGetSbpFn([](SbpContext* context) -> Maybe<void> {
+      context->NewBuilder().Split(context->inputs(), 0).Split(context->outputs(), 0).Build();
+      return Maybe<void>::Ok();
+    })
+    .SetDataTypeInferFn(infer_types);
+
+REGISTER_BERT_OPERATOR_KERNEL("bert_unpack", Kernel, unpack)
+
+// Copies a gradient of a parameter whose shape OneFlow takes for dynamic, since an operator's outputs must all be dynamic
+// or all static.
+void static_copy(KernelComputeContext* context) {
+  const Tensor& x = tensor(context, "x");
+  std::memcpy(output(context, "out"), x.dptr<float>(), count_of(x) * sizeof(float));
+}
+
+REGISTER_USER_OP("bert_static_copy")
+    .Input("x")
+    .Output("out")
+    .SetTensorDescInferFn([](InferContext* context) -> Maybe<void> {
+      set_static(context, "out", context->InputShape("x", 0));
+      return Maybe<void>::Ok();
+    })
+    .SetGetSbpFn([](SbpContext* context) -> Maybe<void> {
+      context->NewBuilder().PartialSum(context->inputs()).PartialSum(context->outputs()).Build();
+      return Maybe<void>::Ok();
+    })
+    .SetDataTypeInferFn(infer_types);
+
+REGISTER_BERT_OPERATOR_KERNEL("bert_static_copy", Kernel, static_copy)
 
 // ---- calls from Python
 

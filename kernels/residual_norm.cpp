@@ -38,15 +38,15 @@ inline __attribute__((always_inline)) void with_dropout(float rate, uint64_t key
 }  // namespace bert
 
 void bert_residual_norm(int64_t rows, int64_t columns, float rate, double epsilon, const float* x, const float* bias,
-                        const float* residual, const float* gamma, const float* beta, const int64_t* random, float* y,
-                        float* normalised, float* inverse_deviation) {
+                        const float* residual, const float* gamma, const float* beta, const int64_t* random,
+                        const int64_t* places, float* y, float* normalised, float* inverse_deviation) {
   bert::parallel_for(rows, bert::rows_per_chunk(columns), [=](int64_t first, int64_t last) {
     for (int64_t row = first; row < last; ++row) {
       const float* from = x + row * columns;
       const float* kept = residual + row * columns;
       float* n = normalised + row * columns;
       float* to = y + row * columns;
-      bert::with_dropout(rate, rate > 0.0f ? random[row] : 0, row, columns,
+      bert::with_dropout(rate, rate > 0.0f ? random[row] : 0, places != nullptr ? places[row] : row, columns,
                          [=](int64_t i, float keep) { n[i] = (from[i] + bias[i]) * keep + kept[i]; });
       const double mean = bert::sum<double>(columns, [=](int64_t i) { return static_cast<double>(n[i]); }) / columns;
       const double variance = bert::sum<double>(columns, [=](int64_t i) {
@@ -64,8 +64,9 @@ void bert_residual_norm(int64_t rows, int64_t columns, float rate, double epsilo
 }
 
 void bert_residual_norm_grad(int64_t rows, int64_t columns, float rate, const float* dy, const float* normalised,
-                             const float* inverse_deviation, const float* gamma, const int64_t* random, float* dx,
-                             float* dresidual, float* dbias, float* dgamma, float* dbeta) {
+                             const float* inverse_deviation, const float* gamma, const int64_t* random,
+                             const int64_t* places, float* dx, float* dresidual, float* dbias, float* dgamma,
+                             float* dbeta) {
   bert::sum_over_rows<3>(rows, columns, {dbias, dgamma, dbeta}, [=](int64_t row, float* const total[3]) {
     const float* gradient = dy + row * columns;
     const float* n = normalised + row * columns;
@@ -83,7 +84,7 @@ void bert_residual_norm_grad(int64_t rows, int64_t columns, float rate, const fl
     float* bias_sum = total[0];
     float* gamma_sum = total[1];
     float* beta_sum = total[2];
-    bert::with_dropout(rate, rate > 0.0f ? random[row] : 0, row, columns, [=](int64_t i, float keep) {
+    bert::with_dropout(rate, rate > 0.0f ? random[row] : 0, places != nullptr ? places[row] : row, columns, [=](int64_t i, float keep) {
       const float d = scale * (gradient[i] * gamma[i] - mean - n[i] * projection);
       to_residual[i] = d;
       to_x[i] = d * keep;

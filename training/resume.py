@@ -9,7 +9,7 @@ import hashlib
 import os
 
 import config
-from engine import native
+from engine import native, operators
 from engine.oneflow_loader import nn
 from ranks.ranks import from_every_rank, from_first_rank, rank
 from snapshots import layout, run_state, series
@@ -27,6 +27,7 @@ _FLAGS_OF_OLDER_RUNS = {
     "--num_accumulation_steps": 1,
     "--activation_checkpointing": False,
     "--optimizer_type": "adam",
+    "--skip_padding": False,
 }
 
 
@@ -49,8 +50,10 @@ def start(job, args, data_set):
     Raises UserError if the newest snapshot is not of this run.
     """
     files = model_flags.files_of_model(args, data_set)
-    run = from_first_rank(lambda: _describe_run(job, args, data_set))
     folder = from_first_rank(lambda: _newest(args)) if args.resume else None
+    if folder is not None and args.skip_padding is None:
+        operators.skip_padding(operators.skips_padding() and from_first_rank(lambda: _skipped_padding(folder)))
+    run = from_first_rank(lambda: _describe_run(job, args, data_set))
     if folder is None:
         if args.resume:
             print(
@@ -70,6 +73,14 @@ def start(job, args, data_set):
     for notice in notices:
         print(one_line(f"Notice: {notice}."), flush=True)
     return StartingPoint(state["iteration"], train_step, state["run_number"], run, state["losses"], files, folder)
+
+
+def _skipped_padding(folder):
+    """Returns whether the run that saved the snapshot `folder` skipped padding."""
+    try:
+        return run_state.read(folder)["run"]["similar"]["--skip_padding"] is True
+    except (KeyError, TypeError):
+        return False  # an older run; _read_state says what else may be wrong
 
 
 def _tell_other_optimizer(args):
@@ -144,6 +155,7 @@ def _describe_run(job, args, data_set):
     same["blocks of the data"] = _checksum(data_set.paths, functools.partial(_spread_blocks, count=blocks))
     similar["device"] = next(iter(job.parameters_of_model())).placement.type
     similar["kernels"] = native.describe().split(",")[0]
+    similar["--skip_padding"] = operators.skips_padding()
     sizes_and_times = [(stat.st_size, stat.st_mtime) for stat in map(os.stat, data_set.paths)]
     # The time stamp of a part that is compared whole adds nothing.
     times = [int(time) if size > blocks * _BLOCK else 0 for size, time in sizes_and_times]
@@ -196,7 +208,7 @@ def _read_state(folder, run):
 
 def _changes(run, saved):
     """Returns notices, a list, on the differences to the saved run that are allowed."""
-    now, before = run["similar"], saved["similar"]
+    now, before = run["similar"], {**_FLAGS_OF_OLDER_RUNS, **saved["similar"]}
     changed = [name for name, value in now.items() if before.get(name, value) != value]
     details = ", ".join(f"{name} was {before[name]}, is {now[name]}" for name in changed)
     return [f"not quite the run that was stopped: {details}"] if changed else []

@@ -123,7 +123,8 @@ def _check_writable(flag, folder):
 def start_engine(args):
     """Chooses and reports the device, and loads OneFlow; returns the oneflow.placement of the model.
 
-    Sets args.iter_num to the first rank's value, since other ranks may not have the data.
+    Sets args.iter_num to the first rank's value, since other ranks may not have the data. Raises UserError if the
+    device cannot do what a flag asks for.
     """
     device_type, reason = device.choose_device(args.device, args.gpu_num_per_node)
     if device_type == "cuda":
@@ -149,6 +150,7 @@ def start_engine(args):
     flow.manual_seed(args.seed)
     native.set_seed(args.seed)
     operators.compute_in(config.amp_dtype(args, device_type))
+    _settle_padding(args, device_type)
     if device_type == "cpu":
         native.set_thread_count(threads)
         native.limit_memory(usable_memory() // args.gpu_num_per_node)
@@ -176,6 +178,19 @@ def _settle_precision(args):
                 raise UserError(f"--amp_dtype=bfloat16: {gpu} cannot, compute capability 8.0 can; use float16")
     os.environ["ONEFLOW_EP_CUDA_ENABLE_TF32_EXECUTION"] = str(int(args.tf32))
     return "; float32 products run as TF32" if args.tf32 and any(gpu.is_ampere() for gpu in gpus) else ""
+
+
+def _settle_padding(args, device_type):
+    """Makes graphs skip padding as --skip_padding says, by default where they can.
+
+    Raises UserError if they cannot, but should.
+    """
+    obstacle = None if device_type == "cpu" else "a GPU computes it"
+    if obstacle is None and not operators.can_skip_padding():
+        obstacle = f"it needs the native kernels ({native.describe()})"
+    if args.skip_padding and obstacle:
+        raise UserError(f"--skip_padding: {obstacle}; leave it out")
+    operators.skip_padding(obstacle is None if args.skip_padding is None else args.skip_padding)
 
 
 def _use_bfloat16():

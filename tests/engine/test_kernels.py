@@ -509,7 +509,7 @@ def attention_reference(query, key, value, mask, dropout, shape):
 def run_attention(library, shape, rate, query, key, value, mask, dout):
     batch, length, heads, head_size = shape
     settings = AttentionShape(batch, length, heads, head_size, rate)
-    rows, hidden = batch * length, heads * head_size
+    rows, hidden = query.shape
     random = np.full(rows, 1234567, np.int64)
     out = empty(rows, hidden)
     inputs = (query, key, value, mask)
@@ -579,7 +579,8 @@ def test_residual_norm(library, shape, rate, kind):
     y, normalised, inverse_deviation = empty(*shape), empty(*shape), empty(rows)
     library.bert_residual_norm(
         I64(rows), I64(columns), F32(rate), F64(1e-12),
-        *map(pointer, (x, bias, residual, gamma, beta, random, y, normalised, inverse_deviation)),
+        *map(pointer, (x, bias, residual, gamma, beta, random)), None,
+        *map(pointer, (y, normalised, inverse_deviation)),
     )  # fmt: skip
     x64, residual64, bias64 = double(x, residual, bias)
     expected, normalised64, inverse64 = layer_norm64((x64 + bias64) * factor + residual64, gamma, beta, 1e-12)
@@ -588,7 +589,7 @@ def test_residual_norm(library, shape, rate, kind):
     gradients = [empty(*shape), empty(*shape), empty(columns), empty(columns), empty(columns)]
     library.bert_residual_norm_grad(
         I64(rows), I64(columns), F32(rate),
-        *map(pointer, (dy, normalised, inverse_deviation, gamma, random, *gradients)),
+        *map(pointer, (dy, normalised, inverse_deviation, gamma, random)), None, *map(pointer, gradients),
     )  # fmt: skip
     dresidual64, dgamma64, dbeta64 = layer_norm_gradient64(dy, normalised64, inverse64, gamma)
     expected = (dresidual64 * factor, dresidual64, (dresidual64 * factor).sum(axis=0), dgamma64, dbeta64)
@@ -596,6 +597,85 @@ def test_residual_norm(library, shape, rate, kind):
     rounding = 1e-6 * np.abs(dy * gamma).max() * inverse64.max()
     for actual, wanted in zip(gradients, expected, strict=True):
         assert_close(actual, wanted, max(precision, 1e-5), rounding)
+
+
+# Tokens of each sequence: odd, one, all, none (which counts as all), and a hole.
+LENGTHS, WHOLE = [5, 1, 130, 0, 77], 130
+
+
+def packed_batch(library):
+    """The input mask [B, S], the layout that the library makes of it, and the places of the stored rows."""
+    input_mask = (np.arange(WHOLE) < np.array(LENGTHS)[:, None]).astype(np.float32)
+    input_mask[4, 3] = 0
+    layout = empty(*input_mask.shape)
+    library.bert_layout(I64(len(LENGTHS)), I64(WHOLE), pointer(input_mask), pointer(layout))
+    stored = np.arange(WHOLE) < np.array([length or WHOLE for length in LENGTHS])[:, None]
+    return input_mask, layout, np.flatnonzero(stored)
+
+
+@pytest.mark.parametrize("columns", [1, 7, 64])
+def test_packing(library, columns):
+    input_mask, layout, places = packed_batch(library)
+    stored = np.isin(np.arange(input_mask.size), places).reshape(input_mask.shape)
+    np.testing.assert_array_equal(layout, np.where(stored, (input_mask - 1) * 10000, -np.inf))
+    size = (I64(len(LENGTHS)), I64(WHOLE))
+    found = np.full(len(places), -1, np.int64)
+    library.bert_stored_rows.restype = I64
+    assert library.bert_stored_rows(*size, pointer(layout), None) == len(places)
+    assert library.bert_stored_rows(*size, pointer(layout), pointer(found)) == len(places)
+    np.testing.assert_array_equal(found, places)
+    x = values((input_mask.size, columns))
+    packed, unpacked = empty(len(places), columns), empty(*x.shape)
+    library.bert_pack(*size, I64(columns), *map(pointer, (layout, x, packed)))
+    np.testing.assert_array_equal(packed, x[places])
+    library.bert_unpack(*size, I64(columns), *map(pointer, (layout, packed, unpacked)))
+    np.testing.assert_array_equal(unpacked, np.where(stored.reshape(-1, 1), x, 0))
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.3])
+def test_packed_attention(library, rate):
+    """A packed batch: what float64 gives for the padded one, with its dropout."""
+    shape = (len(LENGTHS), WHOLE, 2, 16)
+    _, layout, places = packed_batch(library)
+    query, key, value, dout = (values((len(LENGTHS) * WHOLE, 32), "normal", seed) for seed in range(4))
+    packed = [np.ascontiguousarray(array[places]) for array in (query, key, value)]
+    out, gradients = run_attention(library, shape, rate, *packed, layout, np.ascontiguousarray(dout[places]))
+    dropout = keep_factors(library, shape, rate)
+    mask = np.where(np.isinf(layout), np.float32(-1e30), layout)
+    out64, gradients_of = attention_reference(query, key, value, mask, dropout, shape)
+    only_stored = np.zeros_like(dout)
+    only_stored[places] = dout[places]
+    for found, expected in zip((out, *gradients), (out64, *gradients_of(only_stored)), strict=True):
+        for sequence, length in enumerate(LENGTHS):
+            rows = places // WHOLE == sequence
+            # Scores of -10,000, as all are in a sequence without tokens, carry a rounding of 1e-3.
+            assert_close(found[rows], expected[places[rows]], 1e-5 if length else 2e-2, 1e-6)
+
+
+def test_packed_residual_norm(library):
+    """Rows of a packed batch: to the bit what they are in the padded one."""
+    _, _, places = packed_batch(library)
+    rows, columns = len(LENGTHS) * WHOLE, 70
+    arrays = {name: values((rows, columns), "normal", seed) for seed, name in enumerate(("x", "residual", "dy"))}
+    bias, gamma, beta = (values(columns, "normal", seed) for seed in (3, 4, 5))
+
+    def run(x, residual, dy, places):
+        random = np.full(len(x), 99, np.int64)
+        results = [empty(*x.shape), empty(*x.shape), empty(len(x)), empty(*x.shape), empty(*x.shape)]
+        sizes, sums = (I64(len(x)), I64(columns), F32(0.3)), [empty(columns) for _ in range(3)]
+        places = None if places is None else pointer(places)
+        library.bert_residual_norm(
+            *sizes, F64(1e-12), *map(pointer, (x, bias, residual, gamma, beta, random)), places,
+            *map(pointer, results[:3]),
+        )  # fmt: skip
+        library.bert_residual_norm_grad(
+            *sizes, *map(pointer, (dy, *results[1:3], gamma, random)), places, *map(pointer, (*results[3:], *sums)),
+        )  # fmt: skip
+        return results
+
+    packed = {name: np.ascontiguousarray(array[places]) for name, array in arrays.items()}
+    for found, expected in zip(run(**packed, places=places), run(**arrays, places=None), strict=True):
+        np.testing.assert_array_equal(found, expected[places])
 
 
 def test_results_do_not_depend_on_the_threads(library):

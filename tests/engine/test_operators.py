@@ -157,7 +157,8 @@ class Job(nn.Graph):
         context = operators.attention(nothing, nothing, parameters["value"], mask, HEADS, RATE)
         plain = operators.attention(nothing, nothing, parameters["value"], mask, HEADS, 0.0)
         first, second = (operators.dropout(parameters["x"], RATE) for _ in range(2))
-        normalised = operators.residual_norm(parameters["x"], parameters["bias"], nothing + 5.0, ramp + 1.0, ramp, RATE)
+        x, bias = parameters["x"], parameters["bias"]
+        normalised = operators.residual_norm(x, bias, nothing + 5.0, ramp + 1.0, ramp, mask, RATE)
         ((context * context).sum() + (first + 2.0 * second).sum()).backward()
         gradients = [parameters[name].grad for name in ("value", "x")]
         return [context, plain, first, second, normalised, *gradients]
@@ -210,14 +211,21 @@ def of(*shape):
 random = flow.ones(8, dtype=flow.int64)
 attention = [of(8, 4), of(8, 4), of(8, 4), of(2, 4)]
 attention_grad = [of(8, 4), *attention, random]
-norm = [of(8, 4), of(4), of(8, 4), of(4), of(4)]
-norm_grad = [of(8, 4), of(8, 4), of(8), of(4), random]
+norm = [of(8, 4), of(4), of(8, 4), of(4), of(4), of(2, 4)]
+norm_grad = [of(8, 4), of(8, 4), of(8), of(4), random, of(2, 4)]
 good = {
     "bert_attention": attention, "bert_attention_grad": attention_grad, "bert_residual_norm": norm,
     "bert_residual_norm_grad": norm_grad, "bert_bias_gelu_grad": [of(8, 4), of(4), of(8, 4)],
-    "bert_linear": [of(8, 3), of(3, 4), of(4)], "multi_reduce_sum_pow_abs": [of(3), of(8, 4)],
+    "bert_linear": [of(8, 3), of(3, 4), of(4)], "bert_linear_grad": [of(8, 3), of(8, 4)],
+    "bert_layout": [of(2, 4)], "bert_pack": [of(8, 3), of(2, 4)], "bert_unpack": [of(8, 3), of(2, 4)],
+    "multi_reduce_sum_pow_abs": [of(3), of(8, 4)],
     "scalar_mul_by_tensor": [of(3), of(1)],
 }
+
+ANY_ROWS = [("bert_linear", 0), ("bert_layout", 0)]
+ANY_COLUMNS = [
+    ("bert_linear_grad", 0), ("bert_linear_grad", 1), ("bert_layout", 0), ("bert_pack", 0), ("bert_unpack", 0),
+]
 
 def fails(operator, tensors, error=ValueError, **attributes):
     try:
@@ -235,8 +243,9 @@ for operator, tensors in good.items():
         if operator != "multi_reduce_sum_pow_abs":
             fails(operator, tensors[:place] + tensors[place + 1 :])
             others += [of(*tensor.shape, 1), of(5), tensor.to(flow.float64)]
-            others.append(of(*tensor.shape[:-1], tensor.shape[-1] + 1))
-            if (operator, place) != ("bert_linear", 0):  # which may have any number of rows
+            if (operator, place) not in ANY_COLUMNS:
+                others.append(of(*tensor.shape[:-1], tensor.shape[-1] + 1))
+            if (operator, place) not in ANY_ROWS:
                 others.append(of(tensor.shape[0] + 1, *tensor.shape[1:]))
         if operator == "scalar_mul_by_tensor":
             others = others[:3]

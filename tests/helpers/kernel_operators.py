@@ -138,8 +138,19 @@ def attention(query, key, value, mask):
     return operators.attention(query, key, value, mask.to(query.dtype) * -10000.0, heads=3, rate=0.0)
 
 
-def residual_norm(*tensors):
-    return operators.residual_norm(*tensors, rate=0.0)
+def residual_norm(x, bias, residual, gamma, beta, tokens):
+    layout = operators.attention_mask(tokens).to(x.dtype)
+    return operators.residual_norm(x, bias, residual, gamma, beta, layout, rate=0.0)
+
+
+def packed(x, bias, weight, gamma, tokens):
+    """The operators of a layer on the tokens of a batch, which a graph with the library packs."""
+    rows, layout = operators.pack(x, tokens)
+    layout = layout.to(x.dtype)
+    y = operators.bias_gelu(operators.matmul(operators.linear(rows, weight, bias), weight), bias)
+    y = operators.residual_norm(y, bias, rows, gamma, bias, layout, rate=0.0)
+    y = operators.unpack(operators.attention(y, y, rows, layout, 3, rate=0.0), layout)
+    return y * tokens.reshape(*tokens.shape, 1).to(x.dtype)
 
 
 def fused_bias_gelu(x, bias):
@@ -205,8 +216,15 @@ CASES = {
     ),
     "residual_norm": (
         residual_norm, values(70, 33), values(33), values(70, 33, seed=1), values(33, seed=2), values(33, seed=3),
+        np.ones((10, 7), np.int32),
     ),
 }  # fmt: skip
+
+# An odd number, one, all.
+TOKENS = (np.arange(8) < np.array([[5], [1], [8], [3]])).astype(np.int32)
+CASES_OF_GRAPHS = {
+    "packed": (packed, values(32, 12), values(12, seed=1), values(12, 12, seed=2), values(12, seed=3), TOKENS),
+}
 
 
 def dropout_statistics():
@@ -250,9 +268,11 @@ def dropout_gradients():
 
 def main():
     results = {"description": native.describe()}
-    for name, (function, *inputs) in CASES.items():
+    operators.skip_padding(operators.can_skip_padding())
+    for name, (function, *inputs) in {**CASES, **CASES_OF_GRAPHS}.items():
         for i, array in enumerate(in_a_graph(function, *inputs)):
             results[f"{name}-graph-{i}"] = array
+    for name, (function, *inputs) in CASES.items():
         for kind, arrays in at_extremes(function, *inputs):
             for i, array in enumerate(arrays):
                 results[f"{name}-{kind}-{i}"] = array

@@ -63,7 +63,7 @@ def observe(args):
         def build(self, x, bias, mask):
             outputs = (
                 operators.dropout(x, 0.5),
-                operators.residual_norm(x, bias, x, bias, bias, 0.5),
+                operators.residual_norm(x, bias, x, bias, bias, mask, 0.5),
                 operators.attention(x, x, x, mask, 2, 0.5),
             )
             return [output.to_global(sbp=flow.sbp.broadcast) for output in outputs]

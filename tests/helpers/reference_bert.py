@@ -165,9 +165,12 @@ def squad_logits(variables, batch, num_attention_heads):
     return logits[..., 0], logits[..., 1]
 
 
-def squad_loss(variables, batch, num_attention_heads):
-    """Returns the average of the start's and end's mean cross-entropy over the S positions, a float64 scalar."""
-    start_logits, end_logits = squad_logits(variables, batch, num_attention_heads)
+def squad_loss(variables, batch, num_attention_heads, added=0.0):
+    """Returns the average of the start's and end's mean cross-entropy over the S positions, a float64 scalar.
+
+    `added`: [B, S], to add to the logits.
+    """
+    start_logits, end_logits = (logits + added for logits in squad_logits(variables, batch, num_attention_heads))
     start_cross_entropy = cross_entropy(start_logits, np.reshape(batch["start_positions"], [-1]))
     end_cross_entropy = cross_entropy(end_logits, np.reshape(batch["end_positions"], [-1]))
     return 0.5 * (tf.reduce_mean(start_cross_entropy) + tf.reduce_mean(end_cross_entropy))
@@ -203,9 +206,9 @@ def pretraining_gradients(variables, batch, num_attention_heads):
     return _value_and_gradients(lambda tensors: pretraining_losses(tensors, batch, num_attention_heads), variables)
 
 
-def squad_gradients(variables, batch, num_attention_heads):
-    """Returns ((loss,) as a float, gradients by name), like `pretraining_gradients`."""
-    return _value_and_gradients(lambda tensors: (squad_loss(tensors, batch, num_attention_heads),), variables)
+def squad_gradients(variables, batch, num_attention_heads, added=0.0):
+    """Returns ((loss,) as a float, gradients by name), like `pretraining_gradients`; `added` as for squad_loss."""
+    return _value_and_gradients(lambda tensors: (squad_loss(tensors, batch, num_attention_heads, added),), variables)
 
 
 def _value_and_gradients(losses_of, variables):

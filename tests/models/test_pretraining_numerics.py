@@ -1,4 +1,7 @@
-"""The pre-training job against the independent float64 reference: losses, every gradient, three train steps."""
+"""The pre-training job against the independent float64 reference: losses, every gradient, three train steps.
+
+Also without padding, where dropout is compared with the padded batch, and SQuAD has another loss.
+"""
 
 import argparse
 import dataclasses
@@ -10,14 +13,16 @@ import pytest
 import bert_util
 import pretrain
 import reference_bert
+import squad
 from config import parse_pretraining_args
+from engine import native, operators
 from engine.oneflow_loader import flow
 from engine.operators import for_each_batch
 from made_parts import write_pretraining_part
 from records import checks, loader, ofrecord
 from running import needs_kernels
 from snapshots.variables import variable_name
-from training import optimizer
+from training import optimizer, scoring
 from training.job import TrainJob
 
 pytestmark = [pytest.mark.slow, pytest.mark.engine]
@@ -298,3 +303,90 @@ def test_gradient_norm_of_many_values(size):
             return optimizer.clip_by_global_norm([parameter], [parameter.grad], 1.0)
 
     np.testing.assert_allclose(Norm()().numpy(), np.sqrt(size), rtol=1e-5)
+
+
+# Tokens of the sequences: all, an odd number, one, two, more with a hole, and another odd number. (What is computed for
+# a sequence without any is mostly rounding.)
+LENGTHS = [SEQ_LENGTH, 17, 1, 2, 20, 5]
+WITH_DROPOUT = dataclasses.replace(CONFIG, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1)
+
+
+@pytest.fixture
+def skips_padding():
+    """Makes graphs skip padding."""
+    if not operators.can_skip_padding():
+        pytest.skip("no native kernels for it: make kernels builds them")
+    operators.skip_padding(True)
+    yield
+    operators.skip_padding(False)
+
+
+@pytest.fixture(scope="module")
+def short_batch(batch, tmp_path_factory):
+    """A part of one batch of LENGTHS: (its path, the batch as NumPy arrays)."""
+    path = tmp_path_factory.mktemp("data") / "part-0"
+    arrays = dict(batch[1])
+    arrays["input_mask"] = (np.arange(SEQ_LENGTH) < np.array(LENGTHS)[:, None]).astype(np.int32)
+    arrays["input_mask"][4, 3] = 0
+    # Predictions are at tokens.
+    arrays["masked_lm_positions"] %= np.array(LENGTHS, np.int32)[:, None]
+    with ofrecord.open_writer(path) as write:
+        for record in ofrecord.serialize_batch(arrays):
+            write(record)
+    return path, arrays
+
+
+def test_losses_and_gradients_without_padding(short_batch, skips_padding):
+    test_losses_and_gradients(short_batch)
+
+
+def losses_of(path, packed, batches=1, **flags):
+    """Losses and gradient norms of three steps with dropout."""
+    operators.skip_padding(packed)
+    native.set_seed(5)
+    args = argparse.Namespace(**{**vars(ARGS), **flags})
+    job = make_job(path, BATCH // batches, batches, args=args)
+    steps = [job() for _ in range(3)]
+    return [[step[name].numpy().mean() for name in ("total_loss", "gradient_norm")] for step in steps]
+
+
+@pytest.mark.parametrize("flags", [{}, {"activation_checkpointing": True, "batches": 2}])
+def test_dropout_is_that_of_the_padded_batch(short_batch, skips_padding, monkeypatch, flags):
+    path, _ = short_batch
+    monkeypatch.setattr(sys.modules[__name__], "CONFIG", WITH_DROPOUT)
+    np.testing.assert_allclose(losses_of(path, True, **flags), losses_of(path, False, **flags), rtol=1e-5)
+
+
+def test_squad_without_padding(short_batch, skips_padding):
+    """The loss and its gradients where the softmax is over what precedes the padding; logits of padding are -10000."""
+    _, arrays = short_batch
+    labels = {"start_positions": [[3], [16], [0], [1], [7], [1]], "end_positions": [[30], [16], [0], [1], [9], [4]]}
+    arrays = {name: arrays[name] for name in ("input_ids", "input_mask", "segment_ids")}
+    arrays |= {name: np.array(values, np.int32) for name, values in labels.items()}
+    placement = flow.placement("cpu", [0])
+    model = squad.BertForQuestionAnswering(CONFIG, bert_util.Initializer(placement, 7))
+    parameters = dict(model.named_parameters())
+
+    class Batch(flow.nn.Module):
+        def forward(self):
+            return {
+                name: flow.tensor(array, placement=placement, sbp=flow.sbp.broadcast) for name, array in arrays.items()
+            }
+
+    class Gradients(TrainJob):
+        def build(self):
+            losses = self.model(self.loader())
+            losses["total_loss"].backward()
+            return losses["total_loss"], {name: parameter.grad for name, parameter in parameters.items()}
+
+    loss, gradients = Gradients(model, Batch(), ARGS)()
+    stored = np.arange(SEQ_LENGTH) < np.array(LENGTHS)[:, None]
+    expected_loss, expected = reference_bert.squad_gradients(values_of(model), arrays, NUM_HEADS, (stored - 1.0) * 1e6)
+    np.testing.assert_allclose(loss.numpy(), expected_loss, rtol=1e-5)
+    for name, gradient in gradients.items():
+        reference = expected[variable_name(name)]
+        difference = np.linalg.norm(gradient.numpy() - reference)
+        assert difference <= 1e-4 * max(np.linalg.norm(reference), 1e-3), name
+    inputs = {name: arrays[name] for name in scoring.SEQUENCE}
+    for logits in scoring.Scorer(model, placement).score(inputs, SEQ_LENGTH):
+        np.testing.assert_array_equal(logits == -10000, ~stored)

@@ -166,8 +166,9 @@ def test_prediction_over_several_parts(work, predicted, tmp_path):
     np.testing.assert_array_equal(results, predicted)
 
 
-def test_without_padding(tmp_path):
-    """Windows of up to 78 tokens, not computed beyond 96: at the tokens, what is computed with all padding."""
+@needs_kernels
+def test_without_padding(tmp_path, monkeypatch):
+    """Trained and predicted without padding: at the tokens, the logits that are computed with it, else -10000."""
     size = {"seq_length": 128, "max_position_embeddings": 128}
     write_squad_parts(tmp_path / "train", 4, seq_length=128)
     windows = write_squad_parts(tmp_path / "made", 11, seq_length=128, is_training=False)
@@ -177,7 +178,7 @@ def test_without_padding(tmp_path):
     with ofrecord.open_writer(tmp_path / "dev" / "part-0") as write:
         for window in windows:
             write(ofrecord.serialize(window))
-    result = train(tmp_path / "train", tmp_path, iter_num=1, **size)
+    result = train(tmp_path / "train", tmp_path, iter_num=1, skip_padding=True, **size)
     assert result.returncode == 0, result.stderr
     whole = predict(tmp_path / "dev", tmp_path / "last_snapshot", tmp_path / "whole.npy", **size)
     short = predict(tmp_path / "dev", tmp_path / "last_snapshot", tmp_path / "short.npy", skip_padding=True, **size)
@@ -185,7 +186,13 @@ def test_without_padding(tmp_path):
     is_token = np.stack([window["input_mask"] for window in windows]) == 1
     for name in ("start_logits", "end_logits"):
         np.testing.assert_allclose(short[name][is_token], whole[name][is_token], rtol=1e-4, atol=1e-5)
-        assert (whole[name] != -10000).all() and (short[name] == -10000).any()
+        assert (whole[name] != -10000).all()
+        np.testing.assert_array_equal(short[name] == -10000, ~is_token)
+    monkeypatch.setenv("BERT_KERNELS", "none")
+    result = run_predict(tmp_path / "dev", tmp_path / "last_snapshot", tmp_path / "not.npy", skip_padding=True, **size)
+    assert_fails_with_one_line(
+        result, "--skip_padding: it needs the native kernels (", "BERT_KERNELS", "; leave it out"
+    )
 
 
 @pytest.mark.engine

@@ -130,6 +130,17 @@ class TestExactly:
         assert read_all(tmp_path / "last_snapshot") == read_all(whole / "last_snapshot")
         assert not list(tmp_path.glob(".*.tmp"))
 
+    def test_a_run_that_computes_padding_goes_on_so(self, data, tmp_path):
+        """Also one of an older version, whose snapshots do not tell."""
+        whole, killed = tmp_path / "whole", tmp_path / "killed"
+        pretrain(data, whole, skip_padding=False, iter_num=8)
+        shutil.copytree(whole / "snapshot_5", killed / "snapshot_5")
+        state = run_state.read(killed / "snapshot_5")
+        assert state["run"]["similar"].pop("--skip_padding") is False
+        (killed / "snapshot_5" / STEP / run_state.FILE).write_bytes(run_state.encode(state))
+        assert "Notice" not in pretrain(data, killed, resume=True, iter_num=8).replace("Notice: --warmup", "")
+        assert read_all(killed / "last_snapshot") == read_all(whole / "last_snapshot")
+
     def test_with_accumulation_and_activation_checkpointing(self, data, tmp_path):
         """From snapshot_5, which is all that a run has that is killed before the next one."""
         flags = {"iter_num": 12, "batch_size_per_device": 2, "num_accumulation_steps": 3}
