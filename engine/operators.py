@@ -19,6 +19,13 @@ _MULTIPLE_ON_CUDA = 8
 _NEVER = -10000.0
 
 _mixed_precision = None
+_sums_in_shared_memory = False
+
+
+def sum_in_shared_memory():
+    """Makes sum_over_ranks() use the memory that all ranks share since native.join_ranks()."""
+    global _sums_in_shared_memory
+    _sums_in_shared_memory = True
 
 
 def compute_in(dtype):
@@ -254,6 +261,18 @@ def residual_norm(x, bias, residual, gamma, beta, rate):
             return dx, dbias, dresidual, dgamma, dbeta
 
     return ResidualNorm.apply(x, bias, residual, gamma, beta)
+
+
+def sums_in_shared_memory():
+    """Returns whether sum_over_ranks() uses memory that the ranks share."""
+    return _sums_in_shared_memory
+
+
+def sum_over_ranks(partial):
+    """Returns the sum of each of the tensors `partial` over the ranks, whole on each of them. Works in graphs only."""
+    if _sums_in_shared_memory:
+        return native.apply("bert_sum_over_ranks", partial)
+    return [over_all_ranks(tensor) for tensor in partial]
 
 
 def over_all_ranks(partial):
