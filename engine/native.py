@@ -111,7 +111,7 @@ def apply(operator, tensors, heads=1, rate=0.0, epsilon=0.0):
     for tensor in tensors:
         if not isinstance(tensor, _tensor_type):
             raise TypeError(f"{operator}: {type(tensor).__name__} is not a tensor")
-    outputs = (ctypes.c_void_p * 8)()
+    outputs = (ctypes.c_void_p * max(8, len(tensors)))()
     error = ctypes.create_string_buffer(8192)
     inputs = (ctypes.py_object * len(tensors))(*tensors)
     attributes = (ctypes.c_int64(heads), ctypes.c_float(rate), ctypes.c_double(epsilon))
@@ -141,6 +141,31 @@ def limit_memory(size):
     """
     if _plugin is not None:
         _plugin.bert_limit_memory(ctypes.c_int64(size))
+
+
+def make_rank_memory(ranks):
+    """Returns the file descriptor of new memory through which `ranks` processes of this machine can sum gradients.
+
+    The caller may write a token to its first 64 bytes. Raises OSError if there is no such memory or no library.
+    """
+    if _kernels is None:
+        raise OSError(errno.ENOSYS, describe())
+    file = _kernels.library.bert_make_rank_memory(ranks)
+    if file < 0:
+        raise OSError(-file, os.strerror(-file))
+    return file
+
+
+def join_ranks(memory, ranks, rank):
+    """Makes this process `rank` of the `ranks` that share `memory`, which it has opened and may close afterwards.
+
+    The operator `bert_sum_over_ranks` then sums over them. Raises OSError if that is not possible.
+    """
+    if _kernels is None:
+        raise OSError(errno.ENOSYS, describe())
+    problem = _kernels.library.bert_join_ranks(memory, ranks, rank)
+    if problem:
+        raise OSError(problem, os.strerror(problem))
 
 
 def set_seed(seed):

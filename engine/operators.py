@@ -20,6 +20,13 @@ _NEVER = -10000.0
 
 _mixed_precision = None
 _skips_padding = False
+_sums_in_shared_memory = False
+
+
+def sum_in_shared_memory():
+    """Makes sum_over_ranks() use the memory that all ranks share since native.join_ranks()."""
+    global _sums_in_shared_memory
+    _sums_in_shared_memory = True
 
 
 def compute_in(dtype):
@@ -361,6 +368,18 @@ def residual_norm(x, bias, residual, gamma, beta, layout, rate):
             return dx, dbias, dresidual, dgamma, dbeta, None
 
     return ResidualNorm.apply(x, bias, residual, gamma, beta, layout)
+
+
+def sums_in_shared_memory():
+    """Returns whether sum_over_ranks() uses memory that the ranks share."""
+    return _sums_in_shared_memory
+
+
+def sum_over_ranks(partial):
+    """Returns the sum of each of the tensors `partial` over the ranks, whole on each of them. Works in graphs only."""
+    if _sums_in_shared_memory:
+        return native.apply("bert_sum_over_ranks", partial)
+    return [over_all_ranks(tensor) for tensor in partial]
 
 
 def over_all_ranks(partial):

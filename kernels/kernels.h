@@ -171,3 +171,15 @@ BERT_KERNEL void bert_adam(int64_t count, const BertAdam* settings, const float*
 // `parameter` to that of the step. The ratio is 1 if either norm is 0 or there is no decay.
 BERT_KERNEL void bert_lamb(int64_t count, const BertAdam* settings, const float* gradient, float* parameter, float* m,
                            float* v);
+
+// ---- sums over the ranks of a machine, which are processes (rank_sum.cpp)
+
+// Returns the file descriptor of new memory for `ranks` processes, or minus an errno. The caller may write a token to its
+// first 64 bytes.
+BERT_KERNEL int bert_make_rank_memory(int ranks);
+// Makes this process `rank` of those that share the memory of the file `memory`. Each has opened the file itself; it may
+// close it afterwards. Returns 0 or an errno.
+BERT_KERNEL int bert_join_ranks(int memory, int ranks, int rank);
+// y[i] = the sum of x[i] over the ranks, for each of `arrays` arrays, whose sizes are `count`; y[i] may be x[i]. All ranks
+// call it with the same sizes, and get the same bits. Waits for the other ranks; aborts the process if one has ended.
+BERT_KERNEL void bert_sum_over_ranks(int arrays, const int64_t* count, const float* const* x, float* const* y);

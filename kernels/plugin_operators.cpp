@@ -8,6 +8,8 @@
 #include "oneflow/core/framework/op_expr.h"
 #include "oneflow/core/framework/tensor_tuple.h"
 #include "oneflow/core/framework/user_op_registry_manager.h"
+#include "oneflow/core/job/job_build_and_infer_ctx.h"
+#include "oneflow/core/job/job_build_and_infer_ctx_mgr.h"
 
 #include "plugin.h"
 
@@ -479,6 +481,62 @@ REGISTER_USER_OP("bert_static_copy")
 
 REGISTER_BERT_OPERATOR_KERNEL("bert_static_copy", Kernel, static_copy)
 
+// ---- sums over the ranks of a machine; see bert_sum_over_ranks
+
+constexpr const char* kSumOverRanks = "bert_sum_over_ranks";
+
+void sum_over_ranks(KernelComputeContext* context) {
+  std::vector<int64_t> counts;
+  std::vector<const float*> x;
+  std::vector<float*> y;
+  for (int32_t i = 0; i < context->input_size("in"); ++i) {
+    counts.push_back(count_of(tensor(context, "in", i)));
+    x.push_back(input(context, "in", i));
+    y.push_back(CHECK_NOTNULL(context->Tensor4ArgNameAndIndex("out", i))->mut_dptr<float>());
+  }
+  bert_sum_over_ranks(counts.size(), counts.data(), x.data(), y.data());
+}
+
+REGISTER_USER_OP(kSumOverRanks)
+    .Input("in")
+    .Output("out")
+    .SetTensorDescInferFn([](InferContext* context) -> Maybe<void> {
+      for (const auto& [name, index] : context->outputs()) {
+        context->SetOutputShape(name, index, context->InputShape("in", index));
+      }
+      return Maybe<void>::Ok();
+    })
+    // OneFlow would also choose broadcast inputs, which are not to be added.
+    .SetNdSbpInferFn([](user_op::InferNdSbpFnContext* context) -> Maybe<void> {
+      for (const auto& [name, index] : context->inputs()) {
+        NdSbp* signature = context->NdSbp4ArgNameAndIndex(name, index);
+        signature->clear_sbp_parallel();
+        signature->add_sbp_parallel()->mutable_partial_sum_parallel();
+      }
+      for (const auto& [name, index] : context->outputs()) {
+        NdSbp* signature = context->NdSbp4ArgNameAndIndex(name, index);
+        signature->clear_sbp_parallel();
+        signature->add_sbp_parallel()->mutable_broadcast_parallel();
+      }
+      return Maybe<void>::Ok();
+    })
+    .SetGetSbpFn([](SbpContext* context) -> Maybe<void> {
+      context->NewBuilder().PartialSum(context->inputs()).Broadcast(context->outputs()).Build();
+      return Maybe<void>::Ok();
+    })
+    .SetDataTypeInferFn(infer_types);
+
+REGISTER_BERT_OPERATOR_KERNEL("bert_sum_over_ranks", Kernel, sum_over_ranks)
+
+// Gives the operator that has just been added to a graph a thread of its own. A sum waits for the other ranks. In the thread
+// of the other operators it would hold up those that the other ranks need to arrive: rank 0 may read their batches.
+Maybe<void> give_own_thread(const std::string& name) {
+  const Job& job = JUST(GetCurInferCtx())->job();
+  CHECK_OR_RETURN(job.net().op_size() > 0 && job.net().op().rbegin()->user_conf().op_type_name() == name);
+  const_cast<Job&>(job).mutable_net()->mutable_op()->rbegin()->set_stream_name_hint(name);
+  return Maybe<void>::Ok();
+}
+
 // ---- calls from Python
 
 // OneFlow's PyTensorObject, whose header the wheel lacks, declared without Python's headers.
@@ -494,9 +552,8 @@ struct Attributes {
   double epsilon;
 };
 
-constexpr int kMostOutputs = 8;
-// Takes any number of tensors as its only argument, which OneFlow's definition of an operator does not say.
-constexpr const char* kTakesList = "multi_reduce_sum_pow_abs";
+// Operators that take any number of tensors as their only argument, which OneFlow's definition of an operator does not say.
+bool takes_list(const std::string& name) { return name == "multi_reduce_sum_pow_abs" || name == kSumOverRanks; }
 
 // Returns the operator with this number of inputs and these attributes; creates it on first use.
 Maybe<one::UserOpExpr> find_operator(const std::string& name, int inputs, const Attributes& attributes) {
@@ -508,13 +565,12 @@ Maybe<one::UserOpExpr> find_operator(const std::string& name, int inputs, const 
   if (!found) {
     const user_op::OpRegistryResult* definition = user_op::UserOpRegistryMgr::Get().GetOpRegistryResult(name);
     CHECK_OR_RETURN(definition != nullptr) << "there is no such operator";
-    const bool is_list = name == kTakesList;
+    const bool is_list = takes_list(name), gives_list = name == kSumOverRanks;
     const int expected = is_list ? std::max(1, inputs) : definition->op_def.input_size();
     CHECK_OR_RETURN(inputs == expected) << "it takes " << expected << " tensors, not " << inputs;
-    CHECK_OR_RETURN(definition->op_def.output_size() <= kMostOutputs) << "it has too many outputs";
     one::OpBuilder builder(name);
     for (const auto& argument : definition->op_def.input()) { builder.Input(argument.name(), is_list ? inputs : 1); }
-    for (const auto& argument : definition->op_def.output()) { builder.Output(argument.name()); }
+    for (const auto& argument : definition->op_def.output()) { builder.Output(argument.name(), gives_list ? inputs : 1); }
     for (const auto& attribute : definition->op_def.attr()) {
       if (attribute.name() == "heads") { builder.Attr<int64_t>("heads", attributes.heads); }
       if (attribute.name() == "rate") { builder.Attr<float>("rate", attributes.rate); }
@@ -536,14 +592,17 @@ Maybe<one::TensorTuple> apply(const std::string& name, const Attributes& attribu
     CHECK_OR_RETURN(argument != nullptr) << "a tensor holds nothing";
   }
   const auto definition = JUST(find_operator(name, arguments.size(), attributes));
-  return one::OpInterpUtil::Dispatch<one::TensorTuple>(*definition, arguments);
+  const auto results = JUST(one::OpInterpUtil::Dispatch<one::TensorTuple>(*definition, arguments));
+  if (name == kSumOverRanks) { JUST(give_own_thread(name)); }
+  return results;
 }
 
 }  // namespace
 }  // namespace oneflow
 
-// Applies the operator `name` to Python tensors. Writes new references to its outputs, at most 8, to `outputs`, created
-// with `new_tensor` (OneFlow's PyTensor_New). Returns their number, or -1 on failure, with the reason in `error`.
+// Applies the operator `name` to Python tensors. Writes new references to its outputs to `outputs`, which has room for as
+// many as there are inputs and for at least 8, created with `new_tensor` (OneFlow's PyTensor_New). Returns their number, or
+// -1 on failure, with the reason in `error`.
 BERT_KERNEL int bert_apply(const char* name, int64_t heads, float rate, double epsilon,
                            void* (*new_tensor)(const std::shared_ptr<oneflow::one::Tensor>&), int inputs,
                            oneflow::PythonTensor* const* input, void** outputs, char* error, int64_t capacity) {

@@ -4,7 +4,7 @@ import functools
 import math
 
 import config
-from engine import native
+from engine import native, operators
 from engine.oneflow_loader import flow, nn
 from engine.operators import for_each_batch, in_float32, over_all_ranks
 from system.errors import UserError
@@ -102,7 +102,7 @@ class TrainJob(nn.Graph):
         gradient_of_loss = flow._C.global_constant((), 1.0, dtype=loss.dtype, placement=loss.placement, sbp=loss.sbp)
         loss.backward(gradient_of_loss)
         loss_scale = self._loss_scale(gradient_of_loss) if self.scales_loss else None
-        gradients = [in_float32(self._summed_gradient(parameter)) for parameter in self._parameters]
+        gradients = [in_float32(gradient) for gradient in self._summed_gradients()]
         norm = clip_by_global_norm(self._parameters, gradients, self._max_grad_norm, loss_scale, batches)
         outputs[GRADIENT_NORM] = for_each_batch(norm) if batches > 1 else norm
         if self.signals is not None:
@@ -116,14 +116,21 @@ class TrainJob(nn.Graph):
             return self.sum_of_scales.to(nn.Module).pop() / self.batches_per_iteration
         return flow._C.identity(gradient_of_loss)
 
-    def _summed_gradient(self, parameter):
-        """Returns the gradient summed over ranks: whole, or with ZeRO the rows that this rank updates."""
-        ranks = len(parameter.placement.ranks)
-        rows, *others = parameter.shape
-        # OneFlow's own condition (optimizer_placement_optimization_pass.cpp).
-        if self._uses_zero and rows // ranks * math.prod(others) >= _SMALLEST_SHARD:
-            return parameter.grad.to_global(sbp=flow.sbp.split(0))
-        return over_all_ranks(parameter.grad)
+    def _summed_gradients(self):
+        """Returns the gradients summed over ranks: whole, or with ZeRO the rows that this rank updates."""
+        gradients = [parameter.grad for parameter in self._parameters]
+        if operators.sums_in_shared_memory() or not self._uses_zero:
+            gradients = operators.sum_over_ranks(gradients)
+        if self._uses_zero:
+            sbps = [flow.sbp.split(0) if _is_divided(tensor) else flow.sbp.broadcast for tensor in self._parameters]
+            gradients = [gradient.to_global(sbp=sbp) for gradient, sbp in zip(gradients, sbps, strict=True)]
+        return gradients
+
+
+def _is_divided(parameter):
+    """Whether ZeRO divides it: OneFlow's own condition (optimizer_placement_optimization_pass.cpp)."""
+    rows, *others = parameter.shape
+    return rows // len(parameter.placement.ranks) * math.prod(others) >= _SMALLEST_SHARD
 
 
 def _check_dropout(args, placement):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import config
 from engine import device, native, oneflow_loader
-from ranks import supervision
+from ranks import shared_memory, supervision
 from ranks.ranks import from_first_rank, rank, wait_for_first_rank
 from records import prediction_file
 from snapshots import layout
@@ -155,6 +155,7 @@ def start_engine(args):
         native.set_thread_count(threads)
         native.limit_memory(usable_memory() // args.gpu_num_per_node)
         print(f"CPU: {native.describe()}", flush=True)
+        share_memory(args)
         if args.use_fp16:
             print(_use_bfloat16(), flush=True)
         if args.amp_dtype == "float16":
@@ -191,6 +192,20 @@ def _settle_padding(args, device_type):
     if args.skip_padding and obstacle:
         raise UserError(f"--skip_padding: {obstacle}; leave it out")
     operators.skip_padding(obstacle is None if args.skip_padding is None else args.skip_padding)
+
+
+def share_memory(args):
+    """Makes the ranks of a single node sum gradients in memory that they share. Prints a notice where they cannot.
+
+    All ranks call it, on a CPU, once OneFlow is loaded.
+    """
+    if args.node_num > 1 or args.gpu_num_per_node == 1:
+        return
+    problem = shared_memory.join(args.gpu_num_per_node)
+    if problem is None:
+        operators.sum_in_shared_memory()
+    elif native.is_loaded():
+        print(f"Notice: the ranks share no memory ({problem}), so their gradients take slow connections.", flush=True)
 
 
 def _use_bfloat16():

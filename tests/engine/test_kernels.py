@@ -3,6 +3,7 @@
 tests/engine/test_operators.py has them within OneFlow.
 """
 
+import contextlib
 import ctypes
 import math
 import os
@@ -13,7 +14,9 @@ import sys
 import numpy as np
 import pytest
 
+import rank_sums
 from engine import kernel_files, native
+from running import ROOT
 
 pytestmark = pytest.mark.skipif(not kernel_files.built_sets(), reason="no native kernels: make kernels builds them")
 
@@ -25,6 +28,7 @@ ROW_SHAPES = [(1, 1), (1, 7), (3, 64), (5, 768), (65, 100), (130, 33), (2, 30522
 @pytest.fixture(scope="module", params=kernel_files.built_sets())
 def library(request):
     library = native.open_library(request.param)
+    library.instruction_set = request.param
     library.bert_set_thread_count(3)
     library.bert_sum_of_squares.restype = F64
     library.bert_stream_seed.restype = ctypes.c_uint64
@@ -817,3 +821,36 @@ library.bert_matmul(False, False, ctypes.c_int64(1), *sizes, ctypes.c_float(1), 
     environment = {**os.environ, "LD_LIBRARY_PATH": os.path.dirname(kernel_files.load_onednn()._name)}
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
     assert (result.returncode, result.stderr) == (-signal.SIGABRT, "oneDNN: dnnl_sgemm: invalid_arguments\n")
+
+
+def test_sums_over_processes(library, tmp_path):
+    """In the order of the ranks, so all get the same bits. Who waits for one that has ended ends too."""
+    ranks = 3
+    memory = library.bert_make_rank_memory(ranks)
+    program = [sys.executable, str(ROOT / "tests" / "helpers" / "rank_sums.py"), library.instruction_set]
+    program += [f"/proc/{os.getpid()}/fd/{memory}", str(ranks)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with contextlib.ExitStack() as stack:
+        processes = []
+        for rank in range(ranks):
+            command = [*program, str(rank), str(tmp_path / f"{rank}.npz")]
+            processes.append(stack.enter_context(subprocess.Popen(command, **pipes)))
+            stack.callback(processes[-1].kill)
+        assert [process.stdout.readline() for process in processes] == ["joined\n"] * ranks
+        os.close(memory)
+        for process in processes:
+            process.stdin.write("begin\n")
+            process.stdin.flush()
+        ends = [process.communicate(timeout=120) for process in processes]
+    with np.errstate(all="ignore"):
+        expected = [(x + y) + z for x, y, z in zip(*map(rank_sums.values, range(ranks)), strict=True)]
+    for rank, process in enumerate(processes):
+        for name in (f"{rank}.npz", f"{rank}.npz.in_place.npz"):
+            found = np.load(tmp_path / name)
+            for i, array in enumerate(expected):
+                np.testing.assert_array_equal(found[f"arr_{i}"], array)
+        if rank < ranks - 1:
+            assert process.returncode == -signal.SIGABRT, ends[rank]
+            assert ends[rank][1].startswith("rank 2 of this machine has ended while"), ends[rank]
+        else:
+            assert process.returncode == 0, ends[rank]
