@@ -161,7 +161,12 @@ def parse_squad_predict_args(arguments=None):
     groups["data"].add_argument(
         "--all_results_file", default="all_results.npy", metavar="NPY", help="where the results go"
     )
-    _add_skip_padding(groups, False, "tokens differ in rounding, by batch, and logits of padding are -10000")
+    add_bool(
+        groups["data"],
+        "--skip_padding",
+        help="compute nothing for padding, or little where the device or OneFlow's own kernels compute it: tokens then "
+        "differ in rounding, by batch, and logits of padding are -10000",
+    )
     args = parser.parse_args(arguments)
     if args.model_load_dir is None:
         parser.error("--model_load_dir is missing: give the snapshot of a fine-tuned model")

@@ -15,6 +15,7 @@ from util import run_script
 bert_util = LazyModule("bert_util")
 job_state = LazyModule("training.job_state")
 loader = LazyModule("records.loader")
+operators = LazyModule("engine.operators")
 squad = LazyModule("squad")
 
 
@@ -41,8 +42,13 @@ def predict_logits(data_set, args):
     """Returns the results for prediction_file.write; rank 0 has all of them."""
     placement = run_setup.start_engine(args)
     model = squad.BertForQuestionAnswering(bert_util.bert_config(args), bert_util.ZeroInitializer(placement))
+    amp_dtype = config.amp_dtype(args, placement.type)
+    if args.skip_padding and not operators.skips_padding():
+        prediction = squad.ShortPrediction(model, placement, amp_dtype)
+        job_state.restore_for_prediction(prediction.scorer.model_job, args.model_load_dir, args.skip_checksums)
+        return prediction.predict(data_set, args)
     data = loader.OFRecordLoader(data_set, config.global_batch_size(args), placement, shuffle=False, seed=args.seed)
-    job = squad.SquadPredictJob(model, data, config.amp_dtype(args, placement.type))
+    job = squad.SquadPredictJob(model, data, amp_dtype)
     job_state.restore_for_prediction(job, args.model_load_dir, args.skip_checksums)
     return squad.predict(job, args.iter_num, args.seq_length)
 

@@ -3,11 +3,14 @@
 import numpy as np
 
 import bert_util
+import config
 from engine.oneflow_loader import flow, nn
 from engine.operators import in_float32, over_all_ranks, without_padding
-from records import prediction_file
+from ranks.ranks import from_first_rank, rank
+from records import prediction_file, squad_batches
 from system.progress import progress_bar
 from training.job import TrainJob
+from training.scoring import Scorer
 
 
 class SquadHead(nn.Module):
@@ -98,3 +101,46 @@ def predict(job, iter_num, seq_length):
         for unique_id, start_logits, end_logits in zip(*outputs, strict=True):
             results.setdefault(int(unique_id[0]), (start_logits.copy(), end_logits.copy()))
     return np.array([(unique_id, *results[unique_id]) for unique_id in sorted(results)], dtype=dtype)
+
+
+class ShortPrediction:
+    """Predicts with little padding where graphs cannot skip it, by a graph for each of a few lengths, made on first use.
+
+    Each batch is cut to one of these lengths. The logits of the positions cut off are prediction_file.LOGIT_OF_PADDING.
+    """
+
+    def __init__(self, model, placement, amp_dtype=None):
+        self.scorer = Scorer(model, placement, amp_dtype)
+
+    def predict(self, data_set, args):
+        """As predict(), for the first args.iter_num batches. Rank 0 reads the windows and holds the results."""
+        batch_size = config.global_batch_size(args)
+        results = [np.zeros(0, prediction_file.result_dtype(args.seq_length))]
+        parts = squad_batches.read_windows(data_set, args.iter_num * batch_size) if rank() == 0 else None
+        with progress_bar(total=args.iter_num, unit="batch") as bar:
+            while True:
+                windows, batches = None, []
+                if rank() == 0 and (windows := next(parts, None)) is not None:
+                    batches = squad_batches.make_batches(windows["input_mask"], batch_size, self.scorer.lengths)
+                    results.append(self._empty_results(windows))
+                lengths = from_first_rank(lambda made=batches: [length for length, _ in made])
+                if not lengths:
+                    break
+                for index, length in enumerate(lengths):
+                    rows = batches[index][1] if windows is not None else None
+                    inputs = None
+                    if windows is not None:
+                        inputs = {name: windows[name][rows, :length] for name in self.scorer.inputs}
+                    start_logits, end_logits = self.scorer.score(inputs, length)
+                    if windows is not None:
+                        results[-1]["start_logits"][rows, :length] = start_logits
+                        results[-1]["end_logits"][rows, :length] = end_logits
+                    bar.update()
+        together = np.concatenate(results)
+        return together[np.argsort(together["unique_id"], kind="stable")]
+
+    def _empty_results(self, windows):
+        results = np.empty(len(windows["unique_ids"]), prediction_file.result_dtype(windows["input_ids"].shape[1]))
+        results["unique_id"] = windows["unique_ids"][:, 0]
+        results["start_logits"] = results["end_logits"] = prediction_file.LOGIT_OF_PADDING
+        return results

@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 
-from inference import length_batches
+from records import squad_batches
 from system.errors import UserError
 from system.input_files import open_input, reading
 from text.classification import input_arrays
@@ -96,7 +96,7 @@ def score(scorer, features, batch_size):
 
     Yields (row, its outputs) for each row, by length: [S, ...] of outputs for tokens, cut as the batch is.
     """
-    lengths = length_batches.make_batches(features["input_mask"], batch_size, scorer.lengths)
+    lengths = squad_batches.make_batches(features["input_mask"], batch_size, scorer.lengths)
     pending = np.ones(len(features["input_mask"]), bool)
     for length, rows in lengths:
         inputs = {name: features[name][rows] for name in scorer.inputs}

@@ -184,14 +184,14 @@ def _settle_precision(args):
 def _settle_padding(args, device_type):
     """Makes graphs skip padding as --skip_padding says, by default where they can.
 
-    Raises UserError if they cannot, but should.
+    Raises UserError if training cannot, but should. Prediction then shortens the batches.
     """
     obstacle = None if device_type == "cpu" else "a GPU computes it"
     if obstacle is None and not operators.can_skip_padding():
         obstacle = f"it needs the native kernels ({native.describe()})"
-    if args.skip_padding and obstacle:
+    if args.skip_padding and obstacle and "do_train" in args:
         raise UserError(f"--skip_padding: {obstacle}; leave it out")
-    operators.skip_padding(obstacle is None if args.skip_padding is None else args.skip_padding)
+    operators.skip_padding(obstacle is None and args.skip_padding is not False)
 
 
 def share_memory(args):

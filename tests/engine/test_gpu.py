@@ -215,8 +215,9 @@ def test_bfloat16(data, tmp_path, ranks):
 
 
 @pytest.mark.parametrize("ranks", RANKS)
+@pytest.mark.parametrize("skip_padding", [False, True])
 @pytest.mark.parametrize("use_fp16", [False, True])
-def test_prediction(data, tmp_path, use_fp16, ranks):
+def test_prediction(data, tmp_path, use_fp16, skip_padding, ranks):
     flags = {**SQUAD, **MODEL, "batch_size_per_device": 4}
     output = {"log_dir": tmp_path, "model_save_dir": tmp_path}
     training = {**flags, **TRAINING, **output, "iter_num": 1, "data_dir": data / "squad"}
@@ -224,7 +225,7 @@ def test_prediction(data, tmp_path, use_fp16, ranks):
     file = tmp_path / "results.npy"
     flags |= {"data_dir": data / "dev", "model_load_dir": tmp_path / "last_snapshot", "all_results_file": file}
     del flags["iter_num"]
-    flags |= {"use_fp16": use_fp16}
+    flags |= {"use_fp16": use_fp16, "skip_padding": skip_padding}
     for graph in structure_of("run_squad_predict", tmp_path, ranks, **flags)["graphs"]:
         assert dtypes_of(graph, "matmul") == ({"kFloat16"} if use_fp16 else {"kFloat"})
     results = np.load(file, allow_pickle=False)

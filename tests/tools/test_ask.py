@@ -17,7 +17,7 @@ import run_squad_predict
 import small_models
 from in_process import run_in_process
 from inference import answers
-from running import ROOT, assert_fails_with_one_line, needs_kernels
+from running import ROOT, assert_fails_with_one_line
 from text import squad_answers, squad_file, squad_windows
 from text.tokenization import Tokenizer, read_vocab
 
@@ -38,7 +38,7 @@ def run(snapshot, *arguments, stdin=None, **flags):
 
 
 @pytest.mark.engine
-@pytest.mark.parametrize(("skip_padding", "version_2"), [pytest.param(True, True, marks=needs_kernels), (False, False)])
+@pytest.mark.parametrize(("skip_padding", "version_2"), [(True, True), (False, False)])
 def test_answers_are_those_of_the_scripts_for_files(tmp_path, snapshot, skip_padding, version_2):
     """On all questions of dataset/squad; the answers byte for byte."""
     contents = [json.loads((ROOT / f"dataset/squad/{name}-v1.1.json").read_text()) for name in ("train", "dev")]
