@@ -4,6 +4,7 @@ Processes one character, one piece or one pair of positions at a time. It shares
 `tests/text/test_against_google.py` compares the suite with Google's own scripts if a checkout is available.
 """
 
+import functools
 import json
 import math
 import unicodedata
@@ -18,16 +19,26 @@ CJK = [
     (0xF900, 0xFAFF),
     (0x2F800, 0x2FA1F),
 ]
+# The characters and texts of a test come again and again.
+remembered = functools.lru_cache(10000)
 
 
+@remembered
 def is_blank(character):
     return character in [" ", "\t", "\n", "\r"] or unicodedata.category(character) == "Zs"
 
 
+@remembered
 def is_control(character):
     return character not in ["\t", "\n", "\r"] and unicodedata.category(character) in ["Cc", "Cf"]
 
 
+@remembered
+def is_cjk(character):
+    return any(low <= ord(character) <= high for low, high in CJK)
+
+
+@remembered
 def is_punctuation(character):
     code = ord(character)
     for low, high in [(33, 47), (58, 64), (91, 96), (123, 126)]:
@@ -36,6 +47,7 @@ def is_punctuation(character):
     return unicodedata.category(character)[0] == "P"
 
 
+@remembered
 def split_words(text, do_lower_case):
     """Cleans, separates CJK characters, splits at spaces, lower-cases and strips accents, splits at punctuation."""
     cleaned = ""
@@ -44,7 +56,7 @@ def split_words(text, do_lower_case):
             continue
         if is_blank(character):
             cleaned += " "
-        elif any(low <= ord(character) <= high for low, high in CJK):
+        elif is_cjk(character):
             cleaned += " " + character + " "
         else:
             cleaned += character
@@ -63,7 +75,7 @@ def split_words(text, do_lower_case):
                 word += character
         words.append(word)
     # A word may be empty or contain a space by now.
-    return [part for word in words for part in word.split()]
+    return tuple(part for word in words for part in word.split())
 
 
 def split_pieces(word, vocab):
@@ -218,8 +230,9 @@ def answer(example, features, results, settings):
         start_logits, end_logits = results[feature["unique_id"]]
         if version_2 and start_logits[0] + end_logits[0] < null_score:
             null_score, null = start_logits[0] + end_logits[0], (start_logits[0], end_logits[0])
+        ends = n_best_positions(end_logits, settings["n_best_size"])
         for start in n_best_positions(start_logits, settings["n_best_size"]):
-            for end in n_best_positions(end_logits, settings["n_best_size"]):
+            for end in ends:
                 if start not in feature["words"] or end not in feature["words"]:
                     continue
                 if not feature["is_max_context"][start]:
@@ -272,8 +285,9 @@ def final_text(predicted, original, do_lower_case):
     # The indexes of the characters of `predicted` among the non-space characters.
     numbers = []
     number = 0
+    begin = normalised.index(predicted)
     for position, character in enumerate(normalised):
-        if normalised.index(predicted) <= position < normalised.index(predicted) + len(predicted):
+        if begin <= position < begin + len(predicted):
             numbers.append(number)
         if character != " ":
             number += 1
