@@ -1,7 +1,7 @@
 """Times SQuAD training and prediction with and without --skip_padding, in turns within one process.
 
-For windows with the lengths of real ones and for full ones, prints the medians of a batch in seconds, their ratio, and
-the share of tokens among all positions, which the ratio should come near.
+For windows with the lengths of real ones and for full ones, prints the medians of a batch in seconds, their ratio, that
+of processor seconds, which other processes disturb less, and the share of tokens among all positions.
 """
 
 import argparse
@@ -26,13 +26,15 @@ def main():
     parser.add_argument("--seq_length", type=positive_int, default=384, metavar="N", help="positions of a window")
     parser.add_argument("--batch_size", type=positive_int, default=8, metavar="N", help="windows in a batch")
     parser.add_argument("--turns", type=positive_int, default=5, metavar="N", help="timed batches of each side")
+    parser.add_argument("--cpu_threads", type=positive_int, default=1, metavar="N", help="threads of the kernels")
     args = parser.parse_args()
 
     from engine import native, oneflow_loader
 
     oneflow_loader.load()
+    native.set_thread_count(args.cpu_threads)
     print(native.describe())
-    print(f"{'':24} {'padded s':>9} {'packed s':>9} {'ratio':>6} {'tokens':>7}")
+    print(f"{'':24} {'padded s':>9} {'packed s':>9} {'ratio':>6} {'processor':>10} {'tokens':>7}")
     with tempfile.TemporaryDirectory() as folder:
         for lengths in ("real", "full"):
             path = Path(folder) / lengths
@@ -42,10 +44,9 @@ def main():
                 for packs in (False, True):
                     steps.append(make_step(path, packs, args))
                     steps[-1]()  # compiles it
-                padded, packed = time_in_turns(steps, args.turns)
-                print(
-                    f"{f'{name}, {lengths} windows':24} {padded:9.3f} {packed:9.3f} {packed / padded:6.2f} {share:7.2f}"
-                )
+                (padded, packed), (of_padded, of_packed) = time_in_turns(steps, args.turns)
+                times = f"{padded:9.3f} {packed:9.3f} {packed / padded:6.2f} {of_packed / of_padded:10.2f}"
+                print(f"{f'{name}, {lengths} windows':24} {times} {share:7.2f}", flush=True)
 
 
 def write_windows(folder, lengths, args):
@@ -69,7 +70,7 @@ def train_step(folder, packs, args):
     import config
     import squad
 
-    model, loader, _ = model_and_data(folder, "squad_train_fields", packs, args)
+    model, loader = model_and_data(folder, "squad_train_fields", packs, args)
     job = squad.SquadFinetuneJob(model, loader, config.parse_squad_args([f"--data_dir={folder}", "--iter_num=100"]))
     return lambda: job()["total_loss"].numpy()
 
@@ -78,7 +79,7 @@ def predict_step(folder, packs, args):
     """Returns a function that predicts the next batch by a model of its own."""
     import squad
 
-    job = squad.SquadPredictJob(*model_and_data(folder, "squad_predict_fields", packs, args)[:2])
+    job = squad.SquadPredictJob(*model_and_data(folder, "squad_predict_fields", packs, args))
     return lambda: [output.numpy() for output in job()]
 
 
@@ -103,14 +104,15 @@ def model_and_data(folder, fields, packs, args):
 
 
 def time_in_turns(steps, turns):
-    """Returns the median seconds of each step."""
-    seconds = [[] for _ in steps]
+    """Returns the median seconds of each step, and its median processor seconds."""
+    seconds, processor_seconds = [[] for _ in steps], [[] for _ in steps]
     for _ in range(turns):
-        for step, spent in zip(steps, seconds, strict=True):
-            begin = time.perf_counter()
+        for index, step in enumerate(steps):
+            begin, processor_begin = time.perf_counter(), time.process_time()
             step()
-            spent.append(time.perf_counter() - begin)
-    return [statistics.median(spent) for spent in seconds]
+            seconds[index].append(time.perf_counter() - begin)
+            processor_seconds[index].append(time.process_time() - processor_begin)
+    return [statistics.median(each) for each in seconds], [statistics.median(each) for each in processor_seconds]
 
 
 if __name__ == "__main__":

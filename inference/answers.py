@@ -164,6 +164,8 @@ class Answerer:
         for length, rows in progress_bar(_batches(lengths, self._batch_size), unit="batch", leave=False, delay=2):
             windows = {name: values[rows, :length] for name, values in features.items()}
             logits[:, rows, :length] = np.stack(self._scorer.score(windows, length))
+        if self._settings.skip_padding:
+            logits[:, features["input_mask"] == 0] = LOGIT_OF_PADDING
         ends = np.cumsum([len(example.windows) for example in examples])
         return np.split(logits, ends[:-1], axis=1)
 

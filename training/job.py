@@ -160,18 +160,20 @@ class _SumOfScales(nn.Module):
         return gradient
 
 
-def copy_variables(graph):
-    """Makes `graph` compute on copies of its variables; to be called while its states are built, with ZeRO.
+def copy_variables(graph, whole=False):
+    """Makes `graph` compute on copies of its variables, or on `whole` ones; to be called while its states are built.
 
-    OneFlow aborts if it has to divide a variable that is sliced or, on the CPU, to send the variable's own memory.
+    With ZeRO OneFlow aborts if it has to divide a variable that is sliced or, on the CPU, to send the variable's own
+    memory.
     """
     for state in graph._state():
         builder = state.lazy_origin_builder()
-        builder.method = functools.partial(_copy_of_built, builder.method)
+        builder.method = functools.partial(_copy_of_built, builder.method, whole)
 
 
-def _copy_of_built(build):
-    return flow._C.identity(build())
+def _copy_of_built(build, whole):
+    copy = flow._C.identity(build())
+    return over_all_ranks(copy) if whole else copy
 
 
 class _SignalsOfRanks(nn.Module):

@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 
+from engine import operators
 from engine.oneflow_loader import flow, nn
 from ranks.ranks import from_first_rank, rank
 from records import checks
@@ -30,8 +31,8 @@ class BatchJob(nn.Graph):
         super()._create_states_builder()
         parameters = self.model.to(nn.Module).parameters()
         if any(parameter.sbp != (flow.sbp.broadcast,) for parameter in parameters):
-            # ZeRO has split them among the ranks.
-            copy_variables(self)
+            # ZeRO has split them among the ranks. Packed rows cannot be sent to the parts, so the parts are sent.
+            copy_variables(self, whole=operators.skips_padding())
 
     def build(self, *tensors):
         """Takes int32 [B, length] for each input; returns a list of the method's tensors, replicated on every rank."""
