@@ -106,7 +106,7 @@ def predict(job, iter_num, seq_length):
 class ShortPrediction:
     """Predicts with little padding where graphs cannot skip it, by a graph for each of a few lengths, made on first use.
 
-    Each batch is cut to one of these lengths. The logits of the positions cut off are prediction_file.LOGIT_OF_PADDING.
+    Each batch is cut to one of these lengths. The logits of padding are prediction_file.LOGIT_OF_PADDING.
     """
 
     def __init__(self, model, placement, amp_dtype=None):
@@ -133,8 +133,11 @@ class ShortPrediction:
                         inputs = {name: windows[name][rows, :length] for name in self.scorer.inputs}
                     start_logits, end_logits = self.scorer.score(inputs, length)
                     if windows is not None:
-                        results[-1]["start_logits"][rows, :length] = start_logits
-                        results[-1]["end_logits"][rows, :length] = end_logits
+                        is_token = windows["input_mask"][rows, :length] != 0
+                        for name, logits in (("start_logits", start_logits), ("end_logits", end_logits)):
+                            results[-1][name][rows, :length] = np.where(
+                                is_token, logits, prediction_file.LOGIT_OF_PADDING
+                            )
                     bar.update()
         together = np.concatenate(results)
         return together[np.argsort(together["unique_id"], kind="stable")]
