@@ -9,6 +9,8 @@ Shapes: N rows, T rows that are tokens (see pack), H hidden units, a batch of B 
 
 import os
 
+import numpy as np
+
 from engine import native
 from engine.oneflow_loader import flow
 
@@ -20,13 +22,13 @@ _NEVER = -10000.0
 
 _mixed_precision = None
 _skips_padding = False
-_sums_in_shared_memory = False
+_nodes_with_shared_memory = 0
 
 
-def sum_in_shared_memory():
-    """Makes sum_over_ranks() use the memory that all ranks share since native.join_ranks()."""
-    global _sums_in_shared_memory
-    _sums_in_shared_memory = True
+def sum_in_shared_memory(nodes):
+    """Makes sum_over_ranks() use the memory that the ranks of each of the `nodes` share since native.join_ranks()."""
+    global _nodes_with_shared_memory
+    _nodes_with_shared_memory = nodes
 
 
 def compute_in(dtype):
@@ -372,14 +374,25 @@ def residual_norm(x, bias, residual, gamma, beta, layout, rate):
 
 def sums_in_shared_memory():
     """Returns whether sum_over_ranks() uses memory that the ranks share."""
-    return _sums_in_shared_memory
+    return _nodes_with_shared_memory > 0
 
 
 def sum_over_ranks(partial):
     """Returns the sum of each of the tensors `partial` over the ranks, whole on each of them. Works in graphs only."""
-    if _sums_in_shared_memory:
+    if _nodes_with_shared_memory == 0:
+        return [over_all_ranks(tensor) for tensor in partial]
+    if _nodes_with_shared_memory == 1:
         return native.apply("bert_sum_over_ranks", partial)
-    return [over_all_ranks(tensor) for tensor in partial]
+    # The ranks of a node divide their sum among each other. OneFlow sums the parts over the nodes: each rank talks to
+    # those that have the same part, about that part only.
+    ranks = partial[0].placement
+    nodes = flow.placement(ranks.type, np.array(ranks.ranks).reshape(_nodes_with_shared_memory, -1))
+    partial_sum, broadcast, split = flow.sbp.partial_sum, flow.sbp.broadcast, flow.sbp.split(0)
+    partial = [tensor.to_global(placement=nodes, sbp=[partial_sum, partial_sum]) for tensor in partial]
+    (slices,) = native.apply("bert_scatter_over_ranks", partial)
+    slices = slices.to_global(sbp=[broadcast, split])
+    sums = native.apply("bert_gather_over_ranks", (slices, *partial))
+    return [tensor.to_global(placement=ranks, sbp=broadcast) for tensor in sums]
 
 
 def over_all_ranks(partial):

@@ -183,3 +183,8 @@ BERT_KERNEL int bert_join_ranks(int memory, int ranks, int rank);
 // y[i] = the sum of x[i] over the ranks, for each of `arrays` arrays, whose sizes are `count`; y[i] may be x[i]. All ranks
 // call it with the same sizes, and get the same bits. Waits for the other ranks; aborts the process if one has ended.
 BERT_KERNEL void bert_sum_over_ranks(int arrays, const int64_t* count, const float* const* x, float* const* y);
+// The halves of bert_sum_over_ranks, for what is summed over several machines. The first gives each rank the sums of slices
+// of the arrays: bert_slices_size floats for `count` floats in all arrays. The second takes slices and gives each rank all.
+BERT_KERNEL int64_t bert_slices_size(int64_t count, int ranks);
+BERT_KERNEL void bert_scatter_over_ranks(int arrays, const int64_t* count, const float* const* x, float* slices);
+BERT_KERNEL void bert_gather_over_ranks(int arrays, const int64_t* count, const float* slices, float* const* y);

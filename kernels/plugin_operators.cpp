@@ -483,57 +483,124 @@ REGISTER_BERT_OPERATOR_KERNEL("bert_static_copy", Kernel, static_copy)
 
 // ---- sums over the ranks of a machine; see bert_sum_over_ranks
 
-constexpr const char* kSumOverRanks = "bert_sum_over_ranks";
-
-void sum_over_ranks(KernelComputeContext* context) {
+// The float arrays of a list of tensors.
+struct List {
   std::vector<int64_t> counts;
-  std::vector<const float*> x;
-  std::vector<float*> y;
-  for (int32_t i = 0; i < context->input_size("in"); ++i) {
-    counts.push_back(count_of(tensor(context, "in", i)));
-    x.push_back(input(context, "in", i));
-    y.push_back(CHECK_NOTNULL(context->Tensor4ArgNameAndIndex("out", i))->mut_dptr<float>());
+  std::vector<float*> arrays;
+};
+
+List list_of(KernelComputeContext* context, const char* name, int32_t size) {
+  List list;
+  for (int32_t i = 0; i < size; ++i) {
+    Tensor* array = CHECK_NOTNULL(context->Tensor4ArgNameAndIndex(name, i));
+    list.counts.push_back(count_of(*array));
+    // Inputs are only read.
+    list.arrays.push_back(const_cast<float*>(static_cast<const Tensor*>(array)->dptr<float>()));
   }
-  bert_sum_over_ranks(counts.size(), counts.data(), x.data(), y.data());
+  return list;
 }
 
-REGISTER_USER_OP(kSumOverRanks)
+void sum_over_ranks(KernelComputeContext* context) {
+  const List in = list_of(context, "in", context->input_size("in")), out = list_of(context, "out", in.counts.size());
+  bert_sum_over_ranks(in.counts.size(), in.counts.data(), in.arrays.data(), out.arrays.data());
+}
+
+void scatter_over_ranks(KernelComputeContext* context) {
+  const List in = list_of(context, "in", context->input_size("in"));
+  bert_scatter_over_ranks(in.counts.size(), in.counts.data(), in.arrays.data(), output(context, "slices"));
+}
+
+void gather_over_ranks(KernelComputeContext* context) {
+  const List out = list_of(context, "out", context->output_size("out"));
+  bert_gather_over_ranks(out.counts.size(), out.counts.data(), input(context, "slices"), out.arrays.data());
+}
+
+enum class Sbp { kPartial, kBroadcast, kSplit };
+
+// Sets how a tensor is distributed, along each axis of the hierarchy of ranks.
+void distribute(NdSbp* signature, const std::vector<Sbp>& axes) {
+  signature->clear_sbp_parallel();
+  for (const Sbp axis : axes) {
+    SbpParallel* made = signature->add_sbp_parallel();
+    if (axis == Sbp::kPartial) { made->mutable_partial_sum_parallel(); }
+    if (axis == Sbp::kBroadcast) { made->mutable_broadcast_parallel(); }
+    if (axis == Sbp::kSplit) { made->mutable_split_parallel()->set_axis(0); }
+  }
+}
+
+// By name. Without it OneFlow would also choose broadcast inputs, which are not to be added.
+auto distribution(std::map<std::string, std::vector<Sbp>> of) {
+  return [of](user_op::InferNdSbpFnContext* context) -> Maybe<void> {
+    for (const auto* arguments : {&context->inputs(), &context->outputs()}) {
+      for (const auto& [name, index] : *arguments) {
+        distribute(context->NdSbp4ArgNameAndIndex(name, index), of.at(name));
+      }
+    }
+    return Maybe<void>::Ok();
+  };
+}
+
+// OneFlow wants such a function, but distribution() decides.
+Maybe<void> no_other_distribution(SbpContext*) { return Maybe<void>::Ok(); }
+
+Maybe<void> shapes_of_list(InferContext* context, const std::string& list) {
+  for (const auto& [name, index] : context->outputs()) {
+    context->SetOutputShape(name, index, context->InputShape(list, index));
+  }
+  return Maybe<void>::Ok();
+}
+
+REGISTER_USER_OP("bert_sum_over_ranks")
     .Input("in")
     .Output("out")
-    .SetTensorDescInferFn([](InferContext* context) -> Maybe<void> {
-      for (const auto& [name, index] : context->outputs()) {
-        context->SetOutputShape(name, index, context->InputShape("in", index));
-      }
-      return Maybe<void>::Ok();
-    })
-    // OneFlow would also choose broadcast inputs, which are not to be added.
-    .SetNdSbpInferFn([](user_op::InferNdSbpFnContext* context) -> Maybe<void> {
-      for (const auto& [name, index] : context->inputs()) {
-        NdSbp* signature = context->NdSbp4ArgNameAndIndex(name, index);
-        signature->clear_sbp_parallel();
-        signature->add_sbp_parallel()->mutable_partial_sum_parallel();
-      }
-      for (const auto& [name, index] : context->outputs()) {
-        NdSbp* signature = context->NdSbp4ArgNameAndIndex(name, index);
-        signature->clear_sbp_parallel();
-        signature->add_sbp_parallel()->mutable_broadcast_parallel();
-      }
-      return Maybe<void>::Ok();
-    })
-    .SetGetSbpFn([](SbpContext* context) -> Maybe<void> {
-      context->NewBuilder().PartialSum(context->inputs()).Broadcast(context->outputs()).Build();
-      return Maybe<void>::Ok();
-    })
+    .SetLogicalTensorDescInferFn([](InferContext* context) { return shapes_of_list(context, "in"); })
+    .SetNdSbpInferFn(distribution({{"in", {Sbp::kPartial}}, {"out", {Sbp::kBroadcast}}}))
+    .SetGetSbpFn(no_other_distribution)
     .SetDataTypeInferFn(infer_types);
 
 REGISTER_BERT_OPERATOR_KERNEL("bert_sum_over_ranks", Kernel, sum_over_ranks)
+
+// With several machines the axes of the ranks' hierarchy are machines, and ranks of a machine.
+REGISTER_USER_OP("bert_scatter_over_ranks")
+    .Input("in")
+    .Output("slices")
+    .SetLogicalTensorDescInferFn([](InferContext* context) -> Maybe<void> {
+      int64_t count = 0;
+      for (const auto& [name, index] : context->inputs()) { count += context->InputShape(name, index).elem_cnt(); }
+      const int64_t ranks = context->parallel_desc().hierarchy()->At(1);
+      context->SetOutputShape("slices", 0, Shape({ranks * bert_slices_size(count, ranks)}));
+      return Maybe<void>::Ok();
+    })
+    .SetNdSbpInferFn(distribution({{"in", {Sbp::kPartial, Sbp::kPartial}}, {"slices", {Sbp::kPartial, Sbp::kSplit}}}))
+    .SetGetSbpFn(no_other_distribution)
+    .SetDataTypeInferFn(infer_types);
+
+REGISTER_BERT_OPERATOR_KERNEL("bert_scatter_over_ranks", Kernel, scatter_over_ranks)
+
+// The outputs have the shapes of `like`.
+REGISTER_USER_OP("bert_gather_over_ranks")
+    .Input("slices")
+    .Input("like")
+    .Output("out")
+    .SetLogicalTensorDescInferFn([](InferContext* context) { return shapes_of_list(context, "like"); })
+    .SetNdSbpInferFn(distribution({{"slices", {Sbp::kBroadcast, Sbp::kSplit}},
+                                   {"like", {Sbp::kPartial, Sbp::kPartial}},
+                                   {"out", {Sbp::kBroadcast, Sbp::kBroadcast}}}))
+    .SetGetSbpFn(no_other_distribution)
+    .SetDataTypeInferFn(infer_types);
+
+REGISTER_BERT_OPERATOR_KERNEL("bert_gather_over_ranks", Kernel, gather_over_ranks)
+
+bool waits_for_ranks(const std::string& name) {
+  return name == "bert_sum_over_ranks" || name == "bert_scatter_over_ranks" || name == "bert_gather_over_ranks";
+}
 
 // Gives the operator that has just been added to a graph a thread of its own. A sum waits for the other ranks. In the thread
 // of the other operators it would hold up those that the other ranks need to arrive: rank 0 may read their batches.
 Maybe<void> give_own_thread(const std::string& name) {
   const Job& job = JUST(GetCurInferCtx())->job();
   CHECK_OR_RETURN(job.net().op_size() > 0 && job.net().op().rbegin()->user_conf().op_type_name() == name);
-  const_cast<Job&>(job).mutable_net()->mutable_op()->rbegin()->set_stream_name_hint(name);
+  const_cast<Job&>(job).mutable_net()->mutable_op()->rbegin()->set_stream_name_hint("bert_ranks");
   return Maybe<void>::Ok();
 }
 
@@ -552,8 +619,8 @@ struct Attributes {
   double epsilon;
 };
 
-// Operators that take any number of tensors as their only argument, which OneFlow's definition of an operator does not say.
-bool takes_list(const std::string& name) { return name == "multi_reduce_sum_pow_abs" || name == kSumOverRanks; }
+// Operators whose last argument is a list of tensors, which OneFlow's definition of an operator does not say.
+bool takes_list(const std::string& name) { return name == "multi_reduce_sum_pow_abs" || waits_for_ranks(name); }
 
 // Returns the operator with this number of inputs and these attributes; creates it on first use.
 Maybe<one::UserOpExpr> find_operator(const std::string& name, int inputs, const Attributes& attributes) {
@@ -565,12 +632,17 @@ Maybe<one::UserOpExpr> find_operator(const std::string& name, int inputs, const 
   if (!found) {
     const user_op::OpRegistryResult* definition = user_op::UserOpRegistryMgr::Get().GetOpRegistryResult(name);
     CHECK_OR_RETURN(definition != nullptr) << "there is no such operator";
-    const bool is_list = takes_list(name), gives_list = name == kSumOverRanks;
-    const int expected = is_list ? std::max(1, inputs) : definition->op_def.input_size();
+    const bool takes_a_list = takes_list(name);
+    const bool gives_list = waits_for_ranks(name) && definition->op_def.output(0).name() == "out";
+    const int arguments = definition->op_def.input_size();
+    const int in_list = takes_a_list ? inputs - arguments + 1 : 1;
+    const int expected = takes_a_list ? std::max(arguments, inputs) : arguments;
     CHECK_OR_RETURN(inputs == expected) << "it takes " << expected << " tensors, not " << inputs;
     one::OpBuilder builder(name);
-    for (const auto& argument : definition->op_def.input()) { builder.Input(argument.name(), is_list ? inputs : 1); }
-    for (const auto& argument : definition->op_def.output()) { builder.Output(argument.name(), gives_list ? inputs : 1); }
+    for (int i = 0; i < arguments; ++i) {
+      builder.Input(definition->op_def.input(i).name(), i == arguments - 1 ? in_list : 1);
+    }
+    for (const auto& argument : definition->op_def.output()) { builder.Output(argument.name(), gives_list ? in_list : 1); }
     for (const auto& attribute : definition->op_def.attr()) {
       if (attribute.name() == "heads") { builder.Attr<int64_t>("heads", attributes.heads); }
       if (attribute.name() == "rate") { builder.Attr<float>("rate", attributes.rate); }
@@ -593,7 +665,7 @@ Maybe<one::TensorTuple> apply(const std::string& name, const Attributes& attribu
   }
   const auto definition = JUST(find_operator(name, arguments.size(), attributes));
   const auto results = JUST(one::OpInterpUtil::Dispatch<one::TensorTuple>(*definition, arguments));
-  if (name == kSumOverRanks) { JUST(give_own_thread(name)); }
+  if (waits_for_ranks(name)) { JUST(give_own_thread(name)); }
   return results;
 }
 

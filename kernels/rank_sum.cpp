@@ -64,7 +64,8 @@ class Arrays {
       size_t i = std::upper_bound(begins_.begin(), begins_.end(), position) - begins_.begin() - 1;
       for (; position < range.begin + end; ++i) {
         const int64_t size = std::min(begins_[i + 1], range.begin + end) - position;
-        body(x_[i] + (position - begins_[i]), y_[i] + (position - begins_[i]), position, size);
+        const int64_t offset = position - begins_[i];
+        body(x_ == nullptr ? nullptr : x_[i] + offset, y_ == nullptr ? nullptr : y_[i] + offset, position, size);
         position += size;
       }
     });
@@ -75,6 +76,14 @@ class Arrays {
   float* const* const y_;
   std::vector<int64_t> begins_;
 };
+
+int64_t pieces_of(int64_t count) { return (count + kPiece - 1) / kPiece; }
+
+// The floats of a rank's slice of a piece; the last one may have fewer.
+int64_t slice_size(int64_t piece, int ranks) {
+  const int64_t lines = (piece + kLine - 1) / kLine;
+  return (lines + ranks - 1) / ranks * kLine;
+}
 
 int64_t memory_size(int ranks) { return kHeadSize + 2 * (ranks + 1) * kPiece * static_cast<int64_t>(sizeof(float)); }
 
@@ -96,21 +105,43 @@ class Group {
   // In step k a rank contributes to piece k, sums its slice of piece k - 1 and collects the sums of piece k - 2; then the
   // ranks meet. The buffers of two consecutive pieces differ, so no rank writes what another may still read.
   void sum(const Arrays& arrays) {
-    const int64_t pieces = (arrays.count() + kPiece - 1) / kPiece;
-    const auto piece = [&](int64_t i) { return Range{i * kPiece, std::min((i + 1) * kPiece, arrays.count())}; };
+    const int64_t pieces = pieces_of(arrays.count());
     for (int64_t step = 0; step < pieces + 2; ++step) {
-      if (step < pieces) contribute(arrays, piece(step), step % 2);
-      if (step >= 1 && step - 1 < pieces) sum_slice(arrays, piece(step - 1), (step - 1) % 2);
-      if (step >= 2) collect(arrays, piece(step - 2), (step - 2) % 2);
-      if (step < pieces + 1) meet();
+      if (step < pieces) contribute(arrays, piece_of(arrays, step), step % 2);
+      if (step >= 1 && step - 1 < pieces) sum_slice(arrays, piece_of(arrays, step - 1), (step - 1) % 2, nullptr);
+      if (step >= 2) collect(arrays, piece_of(arrays, step - 2), (step - 2) % 2);
+      meet();
+    }
+  }
+
+  // The first half of `sum`: writes the slices that this rank sums, one after the other.
+  void scatter(const Arrays& arrays, float* slices) {
+    const int64_t pieces = pieces_of(arrays.count());
+    for (int64_t step = 0; step < pieces + 1; ++step) {
+      if (step < pieces) contribute(arrays, piece_of(arrays, step), step % 2);
+      if (step >= 1) sum_slice(arrays, piece_of(arrays, step - 1), (step - 1) % 2, &slices);
+      meet();
+    }
+  }
+
+  // The second half of `sum`, from the slices of all ranks.
+  void gather(const Arrays& arrays, const float* slices) {
+    const int64_t pieces = pieces_of(arrays.count());
+    for (int64_t step = 0; step < pieces + 1; ++step) {
+      if (step < pieces) share_slice(arrays, piece_of(arrays, step), step % 2, &slices);
+      if (step >= 1) collect(arrays, piece_of(arrays, step - 1), (step - 1) % 2);
+      meet();
     }
   }
 
  private:
+  static Range piece_of(const Arrays& arrays, int64_t i) {
+    return {i * kPiece, std::min((i + 1) * kPiece, arrays.count())};
+  }
+
   // The part of a piece that a rank sums.
   Range slice_of(Range piece, int rank) const {
-    const int64_t lines = (piece.end - piece.begin + kLine - 1) / kLine;
-    const int64_t size = (lines + ranks_ - 1) / ranks_ * kLine;
+    const int64_t size = slice_size(piece.end - piece.begin, ranks_);
     return {std::min(piece.begin + rank * size, piece.end), std::min(piece.begin + (rank + 1) * size, piece.end)};
   }
 
@@ -139,21 +170,36 @@ class Group {
     });
   }
 
-  // Adds in the order of the ranks.
-  void sum_slice(const Arrays& arrays, Range piece, int64_t buffer) const {
+  // Adds in the order of the ranks. The sums go to the buffer of sums and to y, or to *slices, which then points behind.
+  void sum_slice(const Arrays& arrays, Range piece, int64_t buffer, float** slices) const {
     const Range slice = slice_of(piece, rank_);
     arrays.for_each_part(slice, [&](const float* x, float* y, int64_t position, int64_t count) {
       const int64_t offset = position - piece.begin;
       const auto addend = [&](int rank) { return rank == rank_ ? x : contribution(buffer, rank) + offset; };
-      float* sum = sums(buffer) + offset;
+      float* sum = slices == nullptr ? sums(buffer) + offset : *slices + (position - slice.begin);
       const float *first = addend(0), *second = addend(1);
       for (int64_t i = 0; i < count; ++i) sum[i] = first[i] + second[i];
       for (int rank = 2; rank < ranks_; ++rank) {
         const float* next = addend(rank);
         for (int64_t i = 0; i < count; ++i) sum[i] += next[i];
       }
-      std::memcpy(y, sum, count * sizeof(float));
+      if (slices == nullptr) std::memcpy(y, sum, count * sizeof(float));
     });
+    if (slices == nullptr) return;
+    float* const end = *slices + slice_size(piece.end - piece.begin, ranks_);
+    std::fill(*slices + (slice.end - slice.begin), end, 0.0f);
+    *slices = end;
+  }
+
+  // Copies the slice of this rank from *slices, which then points behind, to the buffer of sums and to y.
+  void share_slice(const Arrays& arrays, Range piece, int64_t buffer, const float** slices) const {
+    const Range slice = slice_of(piece, rank_);
+    arrays.for_each_part(slice, [&](const float*, float* y, int64_t position, int64_t count) {
+      const float* from = *slices + (position - slice.begin);
+      std::memcpy(sums(buffer) + (position - piece.begin), from, count * sizeof(float));
+      std::memcpy(y, from, count * sizeof(float));
+    });
+    *slices += slice_size(piece.end - piece.begin, ranks_);
   }
 
   // Returns when all ranks have called it as often as this one. What they have written before is visible then.
@@ -230,6 +276,19 @@ int bert_join_ranks(int memory, int ranks, int rank) {
   }
   bert::joined = new bert::Group(file, mapped, ranks, rank);
   return 0;
+}
+
+int64_t bert_slices_size(int64_t count, int ranks) {
+  const int64_t whole = count / bert::kPiece;
+  return whole * bert::slice_size(bert::kPiece, ranks) + bert::slice_size(count % bert::kPiece, ranks);
+}
+
+void bert_scatter_over_ranks(int arrays, const int64_t* count, const float* const* x, float* slices) {
+  bert::joined->scatter(bert::Arrays(arrays, count, x, nullptr), slices);
+}
+
+void bert_gather_over_ranks(int arrays, const int64_t* count, const float* slices, float* const* y) {
+  bert::joined->gather(bert::Arrays(arrays, count, nullptr, y), slices);
 }
 
 void bert_sum_over_ranks(int arrays, const int64_t* count, const float* const* x, float* const* y) {

@@ -195,15 +195,15 @@ def _settle_padding(args, device_type):
 
 
 def share_memory(args):
-    """Makes the ranks of a single node sum gradients in memory that they share. Prints a notice where they cannot.
+    """Makes the ranks of each node sum gradients in memory that they share. Prints a notice where they cannot.
 
     All ranks call it, on a CPU, once OneFlow is loaded.
     """
-    if args.node_num > 1 or args.gpu_num_per_node == 1:
+    if args.gpu_num_per_node == 1:
         return
     problem = shared_memory.join(args.gpu_num_per_node)
     if problem is None:
-        operators.sum_in_shared_memory()
+        operators.sum_in_shared_memory(args.node_num)
     elif native.is_loaded():
         print(f"Notice: the ranks share no memory ({problem}), so their gradients take slow connections.", flush=True)
 

@@ -845,7 +845,7 @@ def test_sums_over_processes(library, tmp_path):
     with np.errstate(all="ignore"):
         expected = [(x + y) + z for x, y, z in zip(*map(rank_sums.values, range(ranks)), strict=True)]
     for rank, process in enumerate(processes):
-        for name in (f"{rank}.npz", f"{rank}.npz.in_place.npz"):
+        for name in (f"{rank}.npz", f"{rank}.npz.in_place.npz", f"{rank}.npz.by_halves.npz"):
             found = np.load(tmp_path / name)
             for i, array in enumerate(expected):
                 np.testing.assert_array_equal(found[f"arr_{i}"], array)

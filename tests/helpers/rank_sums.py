@@ -43,13 +43,22 @@ def main():
     arrays = values(rank)
     sums = [np.full_like(array, 7) for array in arrays]
 
+    counts = (ctypes.c_int64 * len(SIZES))(*SIZES)
+
+    def pointers(group):
+        return (ctypes.c_void_p * len(group))(*(array.ctypes.data for array in group))
+
     def add_up(inputs, outputs):
-        counts = (ctypes.c_int64 * len(inputs))(*(array.size for array in inputs))
-        pointers = [(ctypes.c_void_p * len(group))(*(a.ctypes.data for a in group)) for group in (inputs, outputs)]
-        library.bert_sum_over_ranks(len(inputs), counts, *pointers)
+        library.bert_sum_over_ranks(len(SIZES), counts, pointers(inputs), pointers(outputs))
 
     add_up(arrays, sums)
     np.savez(file, *sums)
+    library.bert_slices_size.restype = ctypes.c_int64
+    slices = np.full(library.bert_slices_size(ctypes.c_int64(sum(SIZES)), ranks), np.nan, np.float32)
+    library.bert_scatter_over_ranks(len(SIZES), counts, pointers(arrays), ctypes.c_void_p(slices.ctypes.data))
+    sums = [np.full_like(array, 7) for array in arrays]
+    library.bert_gather_over_ranks(len(SIZES), counts, ctypes.c_void_p(slices.ctypes.data), pointers(sums))
+    np.savez(f"{file}.by_halves.npz", *sums)
     add_up(arrays, arrays)
     np.savez(f"{file}.in_place.npz", *arrays)
     if rank < ranks - 1:

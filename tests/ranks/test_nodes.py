@@ -67,20 +67,21 @@ def succeed(nodes):
         assert node.stderr == ""
 
 
-@pytest.mark.parametrize("count", [2, 3])
-def test_pretraining(start, tmp_path, monkeypatch, count):
+@pytest.mark.parametrize(("count", "ranks"), [(2, 2), (3, 1)])
+def test_pretraining(start, tmp_path, monkeypatch, count, ranks):
     """The data are on the first node only, as it reads for all where they are in one part. The nodes share a secret."""
     monkeypatch.setenv("BERT_CLUSTER_SECRET", "of the test")
     write_data_on_node(tmp_path, 0)
     flags = {**PRETRAINING, "data_dir": "./data", "save_last_snapshot": True, "batch_size_per_device": 2}
-    nodes = start("run_pretraining.py", count, **flags)
+    nodes = start("run_pretraining.py", count, gpu_num_per_node=ranks, **flags)
     succeed(nodes)
-    assert f"num_gpu_per_node = 1, num_nodes = {count}." in nodes[0].stdout
-    assert nodes[1].stdout == "" and "Running bert" in (nodes[1].output / "rank_1.log").read_text()
+    assert f"num_gpu_per_node = {ranks}, num_nodes = {count}." in nodes[0].stdout
+    assert "Notice" not in nodes[0].stdout
+    assert nodes[1].stdout == "" and "Running bert" in (nodes[1].output / f"rank_{ranks}.log").read_text()
     assert (nodes[0].output / "last_snapshot" / "snapshot_done").is_file()
     assert not (nodes[1].output / "last_snapshot").exists()
 
-    flags = {**flags, "data_dir": tmp_path / "node_0" / "data", "batch_size_per_device": 2 * count}
+    flags = {**flags, "data_dir": tmp_path / "node_0" / "data", "batch_size_per_device": 2 * count * ranks}
     one = run("run_pretraining.py", **flags, log_dir=tmp_path / "one", model_save_dir=tmp_path / "one")
     assert one.returncode == 0, one.stderr
     assert len(logged(tmp_path / "one")) == 10
