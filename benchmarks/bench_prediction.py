@@ -12,6 +12,7 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -174,7 +175,7 @@ def openvino(size, sorts=False, bfloat16=False):
     return lambda: predict_batches(predict, size, sorts)
 
 
-WITHOUT_SORTING = {
+WITHOUT_SORTING: dict[str, Callable] = {
     "Transformers": transformers,
     "Transformers, bfloat16": functools.partial(transformers, bfloat16=True),
     "Transformers, compiled": functools.partial(transformers, compiles=True),

@@ -15,7 +15,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench_side import VOCABULARY, made_up_windows  # noqa: E402
+from bench_prediction import made_up_windows  # noqa: E402
+from bench_side import VOCABULARY  # noqa: E402
 from system.command_line import ArgumentParser, positive_int  # noqa: E402
 
 
