@@ -104,7 +104,7 @@ def predict(job, iter_num, seq_length):
 
 
 class ShortPrediction:
-    """Predicts with little padding where graphs cannot skip it, by a graph for each of a few lengths, made on first use.
+    """Predicts with little padding where graphs cannot skip it, by a graph for each of a few lengths, made when needed.
 
     Each batch is cut to one of these lengths. The logits of padding are prediction_file.LOGIT_OF_PADDING.
     """
