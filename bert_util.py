@@ -6,17 +6,12 @@ on CPU or GPU. Shapes: B sequences in the global batch, S tokens each, padding i
 encoder: B * S, or those that are no padding (operators.pack).
 """
 
-import concurrent.futures
 import dataclasses
 
 import numpy as np
 
 from engine import operators
 from engine.oneflow_loader import flow, nn
-from system.processors import usable_processors
-
-# Values that a thread draws at a time: they fit in its cache.
-_BLOCK = 2**18
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,24 +48,21 @@ def bert_config(args):
 class Initializer:
     """Creates parameters: global float32 tensors, replicated on all ranks of `placement`.
 
-    NumPy draws the values, with a generator for each block of them, so a seed gives the same model on every device and
-    for every number of threads.
+    The values come from a NumPy generator, so a seed gives the same model on every device.
     """
 
     def __init__(self, placement, seed):
         self._placement = placement
-        self._seeds = np.random.SeedSequence(seed)
+        self._generator = np.random.default_rng(seed)
 
     def truncated_normal(self, shape, standard_deviation):
         """Returns normal values, redrawn beyond two standard deviations, as TensorFlow's truncated_normal."""
-        values = np.empty(shape, np.float32)
-        flat = values.reshape(-1)
-        blocks = [flat[first : first + _BLOCK] for first in range(0, flat.size, _BLOCK)]
-        seeds = self._seeds.spawn(len(blocks))
-        with concurrent.futures.ThreadPoolExecutor(usable_processors()) as threads:
-            for _ in threads.map(_draw, blocks, seeds, [np.float32(standard_deviation)] * len(blocks)):
-                pass
-        return self._parameter(values)
+        values = self._generator.standard_normal(shape, dtype=np.float32)
+        beyond = np.abs(values) > 2
+        while beyond.any():
+            values[beyond] = self._generator.standard_normal(np.count_nonzero(beyond), dtype=np.float32)
+            beyond = np.abs(values) > 2
+        return self._parameter(values * np.float32(standard_deviation))
 
     def constant(self, shape, value):
         """Returns a parameter filled with `value`."""
@@ -78,17 +70,6 @@ class Initializer:
 
     def _parameter(self, values):
         return nn.Parameter(flow.tensor(values, placement=self._placement, sbp=flow.sbp.broadcast))
-
-
-def _draw(values, seed, standard_deviation):
-    """Fills `values`, [N] float32, with a truncated normal distribution."""
-    generator = np.random.default_rng(seed)
-    generator.standard_normal(out=values, dtype=np.float32)
-    beyond = np.flatnonzero(np.abs(values) > 2)
-    while len(beyond):
-        values[beyond] = generator.standard_normal(len(beyond), dtype=np.float32)
-        beyond = beyond[np.abs(values[beyond]) > 2]
-    values *= standard_deviation
 
 
 class ZeroInitializer(Initializer):
