@@ -123,6 +123,8 @@ def settle_max_seq_length(arguments, size, default, shortest):
 def _flags_of_run(arguments):
     """Returns the flags of run_squad_predict.py: those of the tool, and defaults."""
     run = config.parse_squad_predict_args(["--data_dir=.", f"--model_load_dir={arguments.model_load_dir}"])
+    # Where it can be, unless the tool has a flag for it.
+    run.skip_padding = getattr(arguments, "skip_padding", None)
     run.seq_length = 1
     for name in _FLAGS_OF_A_RUN:
         setattr(run, name, getattr(arguments, name))
