@@ -82,32 +82,35 @@ def window_lengths(model, settings, question, context):
 
 
 class Products:
-    """The matrix products of the encoder, by the native kernels."""
+    """The matrix products of the encoder, by the native kernels. Each weight has its own memory, as in a model."""
 
     def __init__(self, shape):
         """`shape`: a namespace with the flags of the model's shape."""
         self._library = native.open_library(kernel_files.built_sets()[0])
         self._shape = shape
+        self._hidden = shape.num_attention_heads * shape.hidden_size_per_head
         self._numbers = np.random.default_rng(0).standard_normal(4 * 1024 * 4096, dtype=np.float32)
         self._out = np.empty_like(self._numbers)
+        sizes = [self._hidden**2] * 4 + [self._hidden * shape.intermediate_size] * 2
+        self._weights = [[self._numbers[:size].copy() for size in sizes] for _ in range(shape.num_hidden_layers)]
 
     def multiply(self, lengths):
         """Computes the products of sequences of these lengths, one after the other."""
-        shape = self._shape
-        hidden = shape.num_attention_heads * shape.hidden_size_per_head
+        shape, hidden = self._shape, self._hidden
         for tokens in lengths:
-            for _ in range(shape.num_hidden_layers):
-                for _ in range(4):
-                    self._multiply(1, tokens, hidden, hidden)
-                self._multiply(1, tokens, shape.intermediate_size, hidden)
-                self._multiply(1, tokens, hidden, shape.intermediate_size)
-                self._multiply(shape.num_attention_heads, tokens, tokens, shape.hidden_size_per_head)
-                self._multiply(shape.num_attention_heads, tokens, shape.hidden_size_per_head, tokens)
+            for *square, wide, narrow in self._weights:
+                for weight in square:
+                    self._multiply(weight, 1, tokens, hidden, hidden)
+                self._multiply(wide, 1, tokens, shape.intermediate_size, hidden)
+                self._multiply(narrow, 1, tokens, hidden, shape.intermediate_size)
+                heads, size = shape.num_attention_heads, shape.hidden_size_per_head
+                self._multiply(self._numbers, heads, tokens, tokens, size)
+                self._multiply(self._numbers, heads, tokens, size, tokens)
 
-    def _multiply(self, batch, m, n, k):
+    def _multiply(self, weight, batch, m, n, k):
         sizes = (ctypes.c_int64(value) for value in (batch, m, n, k))
         a = (ctypes.c_void_p(self._numbers.ctypes.data), ctypes.c_int64(k), ctypes.c_int64(m * k))
-        b = (ctypes.c_void_p(self._numbers.ctypes.data), ctypes.c_int64(n), ctypes.c_int64(k * n))
+        b = (ctypes.c_void_p(weight.ctypes.data), ctypes.c_int64(n), ctypes.c_int64(k * n))
         c = (ctypes.c_void_p(self._out.ctypes.data), ctypes.c_int64(n), ctypes.c_int64(m * n))
         no = ctypes.c_bool(False)
         self._library.bert_matmul(no, no, *sizes, ctypes.c_float(1), *a, *b, ctypes.c_float(0), *c)
