@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -851,6 +852,7 @@ def test_sums_over_processes(library, tmp_path):
                 np.testing.assert_array_equal(found[f"arr_{i}"], array)
         if rank < ranks - 1:
             assert process.returncode == -signal.SIGABRT, ends[rank]
-            assert ends[rank][1].startswith("rank 2 of this machine has ended while"), ends[rank]
+            # Rank 1 may have noticed it first, and have ended too.
+            assert re.match(r"rank [12] of this machine has ended while", ends[rank][1]), ends[rank]
         else:
             assert process.returncode == 0, ends[rank]
