@@ -153,6 +153,8 @@ def _run_rank(function, args, world_size):
             status, error = outcome_of(call)
         except signals.StoppedTogether as stopped:
             status, error = 128 + stopped.number, one_line(stopped)
+            # All ranks have finished together: the graph can go as after a whole run.
+            raised.clear()
         except Exception:
             traceback.print_exc()
             status, error = STATUS_FAILURE, f"has failed; its last words are in {_log_file(args.log_dir, rank())}"
@@ -161,8 +163,10 @@ def _run_rank(function, args, world_size):
     if status == 0:
         return 0
     print(f"{prefix}{error or 'nobody reads what it prints any more'}", file=error_file, flush=True)
-    if raised and isinstance(raised[0], signals.StoppedTogether):
-        return status
+    if not raised:
+        # OneFlow's sys.exit takes a status other than 0 for a failure: its shutdown would then end this process while
+        # others still wait for its answer, and they would abort.
+        raise SystemExit(status)
     # sys.exit would run OneFlow's shutdown, which waits for the other ranks, which wait for this one.
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):

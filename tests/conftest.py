@@ -44,3 +44,17 @@ def signals_are_heeded():
     """Also where the tests run in the background of a shell, or under nohup: scripts would inherit deafness to them."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def engine_as_at_the_start():
+    """A script that a test has run within this process leaves its settings of the engine behind."""
+    yield
+    if "engine.operators" in sys.modules:
+        # Not imported above: that loads OneFlow, which few tests need.
+        from engine import native, operators
+
+        operators.skip_padding(False)
+        operators.compute_in(None)
+        operators.sum_in_shared_memory(0)
+        native.use_bfloat16(False)

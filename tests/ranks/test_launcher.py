@@ -522,17 +522,36 @@ def test_help_names_the_default_port():
     assert f"(default: {launcher.DEFAULT_MASTER_PORT})" in " ".join(result.stdout.split())
 
 
-def test_proxies_are_not_for_ranks(tmp_path):
-    """gRPC, by which ranks meet, would look for them there."""
-    program = tmp_path / "program.py"
+def run_as_rank(folder, lines, **environment):
+    """Runs `lines` of Python as the only rank of another launcher; `args` are what run_on_all_ranks() needs."""
+    program = folder / "program.py"
     program.write_text(
         "import argparse, os, sys\n"
         f"sys.path.insert(0, {str(ROOT)!r})\n"
+        "import util\n"
         "from ranks import launcher\n"
-        "args = argparse.Namespace(node_num=1, gpu_num_per_node=1, log_dir='.', device='cpu')\n"
-        "launcher.run_on_all_ranks(lambda args: print(sorted(n for n in os.environ if 'proxy' in n.lower())), args)\n"
+        "from system import signals\n"
+        f"args = argparse.Namespace(node_num=1, gpu_num_per_node=1, log_dir='.', device='cpu')\n{lines}\n"
     )
-    environment = {**os.environ, "http_proxy": "http://203.0.113.1:1", "HTTPS_PROXY": "http://203.0.113.1:1"}
+    environment = {**os.environ, **environment}
     environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500", "WORLD_SIZE": "1", "RANK": "0"}
-    result = subprocess.run([sys.executable, program], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    return subprocess.run([sys.executable, program], cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def test_proxies_are_not_for_ranks(tmp_path):
+    """gRPC, by which ranks meet, would look for them there."""
+    lines = "launcher.run_on_all_ranks(lambda args: print(sorted(n for n in os.environ if 'proxy' in n.lower())), args)"
+    result = run_as_rank(tmp_path, lines, http_proxy="http://203.0.113.1:1", HTTPS_PROXY="http://203.0.113.1:1")
     assert (result.stdout, result.stderr) == ("[]\n", "")
+
+
+def test_ranks_that_stop_together_end_as_after_a_whole_run(tmp_path):
+    """OneFlow replaces sys.exit. A status other than 0 there makes ranks end without waiting for each other."""
+    result = run_as_rank(
+        tmp_path,
+        "def stop(args):\n"
+        "    raise signals.StoppedTogether(15, 'stopped')\n"
+        "sys.exit = lambda status: os._exit(99)\n"
+        "util.run_script(lambda: launcher.run_on_all_ranks(stop, args))",
+    )
+    assert (result.returncode, result.stdout, result.stderr) == (143, "", "rank 0: stopped\n")
