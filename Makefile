@@ -40,8 +40,8 @@ pretrain: setup kernels-if-possible ## Pre-train BERT on the 40 samples, with th
 	  --warmup_batches 831 \
 	  --save_last_snapshot True
 
-# Two files of tests at a time.
-PYTEST := $(PYTHON) -m pytest -n 2 --dist loadfile
+# Two files of tests at a time, in the order of tests/conftest.py.
+PYTEST := $(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test: setup all-kernels-if-possible ## Run all tests
 	$(PYTEST)

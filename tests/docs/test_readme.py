@@ -50,7 +50,7 @@ def prose_of(page):
 
 def flags_of_the_scripts():
     """All flags, without their dashes, that the scripts, tools and benchmarks have."""
-    files = [path for path in ROOT.glob("**/*.py") if ".venv" not in path.parts and "tests" not in path.parts]
+    files = [*ROOT.glob("*.py"), *(path for path in ROOT.glob("*/*.py") if path.parent.name != "tests")]
     text = "\n".join(path.read_text() for path in files)
     shell = "\n".join(path.read_text() for path in ROOT.glob("scripts/*.sh"))
     of_shell_scripts = set(re.findall(r"--([a-z]\w+)(?:=\*|\))", shell))
