@@ -5,10 +5,11 @@
 `--squad_dir` has train-v1.1.json and dev-v1.1.json, `--hf_dir` is the folder of an uncased BERT from Hugging Face.
 Transformers runs in its own environment (torch_environment.py), which the first run creates.
 
-Both sides run on the CPU, one after the other, with the same windows and their order, batch size, number of steps, peak
-learning rate, warm-up, weight decay, clipping, dropout rate and initial weights of the head. Both use the Adam of
-google-research/bert, without bias correction, and npy2json.py and evaluate-v1.1.py score both. Only rounding and, with
---dropout, the masks differ.
+The sides run on the CPU, one after the other: this project as published, then with --skip_padding, which leaves
+padding out of the softmax of the loss, then Transformers. All have the same windows and their order, batch size, number
+of steps, peak learning rate, warm-up, weight decay, clipping, dropout rate, initial weights of the head and the Adam of
+google-research/bert, without bias correction. npy2json.py and evaluate-v1.1.py score them. Apart from that only
+rounding and, with --dropout, the masks differ.
 """
 
 import json
@@ -38,6 +39,8 @@ import torch_environment
 from system.command_line import ArgumentParser, positive_int, probability
 from util import run_script
 
+SIDES = ("this project", "with --skip_padding", "Transformers")
+FOLDERS = ("this_project", "skip_padding", "transformers")
 VARIABLES = ("cls-squad-output-weight", "cls-squad-output-bias")
 
 
@@ -60,23 +63,22 @@ def main():
     print(f"{record_counts['train']} windows to train on, {record_counts['dev']} to predict")
     print(" ".join(training_flags), flush=True)
 
-    print("| | exact match | F1 | seconds | Transformers: exact match | F1 | seconds |")
-    print("| --- | --- | --- | --- | --- | --- | --- |", flush=True)
-    ours, theirs = [], []
+    print(f"| |{'|'.join(f' {side}: exact match | F1 | seconds ' for side in SIDES)}|")
+    print(f"|{' --- |' * (1 + 3 * len(SIDES))}", flush=True)
+    scores = []
     for seed in arguments.seeds:
         head = initial_head(arguments.hf_dir, 2, seed)
         prepare_seed(seed, arguments.work_dir, head, VARIABLES, arguments.batch_size, iter_num)
-        folder = arguments.work_dir / f"this_project-{seed}"
-        ours.append(score(folder, arguments, run_this_project(folder, seed, training_flags, arguments)))
-        folder = arguments.work_dir / f"transformers-{seed}"
-        theirs.append(
-            score(folder, arguments, run_transformers(folder, seed, training_flags, arguments, python_of_transformers))
+        padded, packed, theirs = (arguments.work_dir / f"{name}-{seed}" for name in FOLDERS)
+        seconds = (
+            run_this_project(padded, seed, False, training_flags, arguments),
+            run_this_project(packed, seed, True, training_flags, arguments),
+            run_transformers(theirs, seed, training_flags, arguments, python_of_transformers),
         )
-        print_row(f"seed {seed}", ours[-1], theirs[-1])
-    our_mean, their_mean = mean(ours), mean(theirs)
-    print_row("mean", our_mean, their_mean)
-    print(f"The means of F1 differ by {abs(our_mean.f1 - their_mean.f1):.1f} points.")
-    print(last_line(folder / "transformers_squad.log"))
+        scores.append([score(*side, arguments) for side in zip((padded, packed, theirs), seconds, strict=True)])
+        print_row(f"seed {seed}", scores[-1])
+    print_row("mean", [Score(*map(statistics.mean, zip(*side, strict=True))) for side in zip(*scores, strict=True)])
+    print(last_line(theirs / "transformers_squad.log"))
 
 
 def parse_arguments():
@@ -124,11 +126,12 @@ def window_flags(arguments):
     )
 
 
-def run_this_project(folder, seed, training_flags, arguments):
+def run_this_project(folder, seed, skip_padding, training_flags, arguments):
     """Fine-tunes and predicts into `folder`/all_results.npy. Returns the seconds it took."""
     folder.mkdir(exist_ok=True)
     common = model_flags(arguments.hf_dir)
     common += flags(seq_length=arguments.max_seq_length, device="cpu", data_part_num=1, log_dir=folder)
+    common += flags(skip_padding=skip_padding)
     training = run(
         script("run_squad.py", "--save_last_snapshot")
         + flags(data_dir=arguments.work_dir / "train", model_load_dir=arguments.work_dir / f"initial-{seed}")
@@ -164,7 +167,7 @@ def run_transformers(folder, seed, training_flags, arguments, python):
     return cost.seconds
 
 
-def score(folder, arguments, seconds):
+def score(folder, seconds, arguments):
     """Returns the Score of `folder`/all_results.npy."""
     dev_file = squad_file("dev", arguments)
     run(
@@ -178,11 +181,7 @@ def score(folder, arguments, seconds):
     return Score(result["exact_match"], result["f1"], seconds)
 
 
-def mean(scores):
-    return Score(*map(statistics.mean, zip(*scores, strict=True)))
-
-
-def print_row(title, *scores):
+def print_row(title, scores):
     cells = [f"{score.exact_match:.1f} | {score.f1:.1f} | {score.seconds:.0f}" for score in scores]
     print(f"| {title} | {' | '.join(cells)} |", flush=True)
 
