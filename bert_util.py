@@ -58,11 +58,13 @@ class Initializer:
     def truncated_normal(self, shape, standard_deviation):
         """Returns normal values, redrawn beyond two standard deviations, as TensorFlow's truncated_normal."""
         values = self._generator.standard_normal(shape, dtype=np.float32)
-        beyond = np.abs(values) > 2
-        while beyond.any():
-            values[beyond] = self._generator.standard_normal(np.count_nonzero(beyond), dtype=np.float32)
-            beyond = np.abs(values) > 2
-        return self._parameter(values * np.float32(standard_deviation))
+        flat = values.reshape(-1)
+        beyond = np.flatnonzero(np.abs(flat) > 2)
+        while beyond.size:
+            flat[beyond] = redrawn = self._generator.standard_normal(beyond.size, dtype=np.float32)
+            beyond = beyond[np.abs(redrawn) > 2]
+        values *= np.float32(standard_deviation)
+        return self._parameter(values)
 
     def constant(self, shape, value):
         """Returns a parameter filled with `value`."""
