@@ -98,6 +98,14 @@ class FullyConnected(nn.Module):
         return operators.linear(x, self.weight, self.bias)
 
 
+class EncoderLinear(FullyConnected):
+    """A linear layer of the encoder, which predicts in int8 if operators.use_int8() is on."""
+
+    def forward(self, x):
+        """[N, inputs] -> [N, outputs]."""
+        return operators.encoder_linear(x, self.weight, self.bias)
+
+
 class LayerNorm(nn.Module):
     """Layer normalisation over the last axis, with epsilon 1e-12."""
 
@@ -146,9 +154,9 @@ class SelfAttention(nn.Module):
         self._num_heads = config.num_attention_heads
         self._dropout_prob = config.attention_probs_dropout_prob
         hidden_size = config.hidden_size
-        self.query = FullyConnected(hidden_size, hidden_size, config, initializer)
-        self.key = FullyConnected(hidden_size, hidden_size, config, initializer)
-        self.value = FullyConnected(hidden_size, hidden_size, config, initializer)
+        self.query = EncoderLinear(hidden_size, hidden_size, config, initializer)
+        self.key = EncoderLinear(hidden_size, hidden_size, config, initializer)
+        self.value = EncoderLinear(hidden_size, hidden_size, config, initializer)
 
     def forward(self, x, layout):
         """[T, H] and their layout -> [T, H]."""
@@ -169,7 +177,7 @@ class ResidualOutput(nn.Module):
     def forward(self, x, residual, layout):
         """[T, inputs], [T, H] and their layout -> [T, H]."""
         dropout_prob = self._dropout_prob if self.training else 0.0
-        x = operators.matmul(x, self.dense.weight)
+        x = operators.encoder_matmul(x, self.dense.weight)
         return operators.residual_norm(
             x, self.dense.bias, residual, self.LayerNorm.gamma, self.LayerNorm.beta, layout, dropout_prob
         )
@@ -197,7 +205,7 @@ class Intermediate(nn.Module):
 
     def forward(self, x):
         """[N, H] -> [N, intermediate_size]."""
-        return operators.bias_gelu(operators.matmul(x, self.dense.weight), self.dense.bias)
+        return operators.bias_gelu(operators.encoder_matmul(x, self.dense.weight), self.dense.bias)
 
 
 class Layer(nn.Module):

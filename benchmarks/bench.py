@@ -33,6 +33,7 @@ TRAINING = ("this project", "this project, bfloat16", "Transformers", "PyTorch",
 # The others are padded to the full length, or with `, sorted` each batch to its longest window.
 PREDICTION = (
     "this project", "this project, --skip_padding", "this project, bfloat16",
+    "this project, int8", "this project, int8, --skip_padding",
     "ONNX Runtime", "ONNX Runtime, sorted", "ONNX Runtime, int8, sorted", "OpenVINO", "OpenVINO, sorted",
     "OpenVINO, bfloat16, sorted", "Transformers", "Transformers, sorted", "Transformers, compiled",
     "Transformers, bfloat16, sorted",
@@ -134,11 +135,11 @@ def print_table(results):
                 "peak": statistics.median(run["peak_gb"] for run in runs),
             }
     reference = medians.get("this project", {}).get("step")
-    print(f"{'':28} {'s/step':>8} {'ratio':>7} {'first s':>8} {'peak GB':>8} {'processor s':>12}")
+    print(f"{'':34} {'s/step':>8} {'ratio':>7} {'first s':>8} {'peak GB':>8} {'processor s':>12}")
     for side, median in medians.items():
         processor = median["processor"]
         ratio = f"{median['step'] / reference:7.2f}" if reference else f"{'':7}"
-        print(f"{side:28} {median['step']:8.2f} {ratio} {median['first']:8.1f} {median['peak']:8.2f} {processor:12.2f}")
+        print(f"{side:34} {median['step']:8.2f} {ratio} {median['first']:8.1f} {median['peak']:8.2f} {processor:12.2f}")
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ def made_up_windows(size):
     return {"input_ids": input_ids, "input_mask": input_mask, "segment_ids": input_mask * (np.arange(length) > 15)}
 
 
-def this_project(size, bfloat16=False, skips_padding=False):
+def this_project(size, bfloat16=False, int8=False, skips_padding=False):
     """Returns a function that predicts all windows like run_squad_predict.py and returns a logit."""
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     import argparse
@@ -67,6 +67,7 @@ def this_project(size, bfloat16=False, skips_padding=False):
     )  # fmt: skip
     data_set = checks.DataSet([folder / "part-0"], checks.squad_predict_fields(args), size["windows"])
     operators.skip_padding(skips_padding)
+    operators.use_int8(int8)
     loader = loader.OFRecordLoader(data_set, size["batch"], placement, shuffle=False, seed=0)
     job = squad.SquadPredictJob(model, loader)
     return lambda: squad.predict(job, args.iter_num, size["length"])["start_logits"][0, 0].item()
@@ -187,7 +188,9 @@ WITHOUT_SORTING: dict[str, Callable] = {
 SIDES = {
     "this project": this_project,
     "this project, bfloat16": functools.partial(this_project, bfloat16=True),
+    "this project, int8": functools.partial(this_project, int8=True),
     "this project, --skip_padding": functools.partial(this_project, skips_padding=True),
+    "this project, int8, --skip_padding": functools.partial(this_project, int8=True, skips_padding=True),
     **WITHOUT_SORTING,
     **{f"{name}, sorted": functools.partial(side, sorts=True) for name, side in WITHOUT_SORTING.items()},
 }

@@ -22,6 +22,7 @@ _NEVER = -10000.0
 
 _mixed_precision = None
 _skips_padding = False
+_uses_int8 = False
 _nodes_with_shared_memory = 0
 
 
@@ -38,7 +39,7 @@ def compute_in(dtype):
 
 
 def can_skip_padding():
-    """Returns whether graphs on a CPU can skip padding, which needs the native kernels."""
+    """Returns whether graphs on a CPU can skip padding and multiply in int8, which need the native kernels."""
     return native.is_loaded() and not _ALWAYS_AS_ON_CUDA
 
 
@@ -51,6 +52,15 @@ def skip_padding(on):
 def skips_padding():
     """Returns what skip_padding() has set."""
     return _skips_padding
+
+
+def use_int8(on):
+    """Sets whether graphs on a CPU with the native kernels, created from now on, multiply in int8 in the encoder.
+
+    They have no gradients, and round a weight when they first run. What changes it later has no effect.
+    """
+    global _uses_int8
+    _uses_int8 = on
 
 
 def _is_native(x):
@@ -69,9 +79,25 @@ def linear(x, weight, bias):
     return flow._C.bias_add(flow._C.matmul(x, weight), bias, axis=1)
 
 
-def matmul(x, weight):
-    """x W: [N, inputs], [inputs, outputs] -> [N, outputs]."""
+def encoder_linear(x, weight, bias):
+    """As linear(), for the encoder: in int8 if use_int8() is on."""
+    return _int8_linear(x, weight, bias) if _is_int8(x) else linear(x, weight, bias)
+
+
+def encoder_matmul(x, weight):
+    """x W, for the encoder: in int8 if use_int8() is on. [N, inputs], [inputs, outputs] -> [N, outputs]."""
+    if _is_int8(x):
+        return _int8_linear(x, weight)
     return _Matmul.apply(x, weight) if _is_packed(x) else flow._C.matmul(x, weight)
+
+
+def _is_int8(x):
+    return _uses_int8 and x.is_lazy and _is_native(x)
+
+
+def _int8_linear(*tensors):
+    (out,) = native.apply("bert_int8_linear", tensors)
+    return out
 
 
 def bias_gelu(x, bias):

@@ -24,7 +24,7 @@ job_state = LazyModule("training.job_state")
 scoring = LazyModule("training.scoring")
 
 # A run's flags of the same names.
-_FLAGS_OF_A_RUN = ("device", "cpu_threads", "model_load_dir", "bert_config_file", "skip_checksums")
+_FLAGS_OF_A_RUN = ("device", "cpu_threads", "use_int8", "model_load_dir", "bert_config_file", "skip_checksums")
 
 
 class Model(NamedTuple):
@@ -68,6 +68,7 @@ def add_model_flags(parser):
     group.add_argument(
         "--cpu_threads", type=positive_int, metavar="N", help="threads on the CPU (default: all processors)"
     )
+    config.add_use_int8(group)
     add_bool(group, "--skip_checksums", help="load model_load_dir without comparing checksums")
 
 

@@ -29,6 +29,20 @@ BERT_KERNEL void bert_set_bfloat16(bool on);
 // in software and multiplied in float32, slower than float32 alone. The results differ only in the order of sums.
 BERT_KERNEL bool bert_has_bfloat16_instructions();
 
+// ---- products in int8 (int8.cpp)
+
+// A weight [inputs, outputs] in int8. The step of a column is the largest magnitude of its values, and of the sums of its
+// values 2 i and 2 i + 1, divided by 127.
+struct BertInt8Weight;
+BERT_KERNEL BertInt8Weight* bert_round_to_int8(int64_t inputs, int64_t outputs, const float* weight);
+BERT_KERNEL void bert_free_int8(BertInt8Weight* weight);
+// y = x weight (+ bias, unless null). Each row of x [rows, inputs] is rounded to 255 steps from its least value to its
+// largest, with 0.0 among them. Sums are exact, in 32 bits, for up to kMostInt8Inputs inputs. Rows and columns that are
+// within 1e-36 count as zero. Those with NaN or infinity, or a difference or sum above that float32 cannot hold, give NaN.
+constexpr int64_t kMostInt8Inputs = 131072;
+BERT_KERNEL void bert_int8_linear(int64_t rows, const float* x, const BertInt8Weight* weight, const float* bias,
+                                  float* y);
+
 // ---- normalisation (layer_norm.cpp); x is [rows, columns], gamma and beta may be null
 
 BERT_KERNEL void bert_layer_norm(int64_t rows, int64_t columns, double epsilon, const float* x, const float* gamma,

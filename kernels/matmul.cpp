@@ -130,6 +130,32 @@ void product(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k
   if (status != dnnl_success) give_up(status, "dnnl_sgemm");
 }
 
+void int8_product(int64_t m, int64_t n, int64_t k, const uint8_t* a, int64_t lda, const int8_t* b, int64_t ldb,
+                  int32_t* c, int64_t ldc) {
+  if (k == 0) {
+    for (int64_t i = 0; i < m; ++i) std::fill(c + i * ldc, c + i * ldc + n, 0);
+    return;
+  }
+  SingleThread single_thread;
+  const int32_t added = 0;
+  const dnnl_status_t status =
+      dnnl_gemm_u8s8s32('N', 'N', 'F', m, n, k, 1.0f, a, lda, 0, b, ldb, 0, 0.0f, c, ldc, &added);
+  if (status != dnnl_success) give_up(status, "dnnl_gemm_u8s8s32");
+}
+
+Blocks blocks_of(int64_t m, int64_t n, int64_t k) {
+  // Splits the longer side of the result, at multiples of the tile size of oneDNN's inner kernels.
+  Blocks blocks{m, n, m, n};
+  if (m * n * k >= kMinimumWork) {
+    if (n >= m) {
+      blocks.columns = round_up((n + kBlocks - 1) / kBlocks, 64);
+    } else {
+      blocks.rows = round_up((m + kBlocks - 1) / kBlocks, 48);
+    }
+  }
+  return blocks;
+}
+
 namespace {
 
 void bfloat16_product(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, const float* a, int64_t lda,
@@ -137,12 +163,10 @@ void bfloat16_product(bool transpose_a, bool transpose_b, int64_t m, int64_t n, 
   product(transpose_a, transpose_b, m, n, k, 1.0f, a, lda, b, ldb, adds ? 1.0f : 0.0f, c, ldc);
 }
 
-// c = op(alpha * a) op(b) (+ c), with both operands rounded to bfloat16 and stored as `Number`, in blocks of
-// [rows, columns] of c.
+// c = op(alpha * a) op(b) (+ c), with both operands rounded to bfloat16 and stored as `Number`.
 template <typename Number>
 void round_and_multiply(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, float alpha,
-                        const float* a, int64_t lda, const float* b, int64_t ldb, bool adds, float* c, int64_t ldc,
-                        int64_t rows, int64_t columns) {
+                        const float* a, int64_t lda, const float* b, int64_t ldb, bool adds, float* c, int64_t ldc) {
   const int64_t a_rows = transpose_a ? k : m, a_columns = transpose_a ? m : k;
   const int64_t b_rows = transpose_b ? n : k, b_columns = transpose_b ? k : n;
   const int64_t a_size = round_up(a_rows * a_columns, 32);
@@ -151,13 +175,13 @@ void round_and_multiply(bool transpose_a, bool transpose_b, int64_t m, int64_t n
   Number* rounded_b = rounded_a + a_size;
   to_bfloat16(a_rows, a_columns, alpha, a, lda, rounded_a);
   to_bfloat16(b_rows, b_columns, 1.0f, b, ldb, rounded_b);
-  const int64_t across = (n + columns - 1) / columns, down = (m + rows - 1) / rows;
-  parallel_chunks(down * across, [=](int64_t chunk) {
-    const int64_t column = chunk % across * columns, row = chunk / across * rows;
-    bfloat16_product(transpose_a, transpose_b, std::min(rows, m - row), std::min(columns, n - column), k,
-                     rounded_a + (transpose_a ? row : row * a_columns), a_columns,
-                     rounded_b + (transpose_b ? column * b_columns : column), b_columns, adds, c + row * ldc + column,
-                     ldc);
+  const Blocks blocks = blocks_of(m, n, k);
+  parallel_chunks(blocks.count(), [=](int64_t chunk) {
+    const Block block = blocks[chunk];
+    bfloat16_product(transpose_a, transpose_b, block.rows, block.columns, k,
+                     rounded_a + (transpose_a ? block.row : block.row * a_columns), a_columns,
+                     rounded_b + (transpose_b ? block.column * b_columns : block.column), b_columns, adds,
+                     c + block.row * ldc + block.column, ldc);
   });
 }
 
@@ -168,34 +192,24 @@ void bert_matmul(bool transpose_a, bool transpose_b, int64_t batch, int64_t m, i
                  const float* a, int64_t lda, int64_t stride_a, const float* b, int64_t ldb, int64_t stride_b,
                  float beta, float* c, int64_t ldc, int64_t stride_c) {
   if (batch == 0 || m == 0 || n == 0) return;
-  // Splits the longer side of the result, at multiples of the tile size of oneDNN's inner kernels.
-  int64_t rows = m, columns = n;
-  if (m * n * k >= bert::kMinimumWork && batch < 2 * bert::kBlocks) {
-    if (n >= m) {
-      columns = bert::round_up((n + bert::kBlocks - 1) / bert::kBlocks, 64);
-    } else {
-      rows = bert::round_up((m + bert::kBlocks - 1) / bert::kBlocks, 48);
-    }
-  }
-  const int64_t across = (n + columns - 1) / columns, down = (m + rows - 1) / rows;
   if (bert::bfloat16 && batch == 1 && m * n * k >= bert::kMinimumWork && (beta == 0.0f || beta == 1.0f)) {
     if (bert::has_bfloat16_instructions()) {
-      bert::round_and_multiply<uint16_t>(transpose_a, transpose_b, m, n, k, alpha, a, lda, b, ldb, beta == 1.0f, c, ldc,
-                                         rows, columns);
+      bert::round_and_multiply<uint16_t>(transpose_a, transpose_b, m, n, k, alpha, a, lda, b, ldb, beta == 1.0f, c,
+                                         ldc);
     } else {
-      bert::round_and_multiply<float>(transpose_a, transpose_b, m, n, k, alpha, a, lda, b, ldb, beta == 1.0f, c, ldc,
-                                      rows, columns);
+      bert::round_and_multiply<float>(transpose_a, transpose_b, m, n, k, alpha, a, lda, b, ldb, beta == 1.0f, c, ldc);
     }
     return;
   }
-  bert::parallel_chunks(batch * down * across, [=](int64_t chunk) {
-    const int64_t column = chunk % across * columns;
-    const int64_t row = chunk / across % down * rows;
-    const int64_t matrix = chunk / (across * down);
-    const float* block_a = a + matrix * stride_a + (transpose_a ? row : row * lda);
-    const float* block_b = b + matrix * stride_b + (transpose_b ? column * ldb : column);
-    bert::product(transpose_a, transpose_b, std::min(rows, m - row), std::min(columns, n - column), k, alpha, block_a,
-                  lda, block_b, ldb, beta, c + matrix * stride_c + row * ldc + column, ldc);
+  // Many matrices give every thread something to do without.
+  const bert::Blocks blocks = batch < 2 * bert::kBlocks ? bert::blocks_of(m, n, k) : bert::Blocks{m, n, m, n};
+  bert::parallel_chunks(batch * blocks.count(), [=](int64_t chunk) {
+    const bert::Block block = blocks[chunk % blocks.count()];
+    const int64_t matrix = chunk / blocks.count();
+    const float* block_a = a + matrix * stride_a + (transpose_a ? block.row : block.row * lda);
+    const float* block_b = b + matrix * stride_b + (transpose_b ? block.column * ldb : block.column);
+    bert::product(transpose_a, transpose_b, block.rows, block.columns, k, alpha, block_a, lda, block_b, ldb, beta,
+                  c + matrix * stride_c + block.row * ldc + block.column, ldc);
   });
 }
 

@@ -327,28 +327,84 @@ void linear(KernelComputeContext* context) {
               input(context, "bias"), output(context, "out"));
 }
 
+Maybe<void> infer_linear(InferContext* context) {
+  const Shape x = *JUST(matrix_shape(context, "x")), weight = *JUST(matrix_shape(context, "weight"));
+  CHECK_OR_RETURN(x.At(1) == weight.At(0))
+      << "x is " << x.DebugStr() << ", which weight, " << weight.DebugStr() << ", cannot multiply";
+  if (context->has_input("bias", 0)) { JUST(check_shape(context, "bias", Shape({weight.At(1)}))); }
+  context->SetOutputShape("out", 0, Shape({x.At(0), weight.At(1)}));
+  return Maybe<void>::Ok();
+}
+
+Maybe<void> split_rows_of_x(SbpContext* context) {
+  context->NewBuilder().Broadcast(context->inputs()).Split(OpArg("x", 0), 0).Split(OpArg("out", 0), 0).Build();
+  return Maybe<void>::Ok();
+}
+
 REGISTER_USER_OP("bert_linear")
     .Input("x").Input("weight").Input("bias")
     .Output("out")
-    .SetTensorDescInferFn([](InferContext* context) -> Maybe<void> {
-      const Shape x = *JUST(matrix_shape(context, "x")), weight = *JUST(matrix_shape(context, "weight"));
-      CHECK_OR_RETURN(x.At(1) == weight.At(0))
-          << "x is " << x.DebugStr() << ", which weight, " << weight.DebugStr() << ", cannot multiply";
-      JUST(check_shape(context, "bias", Shape({weight.At(1)})));
-      context->SetOutputShape("out", 0, Shape({x.At(0), weight.At(1)}));
-      return Maybe<void>::Ok();
-    })
-    .SetGetSbpFn([](SbpContext* context) -> Maybe<void> {
-      context->NewBuilder()
-          .Split(OpArg("x", 0), 0)
-          .Broadcast({OpArg("weight", 0), OpArg("bias", 0)})
-          .Split(OpArg("out", 0), 0)
-          .Build();
-      return Maybe<void>::Ok();
-    })
+    .SetTensorDescInferFn(infer_linear)
+    .SetGetSbpFn(split_rows_of_x)
     .SetDataTypeInferFn(infer_types);
 
 REGISTER_BERT_OPERATOR_KERNEL("bert_linear", Kernel, linear)
+
+// ---- x weight (+ bias) in int8; see bert_int8_linear
+
+using Int8Weight = std::shared_ptr<BertInt8Weight>;
+
+// Returns a weight in int8. It is rounded once for all operators that use its memory.
+Int8Weight in_int8(const Tensor& weight) {
+  static std::mutex mutex;
+  static std::map<const float*, std::weak_ptr<BertInt8Weight>> in_use;
+  std::lock_guard<std::mutex> lock(mutex);
+  std::weak_ptr<BertInt8Weight>& known = in_use[weight.dptr<float>()];
+  Int8Weight rounded = known.lock();
+  if (!rounded) {
+    rounded.reset(bert_round_to_int8(rows_of(weight), last_dimension(weight), weight.dptr<float>()), bert_free_int8);
+    known = rounded;
+  }
+  return rounded;
+}
+
+// Rounds the weight when the graph first runs; what changes it later has no effect.
+class Int8Linear final : public user_op::OpKernel {
+ public:
+  std::shared_ptr<user_op::OpKernelState> CreateOpKernelState(user_op::KernelInitContext*) const override {
+    return std::make_shared<State>();
+  }
+
+ private:
+  struct State final : public user_op::OpKernelState {
+    Int8Weight weight;
+  };
+
+  using user_op::OpKernel::Compute;
+  void Compute(KernelComputeContext* context, user_op::OpKernelState* state,
+               const user_op::OpKernelCache*) const override {
+    Int8Weight& weight = CHECK_NOTNULL(dynamic_cast<State*>(state))->weight;
+    if (!weight) { weight = in_int8(tensor(context, "weight")); }
+    const Tensor& x = tensor(context, "x");
+    bert_int8_linear(rows_of(x), x.dptr<float>(), weight.get(), optional_input(context, "bias"),
+                     output(context, "out"));
+  }
+  bool AlwaysComputeWhenAllOutputsEmpty() const override { return false; }
+};
+
+REGISTER_USER_OP("bert_int8_linear")
+    .Input("x").Input("weight").OptionalInput("bias")
+    .Output("out")
+    .SetTensorDescInferFn([](InferContext* context) -> Maybe<void> {
+      JUST(infer_linear(context));
+      const int64_t inputs = context->InputShape("weight", 0).At(0);
+      CHECK_OR_RETURN(inputs <= kMostInt8Inputs) << inputs << " inputs are more than " << kMostInt8Inputs;
+      return Maybe<void>::Ok();
+    })
+    .SetGetSbpFn(split_rows_of_x)
+    .SetDataTypeInferFn(infer_types);
+
+REGISTER_USER_KERNEL("bert_int8_linear").SetCreateFn<Int8Linear>().SetIsMatchedHob(on_cpu());
 
 // ---- the gradients of x weight + bias by weight and bias
 
@@ -634,7 +690,8 @@ Maybe<one::UserOpExpr> find_operator(const std::string& name, int inputs, const 
     CHECK_OR_RETURN(definition != nullptr) << "there is no such operator";
     const bool takes_a_list = takes_list(name);
     const bool gives_list = waits_for_ranks(name) && definition->op_def.output(0).name() == "out";
-    const int arguments = definition->op_def.input_size();
+    int arguments = definition->op_def.input_size();
+    if (inputs < arguments && definition->op_def.input(arguments - 1).is_optional()) { --arguments; }
     const int in_list = takes_a_list ? inputs - arguments + 1 : 1;
     const int expected = takes_a_list ? std::max(arguments, inputs) : arguments;
     CHECK_OR_RETURN(inputs == expected) << "it takes " << expected << " tensors, not " << inputs;

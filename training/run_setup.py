@@ -151,6 +151,7 @@ def start_engine(args):
     native.set_seed(args.seed)
     operators.compute_in(config.amp_dtype(args, device_type))
     _settle_padding(args, device_type)
+    _settle_int8(args, device_type)
     if device_type == "cpu":
         native.set_thread_count(threads)
         native.limit_memory(usable_memory() // args.gpu_num_per_node)
@@ -158,6 +159,8 @@ def start_engine(args):
         share_memory(args)
         if args.use_fp16:
             print(_use_bfloat16(), flush=True)
+        if "use_int8" in args and args.use_int8:
+            print("The encoder's linear layers multiply in int8 (--use_int8); all else is float32.", flush=True)
         if args.amp_dtype == "float16":
             print("Notice: --amp_dtype=float16 has no effect on a CPU, which has bfloat16 alone.", flush=True)
     if args.use_boxing_v2:
@@ -192,6 +195,16 @@ def _settle_padding(args, device_type):
     if args.skip_padding and obstacle and "do_train" in args:
         raise UserError(f"--skip_padding: {obstacle}; leave it out")
     operators.skip_padding(obstacle is None and args.skip_padding is not False)
+
+
+def _settle_int8(args, device_type):
+    """Makes graphs multiply in int8 as --use_int8 says. Raises UserError if they cannot."""
+    wanted = "use_int8" in args and args.use_int8
+    if wanted and device_type != "cpu":
+        raise UserError("--use_int8: a GPU does not multiply in int8 here; leave it out, or give --device=cpu")
+    if wanted and not operators.can_skip_padding():
+        raise UserError(f"--use_int8: it needs the native kernels ({native.describe()}); leave it out")
+    operators.use_int8(wanted)
 
 
 def share_memory(args):

@@ -123,6 +123,12 @@ def test_a_data_type_without_mixed_precision():
         config.parse_pretraining_args(["--data_dir=x", "--amp_dtype=float16"])
 
 
+def test_int8_is_for_the_cpu():
+    args = config.parse_squad_predict_args(["--data_dir=x", "--model_load_dir=x", "--use_int8"])
+    with pytest.raises(UserError, match="--use_int8: a GPU .*; leave it out, or give --device=cpu"):
+        run_setup._settle_int8(args, "cuda")
+
+
 LOG = "PretrainJob_0 needs 9000000000 bytes of a GPU, 1 of them for variables\n"
 LOG += "PretrainJob_1 needs 34000000000 bytes of a GPU, 4000000000 of them for variables\n"
 

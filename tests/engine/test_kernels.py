@@ -15,6 +15,7 @@ import sys
 import numpy as np
 import pytest
 
+import int8_reference
 import rank_sums
 from engine import kernel_files, native
 from running import ROOT
@@ -699,8 +700,9 @@ def test_results_do_not_depend_on_the_threads(library):
             pointer(b), I64(555), I64(0), F32(0), pointer(product), I64(555), I64(0),
         )  # fmt: skip
         library.bert_sum_rows(I64(333), I64(777), pointer(a), pointer(sums))
+        in_int8 = int8_linear(library, a, b)
         norm = np.array(library.bert_sum_of_squares(I64(a.size), pointer(a)))
-        results.append([array.tobytes() for array in (out, *gradients, product, sums, norm)])
+        results.append([array.tobytes() for array in (out, *gradients, product, sums, in_int8, norm)])
     library.bert_set_thread_count(3)
     assert all(result == results[0] for result in results)
 
@@ -775,6 +777,86 @@ def test_bfloat16_product_of_extremes(library):
     for row, (actual, wanted) in enumerate(zip(c, expected, strict=True)):
         largest = np.abs(wanted[np.isfinite(wanted)]).max(initial=0)
         np.testing.assert_allclose(actual, wanted, rtol=0, atol=1e-5 * largest, err_msg=f"row {row}")
+
+
+def int8_linear(library, x, weight, bias=None):
+    library.bert_round_to_int8.restype = ctypes.c_void_p
+    y = empty(len(x), weight.shape[1])
+    rounded = ctypes.c_void_p(library.bert_round_to_int8(*map(I64, weight.shape), pointer(weight)))
+    library.bert_int8_linear(I64(len(x)), pointer(x), rounded, pointer(bias), pointer(y))
+    library.bert_free_int8(rounded)
+    return y
+
+
+INT8_SIZES = [(1, 1, 1), (3, 5, 7), (70, 33, 50), (131, 65, 2049), (300, 768, 768), (1030, 2049, 70), (257, 131, 1030)]
+
+
+def int8_operands(rows, inputs, outputs, kind="normal"):
+    """x [rows, inputs] and a weight [inputs, outputs], whose rounding does not depend on that of float32."""
+    x, weight = values((rows, inputs), kind), values((inputs, outputs), seed=1)
+    x = int8_reference.away_from_ties(x, int8_reference.scale_of_rows)
+    return unaligned(x), unaligned(int8_reference.away_from_ties(weight, int8_reference.scale_of_columns))
+
+
+@pytest.mark.parametrize("size", [*INT8_SIZES, (5, 0, 4), (0, 5, 4), (4, 5, 0)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_int8_linear(library, size, kind):
+    x, weight = int8_operands(*size, kind)
+    for bias in (values((size[2],), kind, 2), None):
+        assert_close(int8_linear(library, x, weight, bias), int8_reference.linear(x, weight, bias), 1e-6, 1e-43)
+
+
+@pytest.mark.parametrize("inputs", [1, 2, 3, 63, 64, 768, 3073])
+def test_int8_sums_do_not_saturate(library, inputs):
+    """The largest sums that there can be, of pairs and of all, are those of integers."""
+    rows, outputs = 37, 129
+    generator = np.random.default_rng(0)
+    signs, pairs = (np.where(np.arange(inputs) // count % 2, -1.0, 1.0) for count in (1, 2))
+    random = generator.choice([-1.0, 0.0, 1.0], (rows, inputs)), generator.choice([-1.0, 0.0, 1.0], (inputs, outputs))
+    for x in (
+        np.ones((rows, inputs)),
+        -np.ones((rows, inputs)),
+        np.float64([signs > 0, signs, -signs, pairs]),
+        random[0],
+    ):
+        for column in (np.ones(inputs), -np.ones(inputs), signs, pairs, pairs * (signs > 0), None):
+            weight = random[1] if column is None else np.repeat(column[:, None], outputs, axis=1)
+            narrow = unaligned(np.float32(x)), unaligned(np.float32(weight))
+            assert_close(int8_linear(library, *narrow), int8_reference.linear(*narrow), 2e-7)
+
+
+def test_int8_of_integers_is_exact(library):
+    """Of all integers in -127..127, in rows and columns that hold the largest."""
+    generator = np.random.default_rng(1)
+    x, weight = generator.integers(-127, 129, (300, 777)), generator.integers(-63, 64, (777, 555))
+    x[:, 5:7], weight[6:8] = [[-127, 128]], [[-127], [0]]
+    weight[8:10] = [[64], [63]]
+    x[17] = 0
+    scales = 2.0 ** generator.integers(-30, 30, (300, 1)), 2.0 ** generator.integers(-30, 30, (1, 555))
+    y = int8_linear(library, unaligned(np.float32(x * scales[0])), unaligned(np.float32(weight * scales[1])))
+    # Sums above 2^24 are rounded to float32.
+    np.testing.assert_array_equal(y, np.float32(np.float64(x) @ np.float64(weight)) * np.float32(scales[0] * scales[1]))
+
+
+def test_int8_of_what_is_not_finite(library):
+    """NaN in the rows and columns that hold such a value; the others are as they are without."""
+    x, weight = values((9, 130)), values((130, 70), seed=1)
+    expected = int8_linear(library, x, weight)
+    x[1, 3], x[2, 0], x[3, 129] = np.nan, np.inf, -np.inf
+    x[4, 5] = np.uint32(0xFFFFFFFF).view(np.float32)
+    x[5, 5:7] = [-3e38, 3e38]
+    weight[2, 8], weight[3, 69], weight[129, 0], weight[6:8, 11] = np.nan, np.inf, -np.inf, 3e38
+    expected[1:6] = np.nan
+    expected[:, [0, 8, 11, 69]] = np.nan
+    np.testing.assert_array_equal(int8_linear(library, x, weight), expected)
+
+
+def test_int8_of_the_largest_values(library):
+    x, weight = int8_operands(5, 33, 9)
+    x[:, 5] = [300, -300, 300, -300, 30]
+    x = unaligned(int8_reference.away_from_ties(x * np.float32(1e36), int8_reference.scale_of_rows))
+    weight *= np.float32(1e-3)
+    assert_close(int8_linear(library, x, weight), int8_reference.linear(x, weight), 1e-6)
 
 
 def test_random_streams(library):

@@ -147,7 +147,7 @@ def packed(x, bias, weight, gamma, tokens):
     """The operators of a layer on the tokens of a batch, which a graph with the library packs."""
     rows, layout = operators.pack(x, tokens)
     layout = layout.to(x.dtype)
-    y = operators.bias_gelu(operators.matmul(operators.linear(rows, weight, bias), weight), bias)
+    y = operators.bias_gelu(operators.encoder_matmul(operators.linear(rows, weight, bias), weight), bias)
     y = operators.residual_norm(y, bias, rows, gamma, bias, layout, rate=0.0)
     y = operators.unpack(operators.attention(y, y, rows, layout, 3, rate=0.0), layout)
     return y * tokens.reshape(*tokens.shape, 1).to(x.dtype)

@@ -200,6 +200,26 @@ def test_without_padding(tmp_path, monkeypatch):
         np.testing.assert_array_equal(short[name] == -10000, ~is_token)
 
 
+@needs_kernels
+def test_in_int8(work, predicted, monkeypatch):
+    """Logits are near those of float32; a run that cannot multiply in int8 says so."""
+    model, output = work / "first" / "last_snapshot", work / "int8.npy"
+    result = run_predict(work / "dev", model, output, use_int8=True)
+    assert result.returncode == 0, result.stderr
+    assert "\nThe encoder's linear layers multiply in int8 (--use_int8); all else is float32.\n" in result.stdout
+    results = np.load(output, allow_pickle=False)
+    np.testing.assert_array_equal(results["unique_id"], predicted["unique_id"])
+    for name in ("start_logits", "end_logits"):
+        difference = np.abs(results[name] - predicted[name]).max() / np.abs(predicted[name]).max()
+        assert 1e-4 < difference < 0.05
+    both = run_predict(work / "dev", model, output, use_int8=True, use_fp16=True)
+    assert both.returncode == 2 and "--use_int8 and --use_fp16 exclude each other" in both.stderr
+    monkeypatch.setenv("BERT_KERNELS", "none")
+    result = run_predict(work / "dev", model, work / "none.npy", use_int8=True)
+    assert_fails_with_one_line(result, "--use_int8: it needs the native kernels (", "BERT_KERNELS=none); leave it out")
+    assert not (work / "none.npy").exists()
+
+
 @pytest.mark.engine
 def test_num_epochs(work, tmp_path):
     result = train(work / "train", tmp_path, iter_num="", num_epochs=3)

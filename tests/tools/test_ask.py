@@ -17,7 +17,7 @@ import run_squad_predict
 import small_models
 from in_process import run_in_process
 from inference import answers
-from running import ROOT, assert_fails_with_one_line
+from running import ROOT, assert_fails_with_one_line, needs_kernels
 from text import squad_answers, squad_file, squad_windows
 from text.tokenization import Tokenizer, read_vocab
 
@@ -91,6 +91,14 @@ def answers_by_files(folder, path, snapshot, skip_padding, flags):
     names = ("predictions.json", "nbest_predictions.json", "null_odds.json")
     paths = [folder / "answers" / name for name in names]
     return [json.loads(one.read_text()) if one.exists() else None for one in paths]
+
+
+@needs_kernels
+def test_in_int8(snapshot):
+    result = run(snapshot, "--use_int8", question="When was it built?", stdin=CONTEXT.encode())
+    assert result.returncode == 0, result.stderr
+    assert "\nThe encoder's linear layers multiply in int8 (--use_int8); all else is float32.\n" in result.stderr
+    assert len(result.stdout.splitlines()) == 2
 
 
 @pytest.mark.engine
