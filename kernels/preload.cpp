@@ -2,6 +2,7 @@
 // their names to the definitions here, which call OneFlow's.
 #include <dlfcn.h>
 #include <link.h>
+#include <malloc.h>
 #include <semaphore.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
@@ -47,7 +48,12 @@ void schedule_loop(void* self, const void* initializer) STAND_IN_FOR(SCHEDULE_LO
 // Whether to apply the changes that make a CPU run fast. False for a run on a GPU.
 static bool tunes_cpu = true;
 
-extern "C" __attribute__((visibility("default"))) void bert_tune_cpu(bool on) { tunes_cpu = on; }
+extern "C" __attribute__((visibility("default"))) void bert_tune_cpu(bool on) {
+  tunes_cpu = on;
+  // Compiling a graph allocates and frees millions of small pieces of memory. glibc collects those that are freed in lists
+  // that it merges again and again, at each large piece; without the lists it merges each piece once.
+  if (on) mallopt(M_MXFAST, 0);
+}
 
 // VirtualMachine::ScheduleLoop. Its thread polls without pause while a graph runs, so it gets the lowest nice level.
 // SCHED_IDLE is too low: on a busy machine the graph would wait for this thread.
