@@ -2,6 +2,7 @@
 // their names to the definitions here, which call OneFlow's.
 #include <dlfcn.h>
 #include <link.h>
+#include <malloc.h>
 #include <semaphore.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
@@ -47,7 +48,12 @@ void schedule_loop(void* self, const void* initializer) STAND_IN_FOR(SCHEDULE_LO
 // Whether to apply the changes that make a CPU run fast. False for a run on a GPU.
 static bool tunes_cpu = true;
 
-extern "C" __attribute__((visibility("default"))) void bert_tune_cpu(bool on) { tunes_cpu = on; }
+extern "C" __attribute__((visibility("default"))) void bert_tune_cpu(bool on) {
+  tunes_cpu = on;
+  // Compiling a graph allocates and frees millions of small pieces of memory. glibc collects those that are freed in lists
+  // that it merges again and again, at each large piece; without the lists it merges each piece once.
+  if (on) mallopt(M_MXFAST, 0);
+}
 
 // VirtualMachine::ScheduleLoop. Its thread polls without pause while a graph runs, so it gets the lowest nice level.
 // SCHED_IDLE is too low: on a busy machine the graph would wait for this thread.
@@ -157,6 +163,59 @@ void* count_not_finite(void* result, void* context, const void* graph, void* job
   if (gradient_choice != nullptr) gradients = gradient_choice(gradients);
   return reinterpret_cast<void* (*)(void*, void*, const void*, void*, const void*)>(original(COUNT_NOT_FINITE))(
       result, context, graph, job, gradients);
+}
+
+// What the plugin does instead of building each graph of operators anew (plugin_graphs.cpp). May be null.
+using BuildGraph = void*(void* result, void* graph, const void* job);
+static void* (*graph_builder)(BuildGraph* own, void* result, void* graph, const void* job) = nullptr;
+static void (*graph_keeper)(void* graph) = nullptr;
+static void (*dumped_graph_keeper)(void* graph, const void* job) = nullptr;
+static void (*graph_end)() = nullptr;
+
+extern "C" __attribute__((visibility("default"))) void bert_keep_graphs(
+    decltype(graph_builder) build, decltype(graph_keeper) keep, decltype(dumped_graph_keeper) keep_dumped,
+    decltype(graph_end) forget) {
+  graph_builder = build;
+  graph_keeper = keep;
+  dumped_graph_keeper = keep_dumped;
+  graph_end = forget;
+}
+
+#define BUILD_GRAPH "_ZN7oneflow7OpGraph4InitERKNS_3JobE"
+void* build_graph(void* result, void* graph, const void* job) STAND_IN_FOR(BUILD_GRAPH);
+
+// OpGraph::Init, which returns a Maybe<void> through `result`.
+void* build_graph(void* result, void* graph, const void* job) {
+  const auto own = reinterpret_cast<BuildGraph*>(original(BUILD_GRAPH));
+  return graph_builder != nullptr ? graph_builder(own, result, graph, job) : own(result, graph, job);
+}
+
+#define DESTROY_GRAPH "_ZN7oneflow7OpGraphD1Ev"
+void destroy_graph(void* graph) STAND_IN_FOR(DESTROY_GRAPH);
+
+// OpGraph::~OpGraph.
+void destroy_graph(void* graph) {
+  if (graph_keeper != nullptr) graph_keeper(graph);
+  reinterpret_cast<void (*)(void*)>(original(DESTROY_GRAPH))(graph);
+}
+
+#define DUMP_GRAPH "_ZNK7oneflow7OpGraph18DumpNdSbpSignatureEPNS_3JobE"
+void dump_graph(void* graph, void* job) STAND_IN_FOR(DUMP_GRAPH);
+
+// OpGraph::DumpNdSbpSignature.
+void dump_graph(void* graph, void* job) {
+  reinterpret_cast<void (*)(void*, void*)>(original(DUMP_GRAPH))(graph, job);
+  if (dumped_graph_keeper != nullptr) dumped_graph_keeper(graph, job);
+}
+
+#define COMPILE "_ZN7oneflow7NNGraph21CompileAndInitRuntimeEv"
+void* compile(void* result, void* graph) STAND_IN_FOR(COMPILE);
+
+// NNGraph::CompileAndInitRuntime, which returns a Maybe<void> through `result`. It builds the last graph of a job.
+void* compile(void* result, void* graph) {
+  reinterpret_cast<void* (*)(void*, void*)>(original(COMPILE))(result, graph);
+  if (graph_end != nullptr) graph_end();
+  return result;
 }
 
 // Memory mapped by device_alloc: address -> size.
