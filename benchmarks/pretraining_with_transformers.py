@@ -82,7 +82,7 @@ def parse_arguments():
     parser.add_argument(
         "-o", "--output", type=absolute_path, required=True, metavar="PNG", help="picture of the curves"
     )
-    for name, default in (*zip(SHAPE, (2, 4, 32), strict=True), ("batch_size", 16), ("iter_num", 6000)):
+    for name, default in (*zip(SHAPE, (2, 4, 32), strict=True), ("batch_size", 64), ("iter_num", 4000)):
         parser.add_argument(
             f"--{name}", type=positive_int, default=default, metavar="N", help="as run_pretraining.py's"
         )
