@@ -58,7 +58,8 @@ RoundedRow round_row(int64_t columns, const float* x, uint8_t* integers) {
   }
   const float low = as_float(ordered(least));
   const Scale scale = scale_of(as_float(ordered(most)) - low, kMostActivation);
-  const float zero = std::nearbyint(-low * scale.inverse);
+  // In a row that is not finite, whose results are NaN by its step, it is NaN and no integer.
+  const float zero = scale.inverse > 0.0f ? std::nearbyint(-low * scale.inverse) : 0.0f;
   for (int64_t i = 0; i < columns; ++i) {
     float rounded = x[i] * scale.inverse + (kRound + zero);
     rounded = rounded > kRound ? rounded : kRound;
