@@ -119,7 +119,7 @@ def _check_rank_variables(args, world_size):
 
 
 def _run_rank(function, args, world_size):
-    """Calls function(args) in this process as the rank given by the environment; returns its exit status.
+    """Calls function(args) in this process as the rank given by the environment; returns 0, or ends the process.
 
     Rank 0 prints to the terminal, other ranks to a log file. An error goes to the launcher if there is one, else to
     stderr.

@@ -62,6 +62,7 @@ def engine_as_at_the_start():
         from engine import native, operators
 
         operators.skip_padding(False)
+        operators.use_int8(False)
         operators.compute_in(None)
         operators.sum_in_shared_memory(0)
         native.use_bfloat16(False)
