@@ -38,8 +38,8 @@ def compute_in(dtype):
     _mixed_precision = dtype
 
 
-def can_skip_padding():
-    """Returns whether graphs on a CPU can skip padding and multiply in int8, which need the native kernels."""
+def has_native_operators():
+    """Returns whether graphs on a CPU use operators of the native library, as packing and int8 need them."""
     return native.is_loaded() and not _ALWAYS_AS_ON_CUDA
 
 

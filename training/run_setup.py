@@ -190,7 +190,7 @@ def _settle_padding(args, device_type):
     Raises UserError if training cannot, but should. Prediction then shortens the batches.
     """
     obstacle = None if device_type == "cpu" else "a GPU computes it"
-    if obstacle is None and not operators.can_skip_padding():
+    if obstacle is None and not operators.has_native_operators():
         obstacle = f"it needs the native kernels ({native.describe()})"
     if args.skip_padding and obstacle and "do_train" in args:
         raise UserError(f"--skip_padding: {obstacle}; leave it out")
@@ -202,7 +202,7 @@ def _settle_int8(args, device_type):
     wanted = "use_int8" in args and args.use_int8
     if wanted and device_type != "cpu":
         raise UserError("--use_int8: a GPU does not multiply in int8 here; leave it out, or give --device=cpu")
-    if wanted and not operators.can_skip_padding():
+    if wanted and not operators.has_native_operators():
         raise UserError(f"--use_int8: it needs the native kernels ({native.describe()}); leave it out")
     operators.use_int8(wanted)
 
