@@ -30,13 +30,14 @@ SIDES = (
 )  # fmt: skip
 
 TRAINING = ("this project", "this project, bfloat16", "Transformers", "PyTorch", "matrix products alone")
-# The others are padded to the full length, or with `, sorted` each batch to its longest window.
+# The others are padded to the full length, or with `, sorted` each batch to its longest window. The matrix products are
+# those of the windows without padding.
 PREDICTION = (
     "this project", "this project, --skip_padding", "this project, bfloat16",
     "this project, int8", "this project, int8, --skip_padding",
     "ONNX Runtime", "ONNX Runtime, sorted", "ONNX Runtime, int8, sorted", "OpenVINO", "OpenVINO, sorted",
     "OpenVINO, bfloat16, sorted", "Transformers", "Transformers, sorted", "Transformers, compiled",
-    "Transformers, bfloat16, sorted",
+    "Transformers, bfloat16, sorted", "matrix products alone",
 )  # fmt: skip
 # With --num_accumulation_steps=4 and --activation_checkpointing.
 MEMORY = ("this project", "accumulation", "checkpointing", "accumulation, checkpointing")

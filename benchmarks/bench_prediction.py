@@ -73,6 +73,21 @@ def this_project(size, bfloat16=False, int8=False, skips_padding=False):
     return lambda: squad.predict(job, args.iter_num, size["length"])["start_logits"][0, 0].item()
 
 
+def products_alone(size):
+    """The matrix products of the encoder for the windows without padding, batch by batch."""
+    import products
+
+    encoder = products.Encoder(size["layers"], HEADS, HIDDEN // HEADS, 4 * HIDDEN)
+    lengths, batch = made_up_windows(size)["input_mask"].sum(axis=1).tolist(), size["batch"]
+
+    def predict():
+        for first in range(0, len(lengths), batch):
+            encoder.multiply(lengths[first : first + batch])
+        return 0.0
+
+    return predict
+
+
 def temporary_folder():
     """Returns a new folder, which is removed when the process ends."""
     folder = tempfile.mkdtemp()
@@ -191,6 +206,7 @@ SIDES = {
     "this project, int8": functools.partial(this_project, int8=True),
     "this project, --skip_padding": functools.partial(this_project, skips_padding=True),
     "this project, int8, --skip_padding": functools.partial(this_project, int8=True, skips_padding=True),
+    "matrix products alone": products_alone,
     **WITHOUT_SORTING,
     **{f"{name}, sorted": functools.partial(side, sorts=True) for name, side in WITHOUT_SORTING.items()},
 }

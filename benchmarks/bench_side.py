@@ -286,37 +286,27 @@ def tensorflow(size):
 
 def products_alone(size):
     """The matrix products of a step, without attention: three of each, for forward and backward."""
-    import ctypes
+    import products
 
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-    from engine import kernel_files, native
-
-    library = native.open_library(kernel_files.built_sets()[0])
     tokens, predictions = size["batch"] * size["length"], size["batch"] * size["predictions"]
     layer = [(tokens, HIDDEN, HIDDEN)] * 4 + [(tokens, 4 * HIDDEN, HIDDEN), (tokens, HIDDEN, 4 * HIDDEN)]
     shapes = layer * size["layers"] + [(predictions, VOCABULARY, HIDDEN), (predictions, HIDDEN, HIDDEN)]
-    arrays = {}
+    multiply, arrays = products.multiplier(), {}
 
-    def matrix(rows, columns):
-        if (rows, columns) not in arrays:
-            arrays[rows, columns] = np.random.default_rng(0).standard_normal((rows, columns), dtype=np.float32)
-        return ctypes.c_void_p(arrays[rows, columns].ctypes.data), ctypes.c_int64(columns), ctypes.c_int64(0)
+    def array(*key):
+        """Returns the array of this key, (operand, its numbers), made at its first use."""
+        if key not in arrays:
+            arrays[key] = np.random.default_rng(0).standard_normal(key[1], dtype=np.float32)
+        return arrays[key]
 
-    def product(transpose_a, transpose_b, m, n, k):
-        a = matrix(k, m) if transpose_a else matrix(m, k)
-        b = matrix(n, k) if transpose_b else matrix(k, n)
-        if (m, n, "out") not in arrays:
-            arrays[m, n, "out"] = np.empty((m, n), np.float32)
-        c = ctypes.c_void_p(arrays[m, n, "out"].ctypes.data), ctypes.c_int64(n), ctypes.c_int64(0)
-        sizes = (ctypes.c_int64(value) for value in (1, m, n, k))
-        flags = ctypes.c_bool(transpose_a), ctypes.c_bool(transpose_b)
-        library.bert_matmul(*flags, *sizes, ctypes.c_float(1), *a, *b, ctypes.c_float(0), *c)
+    def product(m, n, k, **transposed):
+        multiply(array("a", m * k), array("b", k * n), array("c", m * n), m, n, k, **transposed)
 
     def step():
         for m, n, k in shapes:
-            product(False, False, m, n, k)
-            product(False, True, m, k, n)
-            product(True, False, k, n, m)
+            product(m, n, k)
+            product(m, k, n, transpose_b=True)
+            product(k, n, m, transpose_a=True)
         return 0.0
 
     return step
