@@ -136,7 +136,9 @@ def parse_squad_args(arguments=None):
     _add_num_epochs(groups)
     _add_evaluation_flags(groups, "each epoch")
     groups["data"].add_argument(
-        "--eval_predict_file", metavar="JSON", help="the SQuAD v1.1 file of which the records in eval_data_dir are made"
+        "--eval_predict_file",
+        metavar="JSON",
+        help="the SQuAD file, v1.1 or v2.0, of which the records in eval_data_dir are made",
     )
     _add_skip_padding(groups, False, "the softmax of the loss is over what precedes the padding, as published over all")
     args = _check_work(parser, _check_num_epochs(parser, parser.parse_args(arguments)))

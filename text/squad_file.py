@@ -107,6 +107,13 @@ def check_unique_ids(paragraphs, path):
                 )
 
 
+def is_version_2(version, paragraphs):
+    """Whether questions may have no answer, and the metric is that of SQuAD v2.0."""
+    return str(version).startswith("v2") or any(
+        question.entry.get("is_impossible") is True for paragraph in paragraphs for question in paragraph.questions
+    )
+
+
 def reference_answers(paragraphs, path, may_lack=False):
     """Returns the reference answers of every question of the SQuAD file `path`: id -> list of texts.
 

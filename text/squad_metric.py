@@ -10,15 +10,17 @@ _WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLE = re.compile(r"\b(a|an|the)\b")
 
 
-def evaluate(references, predictions):
+def evaluate(references, predictions, is_v2=False):
     """Returns {"exact_match": ..., "f1": ...} in percent: the mean over questions of the best score over references.
 
-    `references`: id -> list of texts; `predictions`: id -> text. A question without a prediction scores 0.
+    `references`: id -> list of texts; `predictions`: id -> text. A question without a prediction scores 0. With `is_v2`
+    scores are those of `score_v2`.
     """
+    score_one = score_v2 if is_v2 else score
     exact_match = f1 = 0
     for question_id, texts in references.items():
         if question_id in predictions:
-            is_exact, best_f1 = score(predictions[question_id], texts)
+            is_exact, best_f1 = score_one(predictions[question_id], texts)
             exact_match += is_exact
             f1 += best_f1
     return {"exact_match": 100.0 * exact_match / len(references), "f1": 100.0 * f1 / len(references)}

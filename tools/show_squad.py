@@ -24,7 +24,7 @@ def main():
     squad_file.check_unique_ids(paragraphs, arguments.input_file)
     predictions = squad_file.read_predictions(arguments.prediction_file)
     n_best = read_n_best(arguments.nbest_file) if arguments.nbest_file else None
-    data = make_data(paragraphs, is_version_2(version, paragraphs), predictions, n_best)
+    data = make_data(paragraphs, squad_file.is_version_2(version, paragraphs), predictions, n_best)
     # Last, as it may warn, and where there is an error that is the only line.
     check_predictions_fit(paragraphs, predictions, arguments)
     write_page(arguments.output, "squad_page.js", data, arguments.input_file, arguments.prediction_file)
@@ -82,13 +82,6 @@ def probability_of(entry, place):
     if not 0 <= probability <= 1:
         raise UserError(f"{place}: probability is {probability}, which is not from 0 to 1")
     return probability
-
-
-def is_version_2(version, paragraphs):
-    """Whether questions may have no answer, and the metric is that of SQuAD v2.0."""
-    return str(version).startswith("v2") or any(
-        question.entry.get("is_impossible") is True for paragraph in paragraphs for question in paragraph.questions
-    )
 
 
 def true_answers(question, is_v2):

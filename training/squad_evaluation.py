@@ -1,4 +1,4 @@
-"""Evaluates a SQuAD model during training, with the code of npy2json.py and evaluate-v1.1.py."""
+"""Evaluates a SQuAD model during training, with the code of npy2json.py and the metric of its data set's version."""
 
 import dataclasses
 from pathlib import Path
@@ -24,18 +24,23 @@ class Questions:
     data_set: checks.DataSet
     examples: list  # of squad_answers.Example
     references: dict  # id -> list of texts
+    is_v2: bool  # questions may have no answer
     do_lower_case: bool
 
     def metrics(self, fields, outputs):
         """Returns {"exact_match": ..., "f1": ...} in percent, of the questions whose windows have all been scored.
 
-        `outputs`: start and end logits, [N, S] each, in the order of the windows. `fields` is not used.
+        `outputs`: start and end logits, [N, S] each, in the order of the windows. `fields` is not used. For SQuAD v2.0
+        the threshold of "no answer" is 0, as the default of npy2json.py's --null_score_diff_threshold.
         """
         start_logits, end_logits = outputs
         results = {"start_logits": start_logits, "end_logits": end_logits}
         examples = [one for one in self.examples if one.first_window + len(one.windows) <= len(start_logits)]
-        answers, _, _ = squad_answers.answer_questions(examples, results, self.do_lower_case)
-        return squad_metric.evaluate({one.id: self.references[one.id] for one in examples}, answers)
+        threshold = 0.0 if self.is_v2 else None
+        answers, _, _ = squad_answers.answer_questions(
+            examples, results, self.do_lower_case, null_score_diff_threshold=threshold
+        )
+        return squad_metric.evaluate({one.id: self.references[one.id] for one in examples}, answers, self.is_v2)
 
 
 def check(args):
@@ -59,8 +64,9 @@ def check(args):
             f"--eval_data_dir={folder}: its records are for {described['kind']}; make some of --eval_predict_file with "
             "tools/create_squad_data.py --is_training=False"
         )
-    _, paragraphs = squad_file.read_paragraphs(path)
-    references = squad_file.reference_answers(paragraphs, path)
+    version, paragraphs = squad_file.read_paragraphs(path)
+    is_v2 = squad_file.is_version_2(version, paragraphs)
+    references = squad_file.reference_answers(paragraphs, path, may_lack=is_v2)
     if described["questions_sha256"] != description.questions_checksum(paragraphs):
         raise UserError(
             f"--eval_predict_file={path}: the records in {folder} are of other questions or contexts, or of the same "
@@ -81,7 +87,7 @@ def check(args):
         described["max_query_length"],
     )
     _check_windows(args, data_set, examples)
-    return Questions(data_set, examples, references, described["do_lower_case"])
+    return Questions(data_set, examples, references, is_v2, described["do_lower_case"])
 
 
 def _check_windows(args, data_set, examples):

@@ -238,17 +238,18 @@ def test_records_without_masks():
 # ---- SQuAD
 
 
+SQUAD_TRAIN = ROOT / "dataset/squad/train-v1.1.json"
 SQUAD_DEV = ROOT / "dataset/squad/dev-v1.1.json"
 SQUAD_FLAGS = {
     **TINY_MODEL, "vocab_size": 1200, "max_position_embeddings": 80, "seq_length": 80, "batch_size_per_device": 8,
 }  # fmt: skip
 
 
-def make_records(name, folder, is_training, **flags):
+def make_records(file, folder, is_training, **flags):
     flags = {"max_seq_length": 80, "doc_stride": 16, "vocab_file": ROOT / "dataset/vocab.txt", **flags}
     made = run_in_process(
-        create_squad_data.main, "create_squad_data.py", input_file=ROOT / f"dataset/squad/{name}-v1.1.json",
-        output_dir=folder, is_training=is_training, **flags,
+        create_squad_data.main, "create_squad_data.py", input_file=file, output_dir=folder, is_training=is_training,
+        **flags,
     )  # fmt: skip
     assert made.returncode == 0, made.stderr
 
@@ -257,8 +258,8 @@ def make_records(name, folder, is_training, **flags):
 def squad(tmp_path_factory):
     """A folder with records in train/ and dev/, and out/, the output of a run with snapshots of the model alone."""
     folder = tmp_path_factory.mktemp("squad")
-    make_records("train", folder / "train", True)
-    make_records("dev", folder / "dev", False)
+    make_records(SQUAD_TRAIN, folder / "train", True)
+    make_records(SQUAD_DEV, folder / "dev", False)
     result = run(
         "run_squad.py", data_dir=folder / "train", eval_data_dir=folder / "dev", eval_predict_file=SQUAD_DEV,
         iter_num=4, eval_every_n_iter=2, save_optimizer=False, save_last_snapshot=True, learning_rate=1e-3,
@@ -313,7 +314,7 @@ def test_squad_records_that_are_not_of_the_questions(squad, tmp_path):
     with pytest.raises(UserError, match="its records are for SQuAD training; make some of --eval_predict_file with"):
         questions_of(squad / "train")
     with pytest.raises(UserError, match="train-v1.1.json: the records in .* are of other questions"):
-        questions_of(squad / "dev", eval_predict_file=str(ROOT / "dataset/squad/train-v1.1.json"))
+        questions_of(squad / "dev", eval_predict_file=str(SQUAD_TRAIN))
     flags = {"eval_batch_size_per_device": 1, "node_num": 1, "gpu_num_per_node": 1}
     with pytest.raises(UserError, match="--eval_iter_num=1: too few batches for the first question, which has"):
         questions_of(squad / "dev", eval_iter_num=1, **flags)
@@ -342,3 +343,16 @@ def test_a_part_of_the_questions(squad):
     found = questions.metrics({}, [logits, logits])
     expected = squad_evaluation.squad_metric.evaluate({first.id: questions.references[first.id]}, {first.id: word})
     assert found == expected
+
+
+def test_questions_without_an_answer(tmp_path):
+    """SQuAD v2.0: of two questions with the highest logits at [CLS], the one that has no answer is right."""
+    content = json.loads(SQUAD_DEV.read_text())
+    content["data"][0]["paragraphs"][0]["qas"][0].update(is_impossible=True, answers=[])
+    (tmp_path / "dev.json").write_text(json.dumps(content))
+    make_records(tmp_path / "dev.json", tmp_path / "dev", False)
+    questions = questions_of(tmp_path / "dev", eval_predict_file=str(tmp_path / "dev.json"))
+    second = questions.examples[1]
+    logits = np.full((second.first_window + len(second.windows), 80), -5.0, np.float32)
+    logits[:, 0] = 5.0
+    assert questions.metrics({}, [logits, logits]) == {"exact_match": 50.0, "f1": 50.0}
