@@ -27,8 +27,8 @@
 #   --seconds_per_update=S1,S2       for the hours of the dry run; without it some steps of each phase are measured
 # and all other flags of run_pretraining.py.
 #
-# A step whose output stands, made by the same command from the same input, is left out. After an interruption the same
-# command goes on, training from its newest snapshot. Exit status: that of the step that fails; 2 for a usage error.
+# A step is skipped if its output exists, made by the same command from the same input. After an interruption the same
+# command continues, training from its newest snapshot. Exit status: that of the step that fails; 2 for a usage error.
 set -euo pipefail
 unset CDPATH
 

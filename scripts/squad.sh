@@ -11,10 +11,11 @@
 # FLAGS are those of run_squad.py, with the defaults --num_epochs=3 --learning_rate=3e-5 --batch_size_per_device=8 and a
 # warm-up of a tenth of the run; also --max_seq_length, --doc_stride, --max_query_length, --vocab_file, --do_lower_case
 # (of tools/create_squad_data.py), --n_best_size, --max_answer_length, --null_score_diff_threshold (of npy2json.py) and
-# --version_2_with_negative for SQuAD v2.0. A flag with a value is written --flag=value.
+# --version_2_with_negative for SQuAD v2.0. --gpu_num_per_node, --device, --cpu_threads, --use_fp16, --amp_dtype, --tf32
+# and --bert_config_file are for prediction too, --use_int8 for prediction alone. A flag with a value is --flag=value.
 #
-# A step whose output stands, made by the same command from the same input, is left out. After an interruption the same
-# command goes on, training from its newest snapshot. Exit status: that of the step that fails; 2 for a usage error.
+# A step is skipped if its output exists, made by the same command from the same input. After an interruption the same
+# command continues, training from its newest snapshot. Exit status: that of the step that fails; 2 for a usage error.
 set -u
 unset CDPATH
 
@@ -39,7 +40,7 @@ done
 [ ! -e "$out" ] || [ -d "$out" ] || fail "$(printf '%q' "$out"): is a file; give a folder"
 
 # Which step a flag is for.
-records=(--max_seq_length=384) answers=() training=() devices=()
+records=(--max_seq_length=384) answers=() training=() devices=() prediction=()
 epochs= batch=8 batches=1 ranks=1 length=384 iterations= warmup= is_v2= vocab= case=
 for flag; do
     value=${flag#*=}
@@ -59,6 +60,7 @@ for flag; do
         --gpu_num_per_node=*) ranks=$value devices+=("$flag") ;;
         --device=* | --cpu_threads=* | --amp_dtype=* | --use_fp16 | --use_fp16=* | --tf32=* | --bert_config_file=*)
             devices+=("$flag") ;;
+        --use_int8 | --use_int8=*) prediction+=("$flag") ;;
         --data_dir=* | --seq_length=* | --model_load_dir=* | --model_save_dir=* | --log_dir=* | --resume | --resume=* | \
             --save_last_snapshot | --save_last_snapshot=* | --node_num=* | --node_list=*)
             fail "${flag%%=*}: this script gives it to run_squad.py itself; leave it out" ;;
@@ -68,6 +70,8 @@ for flag; do
     esac
 done
 [ -z "$epochs" ] || [ -z "$iterations" ] || fail "--num_epochs and --iter_num exclude each other"
+[[ "${prediction[*]-}" != *--use_int8* || "${devices[*]-}" != *--use_fp16* ]] ||
+    fail "--use_int8 and --use_fp16 exclude each other"
 epochs=${epochs:-3}
 for number in "$epochs" "$batch" "$batches" "$ranks" "$length" ${iterations:+"$iterations"} ${warmup:+"$warmup"}; do
     # Bash takes a leading 0 for octal.
@@ -120,7 +124,7 @@ step fine-tuning "$(lines "$out/train" "$model")" "$out/model/last_snapshot" "${
 
 step prediction "$(lines "$out/dev" "$out/model/last_snapshot")" "$out/all_results.npy" \
     "$python" "$root/run_squad_predict.py" --data_dir="$out/dev" --model_load_dir="$out/model/last_snapshot" \
-    --all_results_file="$out/all_results.npy" "${run[@]}"
+    --all_results_file="$out/all_results.npy" "${run[@]}" ${prediction[@]+"${prediction[@]}"}
 
 predictions=$out/predictions.json best=$out/nbest_predictions.json odds=$out/null_odds.json
 made=("$predictions" "$best")

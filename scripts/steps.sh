@@ -27,7 +27,7 @@ fingerprint() {
     done
 }
 
-# step NAME "INPUT..." "OUTPUT..." COMMAND...: runs the command, unless the outputs stand and were made by it from the
+# step NAME "INPUT..." "OUTPUT..." COMMAND...: runs the command, unless the outputs exist and were made by it from the
 # inputs as they are. Names of inputs and outputs are separated by line ends.
 step() {
     local name=$1 inputs outputs key
@@ -36,7 +36,7 @@ step() {
     shift 3
     key=$(printf '%q ' "$@"; echo; fingerprint "${inputs[@]}")
     if [ -f "$steps/$name" ] && [ "$(cat "$steps/$name")" = "$key"$'\n'"$(fingerprint "${outputs[@]}")" ]; then
-        echo "$script: $name: stands"
+        echo "$script: $name: up to date"
         return
     fi
     echo "$script: $name: $(printf '%q ' "$@")"
@@ -54,7 +54,7 @@ lines() {
 }
 
 # begin NAME "INPUT..." FOLDER COMMAND...: fails if FOLDER holds a model that another command began, or other inputs:
-# what was begun is gone on with, and what took hours is not replaced.
+# what was begun is continued, and what took hours is not replaced.
 begin() {
     local name=$1 inputs folder=$3 begun
     mapfile -t inputs <<<"$2"

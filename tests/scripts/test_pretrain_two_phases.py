@@ -84,7 +84,7 @@ def test_interrupted_and_resumed(folder):
 
     result = run(folder, *TINY)
     assert result.returncode == 0, result.stderr
-    assert re.findall(r": (\S+): stands", result.stdout) == STEPS[:2]
+    assert re.findall(r": (\S+): up to date", result.stdout) == STEPS[:2]
     assert commands_in(output) | commands_in(result.stdout) == told
     assert (folder / "out folder/phase2/last_snapshot/snapshot_done").is_file()
     for number, _, size, _ in sizes:
@@ -94,7 +94,7 @@ def test_interrupted_and_resumed(folder):
 
     again = run(folder, *TINY)
     assert (again.returncode, commands_in(again.stdout)) == (0, {})
-    assert re.findall(r": (\S+): stands", again.stdout) == STEPS
+    assert re.findall(r": (\S+): up to date", again.stdout) == STEPS
     other = run(folder, *TINY, "--learning_rate=1e-4")
     assert_fails_with_one_line(other, "holds a model that was begun with other flags")
 

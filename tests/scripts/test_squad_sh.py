@@ -74,7 +74,9 @@ def run(tmp_path):
 
 
 def test_each_step_gets_its_flags(run):
-    result, calls = run("--learning_rate=1e-4", "--num_epochs=2", "--batch_size_per_device=4", "--doc_stride=32")
+    result, calls = run(
+        "--learning_rate=1e-4", "--num_epochs=2", "--batch_size_per_device=4", "--doc_stride=32", "--use_int8"
+    )
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout.endswith('{"f1": 1}\n')
     assert [name for name, _ in calls] == STEPS
@@ -95,6 +97,7 @@ def test_each_step_gets_its_flags(run):
     assert calls[2][1].index("--learning_rate=1e-4") > calls[2][1].index("--learning_rate=3e-5")
     assert {"--model_load_dir=out/model/last_snapshot", "--data_dir=out/dev", "--seq_length=384"} <= flags[3]
     assert "--learning_rate=1e-4" not in flags[3]
+    assert [("--use_int8" in one) for one in flags] == [False, False, False, True, False, False, False]
     assert {vocab, "--predict_file=dev", "--output_dir=out"} <= flags[4]
 
 
@@ -127,7 +130,7 @@ def test_a_step_whose_output_stands_and_fits_is_left_out(run, tmp_path):
     assert run()[0].returncode == 0
     result, calls = run()
     assert (result.returncode, result.stderr, calls) == (0, "", [])
-    assert result.stdout.count(": stands\n") == len(STEPS) and result.stdout.endswith('{"f1": 1}\n')
+    assert result.stdout.count(": up to date\n") == len(STEPS) and result.stdout.endswith('{"f1": 1}\n')
 
     (folder / "dev").write_text("other questions")
     assert [name for name, _ in run()[1]] == [STEPS[1], *STEPS[3:]]
@@ -164,6 +167,7 @@ def test_a_model_of_other_flags_is_not_replaced(run):
         (None, ["--num_epochs=x"], "x is not a whole number"),
         (None, ["--num_epochs=08"], "08 is not a whole number"),
         (None, ["--num_epochs=2", "--iter_num=9"], "--num_epochs and --iter_num exclude each other"),
+        (None, ["--use_int8", "--use_fp16"], "--use_int8 and --use_fp16 exclude each other"),
         (None, ["--batch_size_per_device=0"], "must be above 0"),
         (None, ["--num_accumulation_steps=0"], "must be above 0"),
         (None, ["--null_score_diff_threshold=1"], "has no effect without --version_2_with_negative"),
