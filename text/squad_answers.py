@@ -174,7 +174,8 @@ def n_best_predictions(spans, null, document, find_text, n_best_size):
             break
         first_word = document.word_of_piece[first]
         words = document.words[first_word : document.word_of_piece[last] + 1]
-        begin, end = find_text(document.pieces[first : last + 1], words)
+        before = document.pieces[document.first_piece[first_word] : first]
+        begin, end = find_text(document.pieces[first : last + 1], words, before)
         text = " ".join(words)[begin:end]
         if text not in seen:
             seen.add(text)
@@ -192,12 +193,14 @@ class TextFinder:
         self._verbose = verbose
         self._normalise = functools.lru_cache(MAX_CACHED)(lambda word: " ".join(split_words(word, do_lower_case)))
 
-    def __call__(self, pieces, words):
+    def __call__(self, pieces, words, before=()):
         """Returns (begin, end) of what `pieces` represent in " ".join(words), `words` being consecutive in a context.
 
         Pieces may cover part of a word (Smith of Smith's) and have lost case and accents. Finds them in the normal form
         of the words and maps the match back to the original text, character by character without spaces. Returns
-        the place of all words if that fails: pieces are [UNK], or normalisation changed the number of characters.
+        the place of all words if that fails: pieces are [UNK], or normalisation changed the number of characters. The
+        text is that of the first match; if it occurs again, the place is that nearest to where the pieces `before`
+        those end, which are of the same words.
         """
         original = " ".join(words)
         wanted = " ".join(" ".join(pieces).replace(" ##", "").replace("##", "").split())
@@ -210,9 +213,17 @@ class TextFinder:
         if len(positions) != len(normalised) - normalised.count(" ") or not wanted:
             self._report(f"'{original}' and '{normalised}' differ in length without spaces")
             return 0, len(original)
-        first = start - normalised.count(" ", 0, start)
-        last = first + len(wanted) - wanted.count(" ") - 1
-        return positions[first], positions[last] + 1
+        length = len(wanted) - wanted.count(" ")
+        expected = sum(len(piece.removeprefix("##")) for piece in before)
+        text, nearest = None, None
+        while start != -1:
+            first = start - normalised.count(" ", 0, start)
+            begin, end = positions[first], positions[first + length - 1] + 1
+            text = original[begin:end] if text is None else text
+            if original[begin:end] == text and (nearest is None or abs(first - expected) < nearest[0]):
+                nearest = abs(first - expected), begin, end
+            start = normalised.find(wanted, start + 1)
+        return nearest[1:]
 
     def _report(self, text):
         if self._verbose:

@@ -176,6 +176,23 @@ def _narrow_to_answer(pieces, first, last, answer):
     return first, last
 
 
+def is_elsewhere(answer, question, document, tokenizer):
+    """Whether `answer`, from find_answer, is an earlier occurrence of the text than that at `answer_start`.
+
+    As in run_squad.py, the first one in the words of the answer counts. Without white space, as in Chinese, a whole
+    paragraph is a word.
+    """
+    first, last = answer
+    offset = question.entry["answers"][0]["answer_start"]
+    word = bisect_right(document.word_starts, offset) - 1
+    if word < 0:
+        return False
+    before = tokenizer.tokenize(document.words[word][: offset - document.word_starts[word]])
+    there = document.first_piece[word] + len(before)
+    pieces = document.pieces
+    return there > first and pieces[there : there + last - first + 1] == pieces[first : last + 1]
+
+
 def answer_positions(answer, window, num_query_pieces):
     """Returns the (start, end) position of an answer in the input of `window`, or (0, 0), [CLS], if it is outside.
 

@@ -106,7 +106,7 @@ def make_examples(paragraphs, tokenizer, arguments):
     """
     vocab = tokenizer.vocab
     examples = []
-    skipped, empty = [], []
+    skipped, empty, elsewhere = [], [], []
     num_with_several_answers = num_unknown = num_pieces = 0
     for paragraph in progress_bar(paragraphs, desc="tokenising", unit="context"):
         document = squad_windows.tokenize_document(paragraph.context, tokenizer)
@@ -127,6 +127,8 @@ def make_examples(paragraphs, tokenizer, arguments):
                     num_with_several_answers += len(question.entry["answers"]) > 1
                     if not question.entry["answers"][0]["text"].strip():
                         empty.append(question.id)
+                    elif squad_windows.is_elsewhere(answer, question, document, tokenizer):
+                        elsewhere.append(question.id)
             query = squad_windows.tokenize_question(question.text, tokenizer, arguments.max_query_length)
             query_ids = np.array([vocab[piece] for piece in query], np.int32)
             num_unknown += np.count_nonzero(query_ids == vocab[UNKNOWN])
@@ -147,6 +149,11 @@ def make_examples(paragraphs, tokenizer, arguments):
             f"{len(empty)} of {len(examples)} questions have an answer without text and train on some word or the "
             f"whole context, as in run_squad.py: {some_of(empty)}; remove questions without an answer, or mark them "
             "is_impossible and give --version_2_with_negative"
+        )
+    if elsewhere:
+        warnings.append(
+            f"{len(elsewhere)} of {len(examples)} questions train on an earlier occurrence of their answer in text "
+            f"without spaces, as in run_squad.py: {some_of(elsewhere)}; put spaces between characters of Chinese text"
         )
     if skipped:
         warnings.append(

@@ -108,6 +108,18 @@ def test_from_pieces_back_to_the_text(pieces, words, expected):
     assert reference_squad.final_text(pieces.replace(" ##", ""), words, True) == expected
 
 
+def test_the_place_is_that_of_the_pieces():
+    """Of a text that occurs several times in the same words, as in Chinese; the text is that of the first."""
+    find = TextFinder(do_lower_case=True)
+    words = ["(中国a中国,中国)"]
+    assert find(["中", "国"], words) == (1, 3)
+    for before, expected in ((0, (1, 3)), (4, (4, 6)), (7, (7, 9))):
+        assert find(["中", "国"], words, ["(", "中", "国", "a", "中", "国", ","][:before]) == expected
+    # Capitals: as in google-research/bert, the first.
+    assert find(["the"], ["The-the"], ["the", "-"]) == (0, 3)
+    assert find(["the"], ["the-The-the"], ["the", "-", "the", "-"]) == (8, 11)
+
+
 def test_no_possible_answer():
     content = one_paragraph("\u200b \u200b", ("?", "", 0))
     results = np.zeros(0, result_dtype(24))

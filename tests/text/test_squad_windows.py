@@ -249,6 +249,16 @@ def test_answers_without_text_are_counted(tmp_path):
     assert len(read_records(tmp_path / "parts")) == 3
 
 
+def test_an_answer_that_occurs_earlier_in_the_same_word_is_counted(tmp_path):
+    """Chinese paragraphs are one word, of which run_squad.py takes the first occurrence."""
+    content = one_paragraph("中国a中国 b", ("?", "中国", 0), ("?", "中国", 3), ("?", "b", 6), ("?", "a", 2))
+    flags = {"output_dir": tmp_path / "parts", "is_training": True, **write_inputs(tmp_path, content)}
+    result = run_in_process(create_squad_data.main, SCRIPT, **flags)
+    assert result.returncode == 0
+    assert "1 of 4 questions train on an earlier occurrence of their answer in text without spaces" in result.stderr
+    assert "run_squad.py: q1; put spaces" in result.stderr
+
+
 def test_warning_lists_characters_missing_from_the_vocabulary(tmp_path):
     content = one_paragraph("The ก house", ("กข?", "house", 6))
     flags = {"output_dir": tmp_path / "parts", "is_training": False, **write_inputs(tmp_path, content)}
