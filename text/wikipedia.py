@@ -42,6 +42,10 @@ _SWITCH = re.compile(r"__[A-Z]+__")
 _SURROGATES = re.compile(r"[\ud800-\udfff]")
 _QUOTES = re.compile(r"'{2,}")
 _APOSTROPHE = re.compile(r"(?<=\w)'''(?!')")
+# -{zh-hans:x;zh-hant:y}- shows x or y by variant of the language, as in Chinese; -{H|...}- and others show nothing.
+_VARIANTS = re.compile(r"-\{(?:([^{}|]*)\|)?([^{}]*)\}-")
+_VARIANT = re.compile(r"(?:^|;)\s*(?:zh|[a-z]{2,3}(?:-[a-z]+)+)\s*:\s*([^;]*)")
+_FLAGS_WITHOUT_TEXT = frozenset(("H", "T", "D", "N", "-"))
 _EMPTY_BRACKETS = re.compile(r"\s*(\([\s,;:–—-]*\)|（[\s，；：、,;:]*）)")
 _BEGINNING_OF_BRACKETS = re.compile(r"\([\s,;:]+")
 _END_OF_BRACKETS = re.compile(r"[\s,;:]+\)")
@@ -168,10 +172,20 @@ def _paragraphs_of(text):
 def _clean(line):
     """Removes what is left of markup from a line: quotes, switches, brackets around removed templates."""
     line = _SWITCH.sub("", unicodedata.normalize("NFC", _SURROGATES.sub("", line)))
+    for _ in range(2):  # they may be nested
+        line = _VARIANTS.sub(_first_variant, line)
     line = _without_quotes(line)
     line = _EMPTY_BRACKETS.sub("", line)
     line = _END_OF_BRACKETS.sub(")", _BEGINNING_OF_BRACKETS.sub("(", line))
     return _SPACE_BEFORE_STOP.sub(r"\1", " ".join(line.split()))
+
+
+def _first_variant(match):
+    """Returns the text of the first variant, or that of all."""
+    if not _FLAGS_WITHOUT_TEXT.isdisjoint(flag.strip() for flag in (match[1] or "").split(";")):
+        return ""
+    variants = _VARIANT.findall(match[2])
+    return variants[0].strip() if variants else match[2]
 
 
 def _without_quotes(line):

@@ -236,6 +236,16 @@ def test_markup_that_is_never_closed_takes_no_time(marks):
     assert article.sentences[:1] in ([], ["A sentence."])
 
 
+def test_variants_of_chinese():
+    """The first one of several is kept; a rule for the rest of the page shows nothing."""
+    markup = (
+        "-{H|zh-cn:打印机;zh-tw:印表機;}-'''-{zh-hans:[[软件|计算机软件]]; zh-hant:電腦軟體}-'''"
+        "是-{A|zh-cn:程序;zh-tw:程式;}-。"
+        "-{T|zh-hans:标题;zh-hant:標題}--{只此一种}-，-{zh-hans;zh-hant|写法}-；x-{}-y。"
+    )
+    assert read_article(markup).sentences == ["计算机软件是程序。", "只此一种，写法；xy。"]
+
+
 @pytest.mark.parametrize(
     ("text", "sentences"),
     [
