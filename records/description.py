@@ -16,6 +16,7 @@ from system.errors import UserError
 from system.input_files import read_json
 from system.output_files import atomic_file
 from text.classification import encode_labels, read_labels
+from text.squad_windows import SPECIAL_PIECES
 from text.tokenization import vocab_checksum
 
 FILE = "records.json"
@@ -35,6 +36,7 @@ _TYPES = {
     "do_lower_case": bool,
     "max_seq_length": int,
     "max_predictions_per_seq": int,
+    "masked_lm_prob": float,
     "doc_stride": int,
     "max_query_length": int,
     "questions_sha256": str,
@@ -101,14 +103,26 @@ def read_labels_of(folder):
 
 def check(description, source):
     """Returns `description`. Raises UserError, naming its `source`, if it is not a valid one."""
-    is_valid = (
-        isinstance(description, dict)
-        and all(name in description for name in _REQUIRED)
-        and all(type(description[name]) is kind for name, kind in _TYPES.items() if name in description)
-    )
-    if not is_valid:
+    if not _is_valid(description):
         raise UserError(f"{source}: damaged: not a description of records; make the records again")
     return description
+
+
+def _is_valid(description):
+    if not isinstance(description, dict) or not all(name in description for name in _REQUIRED):
+        return False
+    kinds = {name: kind for name, kind in _TYPES.items() if name in description}
+    if not all(type(description[name]) is kind for name, kind in kinds.items()):
+        return False
+    # Windows of such lengths would have no end.
+    has_room = "max_query_length" not in kinds or (
+        description["max_query_length"] + SPECIAL_PIECES < description["max_seq_length"]
+    )
+    return (
+        has_room
+        and all(1 <= description[name] < 2**31 for name, kind in kinds.items() if kind is int)
+        and 0 <= description.get("masked_lm_prob", 0.0) <= 1
+    )
 
 
 def check_same_text(records, model_vocab_sha256, model_do_lower_case, records_name, model_name):

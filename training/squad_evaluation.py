@@ -54,7 +54,7 @@ def check(args):
     folder, path = args.eval_data_dir, args.eval_predict_file
     checks.part_paths(folder, flag="eval_data_dir")
     described = description.read(folder)
-    if described is None or "doc_stride" not in described or "questions_sha256" not in described:
+    if described is None or not {"doc_stride", "max_query_length", "questions_sha256"} <= described.keys():
         raise UserError(
             f"--eval_data_dir={folder}: has no {description.FILE} that tells the windows of its questions; make its "
             "records anew with tools/create_squad_data.py"

@@ -110,3 +110,26 @@ def test_damaged_description(tmp_path, content):
     (tmp_path / "records.json").write_text(content)
     with pytest.raises(UserError, match="records.json: damaged"):
         description.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"vocab_size": 0},
+        {"doc_stride": 0},
+        {"max_seq_length": 67},
+        {"max_seq_length": 10**400},
+        {"masked_lm_prob": "0.15"},
+        {"masked_lm_prob": float("nan")},
+    ],
+    ids=str,
+)
+def test_impossible_numbers(tmp_path, change):
+    """They would end in a traceback, or in windows without end."""
+    lengths = {"doc_stride": 32, "max_query_length": 64}
+    described = description.describe(description.SQUAD_PREDICTION, {"a": 6}, b"a\n", True, 68, **lengths)
+    (tmp_path / "records.json").write_text(json.dumps(described))
+    assert description.read(tmp_path) == described
+    (tmp_path / "records.json").write_text(json.dumps(described | change))
+    with pytest.raises(UserError, match="records.json: damaged"):
+        description.read(tmp_path)
