@@ -136,11 +136,9 @@ def parse_squad_args(arguments=None):
     _add_num_epochs(groups)
     _add_evaluation_flags(groups, "each epoch")
     groups["data"].add_argument(
-        "--eval_predict_file",
-        metavar="JSON",
-        help="the SQuAD file, v1.1 or v2.0, of which the records in eval_data_dir are made",
+        "--eval_predict_file", metavar="JSON", help="the SQuAD file, v1.1 or v2.0, from which eval_data_dir was made"
     )
-    _add_skip_padding(groups, False, "the softmax of the loss is over what precedes the padding, as published over all")
+    _add_skip_padding(groups, False, "the loss then leaves padding out of its softmax, unlike the published one")
     args = _check_work(parser, _check_num_epochs(parser, parser.parse_args(arguments)))
     if args.do_eval and args.eval_predict_file is None:
         parser.error("--do_eval needs --eval_predict_file")
@@ -166,8 +164,8 @@ def parse_squad_predict_args(arguments=None):
     add_bool(
         groups["data"],
         "--skip_padding",
-        help="compute nothing for padding, or little where the device or OneFlow's own kernels compute it: tokens then "
-        "differ in rounding, by batch, and logits of padding are -10000",
+        help="compute nothing for padding (little on a GPU or without the native kernels); logits of padding are "
+        "-10000, and those of tokens differ in rounding",
     )
     add_use_int8(groups["devices"])
     args = parser.parse_args(arguments)
@@ -215,8 +213,8 @@ def parse_classifier_args(arguments=None):
     return _complete(_check_work(parser, _check_num_epochs(parser, parser.parse_args(arguments))))
 
 
-def _add_skip_padding(groups, default=None, effect="default: where it can be, unless --resume goes on without"):
-    """Adds --skip_padding, None for "where it can be"; `effect` says what it changes, or the default."""
+def _add_skip_padding(groups, default=None, effect="default: True where possible; a resumed run keeps its setting"):
+    """Adds --skip_padding, None for "where possible"; `effect` says what it changes, or the default."""
     text = f"CPU with the native kernels: compute nothing for padding; {effect}"
     add_bool(groups["data"], "--skip_padding", default, text)
 
@@ -289,6 +287,8 @@ def _check_work(parser, args):
             parser.error(f"--{name} needs --{flag}")
         if not getattr(args, name) and getattr(args, flag) is not None:
             print(f"Notice: --{flag} is not read without --{name}.", flush=True)
+    if not (args.do_eval or getattr(args, "do_predict", False)):
+        _refuse_flags_of_results(parser, args, work)
     needs = dict.fromkeys(("eval_iter_num", "eval_every_n_iter", "metric_for_best_model", "early_stopping"), "do_eval")
     for name, needed in {**needs, "resume": "do_train"}.items():
         if getattr(args, name) not in (None, False) and not getattr(args, needed):
@@ -302,6 +302,17 @@ def _check_work(parser, args):
         # The model is compared with the vocabulary and case of these records.
         args.data_dir = args.eval_data_dir if args.do_eval else args.test_data_dir
     return args
+
+
+def _refuse_flags_of_results(parser, args, work):
+    """Ends with a usage error for flags that have no effect if a run only trains."""
+    needed = " or --".join(name for name in work if name != "do_train")
+    if args.output_dir is not None:
+        parser.error(
+            f"--output_dir={args.output_dir} needs --{needed}, whose results it gets; snapshots go to --model_save_dir"
+        )
+    if args.eval_batch_size_per_device is not None:
+        parser.error(f"--eval_batch_size_per_device needs --{needed}")
 
 
 def _groups(parser):

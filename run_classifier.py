@@ -37,6 +37,8 @@ def classify(args):
     of_task = evaluation_of(scorer, data, args) if args.do_eval else None
     loop.train_and_evaluate(classifier.ClassifierJob, model, data.train, of_task, placement, args)
     if args.do_predict:
+        if of_task is not None:
+            of_task.tell_other_best()
         with default_signals():
             predict(scorer, data, args)
 

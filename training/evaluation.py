@@ -164,6 +164,15 @@ class Evaluation:
         found = f"{best[self._metric]:.4f} after {best['iteration']} iterations" if best else "a number"
         return f"{self._since_best()} evaluations have not found a better {self._metric} than {found}"
 
+    def tell_other_best(self):
+        """Prints a notice if the model, as it is after training, is not the best one that an evaluation has found."""
+        best = self._best()
+        if rank() == 0 and best is not None and best is not self._history[-1]:
+            print_line(
+                f"Notice: the model is that after {self._history[-1]['iteration']} iterations; the best by "
+                f"{self._metric} is that after {best['iteration']}, in {self._args.model_save_dir}/best_snapshot."
+            )
+
 
 def _finite(values):
     """Returns the metrics without NaN, which a correlation may be and JSON cannot hold."""
@@ -201,5 +210,5 @@ def _is_entry(entry):
     return (
         isinstance(entry, dict)
         and type(entry.get("iteration")) is int
-        and all(type(value) is float for name, value in entry.items() if name != "iteration")
+        and all(type(value) is float and math.isfinite(value) for name, value in entry.items() if name != "iteration")
     )

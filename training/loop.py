@@ -57,7 +57,7 @@ def train(job, args, start, evaluation=None):
     if start.iteration >= args.iter_num or (evaluation is not None and evaluation.is_over()):
         _end_at_once(args, start, evaluation)
         return
-    notices.tell(args, start)
+    notices.tell(args, start, evaluation)
     # Signals come first: once the log's file exists, a signal leads to a saved snapshot.
     with (
         signals.recorded(second_kills=not has_launcher()) as received,

@@ -61,9 +61,12 @@ class SavePoints:
                 text = f"stopped by {name} after {iteration} iterations, but {reason}; {self.describe_newest()}"
                 raise RunError(text)
         where = f"{self._newest} on the first node" if self._args.node_num > 1 else self._newest
+        advice = f"--resume goes on from {where}"
+        if not self._args.save_optimizer:
+            advice = f"the model is in {where}, without the moments that --resume needs"
         raise StoppedTogether(
             number,
-            f"stopped by {name} after {iteration} of {self._args.iter_num} iterations; --resume goes on from {where}",
+            f"stopped by {name} after {iteration} of {self._args.iter_num} iterations; {advice}",
         )
 
     def finish(self, iteration):

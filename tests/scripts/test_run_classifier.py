@@ -238,6 +238,8 @@ def test_names_of_parts(tmp_path):
         (["--do_eval", "--eval_data_dir=x"], "--model_load_dir is missing"),
         (["--do_predict", "--test_data_dir=x", "--model_load_dir=x", "--resume"], "--resume needs --do_train"),
         (["--do_train", "--data_dir=x", "--num_epochs=1", "--iter_num=1"], "exclude each other"),
+        (["--do_train", "--data_dir=x", "--output_dir=y"], "it gets; snapshots go to --model_save_dir"),
+        (["--do_train", "--data_dir=x", "--eval_batch_size_per_device=2"], "device needs --do_eval or --do_predict"),
     ],
 )
 def test_wrong_usage(capsys, flags, fragment):

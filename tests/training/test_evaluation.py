@@ -191,10 +191,21 @@ def test_what_a_resumed_run_knows(tmp_path):
     assert resumed.is_missing(7) and not resumed.is_missing(4) and resumed.is_over()
     resumed.begin(start(7, run_number=4))
     assert resumed.is_best({"f1": 1.0})
-    for content in ("{", "[]", '{"run_number": 3, "evaluations": [{"iteration": 1, "f1": "x"}]}'):
+    entry = '{"run_number": 3, "evaluations": [{"iteration": 1, "f1": %s}]}'
+    for content in ("{", "[]", entry % '"x"', entry % "NaN"):
         (tmp_path / evaluation.HISTORY_FILE).write_text(content)
         with pytest.raises(UserError, match="evaluations.json"):
             resumed.begin(start(7))
+
+
+def test_a_notice_of_the_best_model(capsys, tmp_path):
+    found = evaluation_in(tmp_path)
+    text = "after 5 iterations; the best by f1 is that after 3"
+    for iteration, f1, said in ((1, 50.0, ""), (3, 60.0, ""), (5, 55.0, text)):
+        found.note(iteration, {"f1": f1})
+        found.tell_other_best()
+        told = capsys.readouterr().out
+        assert said in told and bool(told) == bool(said)
 
 
 @pytest.mark.parametrize(

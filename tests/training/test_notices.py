@@ -1,5 +1,7 @@
 """What a run is told before its first step."""
 
+from argparse import Namespace
+
 import numpy as np
 import pytest
 
@@ -9,10 +11,10 @@ from training import notices
 from training.resume import StartingPoint
 
 
-def told(capsys, tmp_path, *flags, iteration=0, train_step=0):
+def told(capsys, tmp_path, *flags, iteration=0, train_step=0, evaluation=None):
     """The notices of a run with those flags that begins there."""
     args = config.parse_pretraining_args(["--data_dir=x", f"--model_save_dir={tmp_path}", *flags])
-    notices.tell(args, StartingPoint(iteration, train_step, 1, {}, {}, {}))
+    notices.tell(args, StartingPoint(iteration, train_step, 1, {}, {}, {}), evaluation)
     return capsys.readouterr().out
 
 
@@ -45,6 +47,21 @@ def test_snapshots_of_an_earlier_run(capsys, tmp_path):
         write("x", np.zeros(1, np.float32))
     assert "holds snapshots of an earlier run, the newest snapshot_5" in told(capsys, tmp_path, *USUAL)
     assert told(capsys, tmp_path, *USUAL, "--resume") == ""
+
+
+def test_snapshots_that_cannot_be_resumed(capsys, tmp_path):
+    assert told(capsys, tmp_path, *USUAL, "--save_optimizer=False") == ""
+    expected = "--save_optimizer=False leaves out the moments that --resume needs"
+    assert expected in told(capsys, tmp_path, *USUAL, "--save_optimizer=False", "--resume")
+
+
+def test_early_stopping_that_cannot_come(capsys, tmp_path):
+    flags = (*USUAL, "--eval_data_dir=x", "--early_stopping=3")
+    for every, count in ((25, 3), (100, 0), (20, None)):
+        evaluation = Namespace(is_due=lambda iteration, every=every: iteration % every == 0)
+        expected = f"not end this run early: there are {count} evaluations" if count is not None else ""
+        said = told(capsys, tmp_path, *flags, evaluation=evaluation)
+        assert expected in said and ("Notice" in said) == bool(expected)
 
 
 def test_an_update_of_more_sequences_than_all_epochs_have(capsys):
