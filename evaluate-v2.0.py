@@ -5,7 +5,6 @@ from system import import_errors  # noqa: F401
 # isort: split
 
 import json
-import math
 import os
 import sys
 
@@ -15,6 +14,8 @@ from system.input_files import read_json
 from system.output_files import atomic_file, writing
 from text import squad_file, squad_metric, squad_metric_v2
 from util import run_script
+
+LARGEST = 1e100  # number of --na-prob-file
 
 
 def main():
@@ -92,7 +93,7 @@ def complete(references, predictions, arguments):
 def read_na_probs(path, references):
     """Returns id -> value of the file for every question, or 0 for all without a file.
 
-    Raises UserError if the file lacks a question or has a value that is not a finite number.
+    Raises UserError if the file lacks a question or has a value that is not a number, or too large to be drawn.
     """
     if path is None:
         return dict.fromkeys(references, 0.0)
@@ -103,8 +104,8 @@ def read_na_probs(path, references):
         if question_id not in content:
             raise UserError(f"{path}: lacks the question {question_id!r}; give the file made with these predictions")
         value = content[question_id]
-        if type(value) not in (int, float) or not -math.inf < value < math.inf:
-            raise UserError(f"{path}: {question_id}: {json.dumps(value)} is not a finite number")
+        if type(value) not in (int, float) or not abs(value) < LARGEST:
+            raise UserError(f"{path}: {question_id}: {json.dumps(value):.40} is not a number below {LARGEST:g}")
     return {question_id: content[question_id] for question_id in references}
 
 

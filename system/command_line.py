@@ -48,6 +48,8 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def __init__(self, **arguments):
         super().__init__(formatter_class=_HelpFormatter, allow_abbrev=False, **arguments)
+        # argparse takes -1e-3 and -1,-2 for flags.
+        self._negative_number_matcher = re.compile(r"-[\d.]")
         self.add_argument("--version", action=_Version, help="show the version and exit")
 
     def parse_known_args(self, args=None, namespace=None):

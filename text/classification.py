@@ -296,8 +296,8 @@ def find_labels(path, examples):
         if example.label == "" or example.label.lower() == "nan":
             what = "has no label" if example.label == "" else f"{example.label} is not a label"
             raise UserError(f"{path}: line {example.line}: {what}; label the line or remove it")
-        if "\n" in example.label or "\r" in example.label:
-            raise UserError(f"{path}: line {example.line}: the label spans several lines: {example.label!r:.40}")
+        if not {"\n", "\r", "\t"}.isdisjoint(example.label):
+            raise UserError(f"{path}: line {example.line}: the label has a tab or line end: {example.label!r:.40}")
         first.setdefault(example.label, example.line)
     numbers = {label: _number_of(label) for label in first}
     words = [label for label in first if numbers[label] is None]

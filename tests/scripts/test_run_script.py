@@ -148,6 +148,14 @@ def test_flags_that_do_not_exist_and_homes_that_no_shell_has_found(capsys, argum
     assert message in line
 
 
+def test_negative_values_need_no_equals_sign():
+    parser = command_line.ArgumentParser()
+    parser.add_argument("--layers")
+    parser.add_argument("--threshold", type=float)
+    given = parser.parse_args(["--threshold", "-1e-3", "--layers", "-1,-2"])
+    assert (given.threshold, given.layers) == (-0.001, "-1,-2")
+
+
 def test_names_with_a_tilde_of_their_own_are_taken():
     assert config.parse_pretraining_args(["--data_dir=./~", "--log_dir=a~"]).data_dir == "./~"
 

@@ -229,6 +229,7 @@ GOOD = lines(("a", "x"), ("b", "y"), ("c", "x"), ("d", "y"))
         (lines(("text", "class")) + GOOD, {}, ["line 1: no other line has its label, 'class'", "--header=False"]),
         (lines(("text", "class"), ("a", "1"), ("b", "0")), {}, ["line 1: no other line has its label, 'class'"]),
         (GOOD + lines(("e", "3")), {}, ["labels of two types: 'x' in line 1, the number 3 in line 5"]),
+        (GOOD + 'e\t"x\ty"\n', {"quoted": True}, ["line 5: the label has a tab or line end"]),
         (GOOD + lines(("e", "nan")), {}, ["line 5: nan is not a label"]),
         (GOOD + lines(("e", "")), {}, ["line 5: has no label"]),
         (GOOD.replace("y", "x"), {}, ["all lines have the label 'x'"]),
