@@ -54,7 +54,7 @@ def run(folder, *arguments):
 
 def commands_in(output):
     """Step -> its command, of the steps that ran."""
-    return dict(re.findall(r"^pretrain_two_phases\.sh: ([a-z]+(?:-\d)?): (\S+python.*)$", output, re.MULTILINE))
+    return dict(re.findall(r"^pretrain_two_phases\.sh: ([a-z]+(?:-\d)?): (\S*python.*)$", output, re.MULTILINE))
 
 
 @pytest.fixture
