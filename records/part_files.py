@@ -3,7 +3,7 @@
 import os
 
 from records import description, ofrecord
-from system.command_line import add_bool, positive_int
+from system.command_line import add_bool, add_number, positive_int
 from system.errors import UserError
 from system.output_files import check_replaceable
 from system.progress import progress_bar
@@ -19,7 +19,7 @@ def add_output_flags(group):
     )
     add_bool(group, "--overwrite", help="replace records that this tool has made in output_dir")
     group.add_argument("--vocab_file", required=True, metavar="TXT", help="vocabulary of the model, one piece per line")
-    group.add_argument("--part_num", type=positive_int, default=1, metavar="N", help="number of parts")
+    add_number(group, "--part_num", positive_int, 1, "number of parts")
 
 
 def check_output_dir(arguments):

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from system.command_line import add_bool, finite_float, positive_int
+from system.command_line import add_bool, add_number, finite_float, positive_int
 from system.progress import print_warning
 from text import squad_windows
 from text.squad_windows import windows_of_maximum_context
@@ -78,28 +78,11 @@ class Spans(NamedTuple):
 
 def add_answer_flags(group):
     """Adds the flags that choose among the answers to a group of arguments."""
-    group.add_argument(
-        "--n_best_size",
-        type=positive_int,
-        default=N_BEST_SIZE,
-        metavar="N",
-        help="answers that share the probability",
-    )
-    group.add_argument(
-        "--max_answer_length",
-        type=positive_int,
-        default=MAX_ANSWER_LENGTH,
-        metavar="N",
-        help="longest answer, in pieces",
-    )
+    add_number(group, "--n_best_size", positive_int, N_BEST_SIZE, "answers that share the probability")
+    add_number(group, "--max_answer_length", positive_int, MAX_ANSWER_LENGTH, "longest answer, in pieces")
     add_bool(group, "--version_2_with_negative", False, "SQuAD v2.0: a question may have no answer")
-    group.add_argument(
-        "--null_score_diff_threshold",
-        type=finite_float,
-        default=0.0,
-        metavar="X",
-        help="v2.0: predict no answer if its score exceeds the best answer's by more than this",
-    )
+    text = "v2.0: predict no answer if its score exceeds the best answer's by more than this"
+    add_number(group, "--null_score_diff_threshold", finite_float, 0.0, text)
 
 
 def check_answer_flags(parser, arguments):

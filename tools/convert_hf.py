@@ -31,7 +31,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from snapshots import layout, model_files, variables
-from system.command_line import ArgumentParser, add_bool, positive_int
+from system.command_line import ArgumentParser, add_bool, add_number, positive_int
 from system.errors import RunError, UserError, one_line
 from system.input_files import open_input, reading
 from system.output_files import atomic_file, atomic_folder, check_can_write, check_replaceable
@@ -106,12 +106,8 @@ def parse_arguments():
     exporting.add_argument(
         "--bert_config_file", metavar="FILE", help="configuration of the model, for a snapshot without one"
     )
-    exporting.add_argument(
-        "--num_attention_heads",
-        type=positive_int,
-        metavar="N",
-        help="number of attention heads, for a snapshot without a configuration",
-    )
+    text = "number of attention heads, for a snapshot without a configuration"
+    add_number(exporting, "--num_attention_heads", positive_int, None, text)
     exporting.add_argument(
         "--architecture",
         choices=ARCHITECTURES,

@@ -15,7 +15,7 @@ import numpy as np
 from records import description, part_files
 from records.part_files import add_output_flags, check_output_dir, check_part_num
 from snapshots.model_files import read_vocab_bytes
-from system.command_line import ArgumentParser, add_bool, positive_int
+from system.command_line import ArgumentParser, add_bool, add_number, positive_int
 from system.errors import UserError
 from system.output_files import atomic_folder
 from system.progress import print_warning, progress_bar
@@ -71,12 +71,10 @@ def parse_arguments():
         help="labels.txt of the training records or of a model, for records to evaluate or predict (default: the "
         "sorted labels of input_file)",
     )
-    records.add_argument(
-        "--max_seq_length", type=positive_int, default=128, metavar="N", help="length of a record, in pieces"
-    )
+    add_number(records, "--max_seq_length", positive_int, 128, "length of a record, in pieces")
     add_bool(records, "--do_lower_case", True, "lower-case the text and strip accents, for uncased models")
     add_bool(records, "--shuffle", False, "shuffle the lines, for training on a sorted file")
-    records.add_argument("--random_seed", type=int, default=12345, metavar="N", help="seed of --shuffle")
+    add_number(records, "--random_seed", int, 12345, "seed of --shuffle")
     arguments = parser.parse_args()
     classification.check_form_flags(parser, arguments)
     if arguments.task_name and classification.TASKS[arguments.task_name].is_regression:

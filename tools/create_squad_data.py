@@ -16,7 +16,7 @@ import numpy as np
 from records import description, part_files
 from records.part_files import add_output_flags, check_output_dir, check_part_num
 from snapshots.model_files import read_vocab_bytes
-from system.command_line import ArgumentParser, add_bool, parse_bool
+from system.command_line import ArgumentParser, add_bool, add_number, parse_bool
 from system.errors import UserError
 from system.output_files import atomic_folder
 from system.progress import print_warning, progress_bar
@@ -91,7 +91,7 @@ def parse_arguments():
         "a question marked is_impossible has the answer [CLS], even if the file has an answer, as in run_squad.py",
     )
     add_bool(records, "--shuffle", False, "shuffle the questions as run_squad.py does (only with --is_training=True)")
-    records.add_argument("--random_seed", type=int, default=12345, metavar="N", help="seed of --shuffle")
+    add_number(records, "--random_seed", int, 12345, "seed of --shuffle")
     arguments = parser.parse_args()
     if arguments.shuffle and not arguments.is_training:
         parser.error("--shuffle: only training records can be shuffled; predictions need the order of the questions")

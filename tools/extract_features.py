@@ -17,7 +17,7 @@ import json
 import numpy as np
 
 from inference import batches, loaded
-from system.command_line import ArgumentParser, add_bool, positive_int
+from system.command_line import ArgumentParser, add_bool, add_number, positive_int
 from system.errors import RunError, UserError
 from system.lazy import LazyModule
 from system.output_files import atomic_file, check_can_write, check_is_no_input
@@ -65,13 +65,9 @@ def parse_arguments():
         "tokens with [CLS] and [SEP]",
     )
     add_bool(parser, "--normalize", help="scale the vectors of --pooling to length 1")
-    parser.add_argument(
-        "--max_seq_length",
-        type=positive_int,
-        metavar="N",
-        help=f"pieces of a line, which is cut if it has more (default: {MAX_SEQ_LENGTH}, or what the model has)",
-    )
-    parser.add_argument("--batch_size", type=positive_int, default=32, metavar="N", help="texts in a batch")
+    text = f"pieces of a line, which is cut if it has more (default: {MAX_SEQ_LENGTH}, or what the model has)"
+    add_number(parser, "--max_seq_length", positive_int, None, text)
+    add_number(parser, "--batch_size", positive_int, 32, "texts in a batch")
     loaded.add_model_flags(parser)
     arguments = parser.parse_args()
     if arguments.normalize and not arguments.pooling:

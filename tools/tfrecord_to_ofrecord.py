@@ -28,7 +28,7 @@ from typing import NamedTuple
 import numpy as np
 
 from records import ofrecord, tfrecord
-from system.command_line import ArgumentParser, add_bool, positive_int
+from system.command_line import ArgumentParser, add_bool, add_number, positive_int
 from system.errors import RunError, UserError, one_line, wrapped
 from system.input_files import find_files
 from system.output_files import check_is_no_input, sync, temporary_folder
@@ -82,14 +82,9 @@ def parse_arguments():
         "sorted by name",
     )
     parser.add_argument("--output_dir", required=True, type=Path, metavar="DIR", help="folder for part-0, part-1, ...")
-    parser.add_argument("--part_num", type=positive_int, default=1, metavar="N", help="number of parts")
-    parser.add_argument(
-        "--workers",
-        type=positive_int,
-        default=usable_processors(),
-        metavar="N",
-        help="number of processes, which does not change the parts (default: the number of processors)",
-    )
+    add_number(parser, "--part_num", positive_int, 1, "number of parts")
+    text = "number of processes, which does not change the parts (default: the number of processors)"
+    add_number(parser, "--workers", positive_int, usable_processors(), text)
     add_bool(parser, "--overwrite", help="replace the parts that are in --output_dir")
     return parser.parse_args()
 
