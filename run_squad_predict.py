@@ -30,7 +30,7 @@ def predict_answers(args):
     data_set = checks.check_data_set(args, checks.squad_predict_fields(args), shuffle=False, count_records=True)
     config.set_prediction_iter_num(args, data_set.record_count)
     model_flags.check_records(args, data_set)
-    run_setup.check_prediction_folders(args)
+    run_setup.check_folders(args)
     config.print_args(args)
     with default_signals():
         results = predict_logits(data_set, args)
