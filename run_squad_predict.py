@@ -16,6 +16,7 @@ bert_util = LazyModule("bert_util")
 job_state = LazyModule("training.job_state")
 loader = LazyModule("records.loader")
 operators = LazyModule("engine.operators")
+scoring = LazyModule("training.scoring")
 squad = LazyModule("squad")
 
 
@@ -44,9 +45,9 @@ def predict_logits(data_set, args):
     model = squad.BertForQuestionAnswering(bert_util.bert_config(args), bert_util.ZeroInitializer(placement))
     amp_dtype = config.amp_dtype(args, placement.type)
     if args.skip_padding and not operators.skips_padding():
-        prediction = squad.ShortPrediction(model, placement, amp_dtype)
-        job_state.restore_for_prediction(prediction.scorer.model_job, args.model_load_dir, args.skip_checksums)
-        return prediction.predict(data_set, args)
+        scorer = scoring.Scorer(model, placement, amp_dtype)
+        job_state.restore_for_prediction(scorer.model_job, args.model_load_dir, args.skip_checksums)
+        return squad.predict_with_little_padding(scorer, data_set, args)
     data = loader.OFRecordLoader(data_set, config.global_batch_size(args), placement, shuffle=False, seed=args.seed)
     job = squad.SquadPredictJob(model, data, amp_dtype)
     job_state.restore_for_prediction(job, args.model_load_dir, args.skip_checksums)
