@@ -33,11 +33,6 @@ class Example(NamedTuple):
     windows: list[squad_windows.Window]
     first_window: int
 
-    @property
-    def num_query_pieces(self):
-        """The number of pieces of the question."""
-        return len(self.query_pieces)
-
 
 class Place(NamedTuple):
     """Where an answer stands: the characters [begin, end) of the words from `first_word` on, joined by spaces."""
@@ -216,17 +211,6 @@ def characters_of(place, document):
     return found[0], found[1] + 1
 
 
-def softmax(scores):
-    """Returns the softmax of a list of floats."""
-    highest = max(scores)
-    exponentials = [math.exp(score - highest) for score in scores]
-    # Not sum(): from Python 3.12 on it compensates rounding errors, which changes the last digit.
-    total = 0.0
-    for exponential in exponentials:
-        total += exponential
-    return [exponential / total for exponential in exponentials]
-
-
 def make_examples(paragraphs, tokenizer, max_seq_length, doc_stride, max_query_length):
     """Tokenises the questions and cuts their documents into windows, as tools/create_squad_data.py did; Examples."""
     examples = []
@@ -286,9 +270,8 @@ def answer_question(
 
     `find_text`: a TextFinder. The rest is as for answer_questions.
     """
-    spans = rank_spans(
-        example.windows, example.num_query_pieces, start_logits, end_logits, n_best_size, max_answer_length
-    )
+    num_query_pieces = len(example.query_pieces)
+    spans = rank_spans(example.windows, num_query_pieces, start_logits, end_logits, n_best_size, max_answer_length)
     if null_score_diff_threshold is None:
         predictions = n_best_predictions(spans, None, example.document, find_text, n_best_size)
         return Answered(predictions, predictions[0], None)
@@ -303,7 +286,14 @@ def answer_question(
 
 def probabilities(predictions):
     """Returns the softmax of the scores of the n best predictions to a question, a list of floats."""
-    return softmax([prediction.start_logit + prediction.end_logit for prediction in predictions])
+    scores = [prediction.start_logit + prediction.end_logit for prediction in predictions]
+    highest = max(scores)
+    exponentials = [math.exp(score - highest) for score in scores]
+    # Not sum(): from Python 3.12 on it compensates rounding errors, which changes the last digit.
+    total = 0.0
+    for exponential in exponentials:
+        total += exponential
+    return [exponential / total for exponential in exponentials]
 
 
 def _n_best_entries(predictions):
