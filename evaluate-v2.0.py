@@ -10,9 +10,10 @@ import os
 import sys
 
 from system.command_line import ArgumentParser, finite_float
-from system.errors import UserError, one_line, warning_line
+from system.errors import UserError, one_line
 from system.input_files import read_json
 from system.output_files import atomic_file, writing
+from system.progress import print_warning
 from text import squad_file, squad_metric, squad_metric_v2
 from util import run_script
 
@@ -81,8 +82,7 @@ def complete(references, predictions, arguments):
             f"{missing[0]!r}; give the predictions that were made with {arguments.na_prob_file}"
         )
     if missing:
-        text = f"{len(missing)} of {len(references)} questions have no prediction and score 0:"
-        print(warning_line(text), file=sys.stderr)
+        print_warning(f"{len(missing)} of {len(references)} questions have no prediction and score 0:")
         for question_id in missing:
             print(one_line(f"Missing prediction for {question_id}"), file=sys.stderr)
     squad_file.warn_of_unknown(predictions, references, arguments.data_file)

@@ -109,11 +109,6 @@ def wrapped(text):
     return textwrap.fill(text, 80, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
-def warning_line(text):
-    """Returns the line `script.py: warning: text`."""
-    return one_line(f"{os.path.basename(sys.argv[0])}: warning: {text}")
-
-
 def describe_os_error(error):
     """Returns `path/of/file: No space left on device` for an OSError."""
     text = error.strerror or str(error)

@@ -4,8 +4,6 @@ import collections
 import re
 import string
 
-VERSION = "1.1"  # of the data set, as its files state it
-
 _WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLE = re.compile(r"\b(a|an|the)\b")
 
