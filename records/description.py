@@ -35,6 +35,7 @@ _TYPES = {
     "do_lower_case": bool,
     "max_seq_length": int,
     "max_predictions_per_seq": int,
+    "masked_lm_prob": float,
     "doc_stride": int,
     "max_query_length": int,
     "questions_sha256": str,
@@ -104,11 +105,15 @@ def check(description, source):
     is_valid = (
         isinstance(description, dict)
         and all(name in description for name in _REQUIRED)
-        and all(type(description[name]) is kind for name, kind in _TYPES.items() if name in description)
+        and all(_is_valid(description[name], kind) for name, kind in _TYPES.items() if name in description)
     )
     if not is_valid:
         raise UserError(f"{source}: damaged: not a description of records; make the records again")
     return description
+
+
+def _is_valid(value, kind):
+    return type(value) is kind and (kind not in (int, float) or 0 <= value < 2**31)
 
 
 def check_same_text(records, model_vocab_sha256, model_do_lower_case, records_name, model_name):
