@@ -8,7 +8,6 @@ import suite  # noqa: F401
 # isort: split
 
 import random
-from pathlib import Path
 
 import numpy as np
 
@@ -17,7 +16,6 @@ from records.part_files import add_output_flags, check_output_dir, check_part_nu
 from snapshots.model_files import read_vocab_bytes
 from system.command_line import ArgumentParser, add_bool, add_number, positive_int
 from system.errors import UserError
-from system.output_files import atomic_folder
 from system.progress import print_warning, progress_bar
 from text import classification
 from text.tokenization import UNKNOWN, Tokenizer, check_case, count_lost_characters, read_vocab, report_unknown
@@ -44,7 +42,7 @@ def main():
         random.Random(arguments.random_seed).shuffle(order)
         pieces, values = [pieces[index] for index in order], values[order]
     described = describe(examples, vocab, arguments)
-    num_truncated = write_parts(pieces, values, labels, vocab, described, arguments)
+    num_truncated = write_data_set(pieces, values, labels, vocab, described, arguments)
     report(examples, values, labels, num_truncated, arguments)
     all_ids = np.concatenate([ids for pair in pieces for ids in pair])
     report_unknown(
@@ -143,7 +141,7 @@ def describe(examples, vocab, arguments):
     return described, vocab_data
 
 
-def write_parts(pieces, values, labels, vocab, described, arguments):
+def write_data_set(pieces, values, labels, vocab, described, arguments):
     """Writes the parts and the description from describe(). Returns the number of examples that were truncated."""
     num_truncated = 0
 
@@ -155,9 +153,7 @@ def write_parts(pieces, values, labels, vocab, described, arguments):
         features["is_real_example"] = np.ones((end - first, 1), np.int32)
         return features
 
-    with atomic_folder(Path(arguments.output_dir).resolve()) as folder:
-        description.write(folder, *described, labels)
-        part_files.write_parts(folder, arguments.part_num, len(pieces), make_features)
+    part_files.write_data_set(arguments, *described, len(pieces), make_features, labels)
     return num_truncated
 
 

@@ -8,7 +8,6 @@ import suite  # noqa: F401
 # isort: split
 
 import random
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +17,6 @@ from records.part_files import add_output_flags, check_output_dir, check_part_nu
 from snapshots.model_files import read_vocab_bytes
 from system.command_line import ArgumentParser, add_bool, add_number, parse_bool
 from system.errors import UserError
-from system.output_files import atomic_folder
 from system.progress import print_warning, progress_bar
 from text import squad_file, squad_windows
 from text.tokenization import UNKNOWN, Tokenizer, check_case, count_lost_characters, read_vocab, report_unknown
@@ -57,7 +55,11 @@ def main():
     check_case(arguments.vocab_file, vocab, arguments.do_lower_case)
     for warning in warnings:
         print_warning(warning)
-    write_parts(windows, vocab, describe(paragraphs, vocab, arguments), arguments)
+
+    def features_of(first, end):
+        return make_features(windows[first:end], first, vocab, arguments)
+
+    part_files.write_data_set(arguments, *describe(paragraphs, vocab, arguments), len(windows), features_of)
     print(
         f"{len(examples)} questions, {len(windows)} records of length {arguments.max_seq_length} in "
         f"{arguments.output_dir}, --data_part_num={arguments.part_num}"
@@ -190,20 +192,11 @@ def describe(paragraphs, vocab, arguments):
     return described, vocab_data
 
 
-def write_parts(windows, vocab, described, arguments):
-    """Writes the records of `windows`, a list of (Example, Window), and the description from describe()."""
-    with atomic_folder(Path(arguments.output_dir).resolve()) as folder:
-        description.write(folder, *described)
-        part_files.write_parts(
-            folder,
-            arguments.part_num,
-            len(windows),
-            lambda first, end: make_features(windows[first:end], first, vocab, arguments),
-        )
-
-
 def make_features(windows, first, vocab, arguments):
-    """Returns the features of consecutive windows, name -> int32 [N, length]. `first`: index of windows[0] in all."""
+    """Returns the features, name -> int32 [N, length], of `windows`, a list of (Example, Window) in a row.
+
+    `first`: index of windows[0] in all.
+    """
     inputs = [(example.query_ids, example.document_ids, window) for example, window in windows]
     features = squad_windows.input_arrays(inputs, vocab, arguments.max_seq_length)
     if arguments.is_training:
