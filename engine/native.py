@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from engine import kernel_files
 from system.errors import UserError
-from system.processors import usable_processors
+from system.limits import usable_processors
 
 # The C++ names of the pointer within Singleton<ResourceDesc, ForSession>, and of one::PyTensor_New.
 _SESSION_RESOURCES = "_ZZN7oneflow9SingletonINS_12ResourceDescENS_10ForSessionEE7GetPPtrEvE3ptr"

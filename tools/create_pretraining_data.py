@@ -41,8 +41,8 @@ from system.command_line import ArgumentParser, add_bool, add_number, fraction, 
 from system.errors import UserError
 from system.folder_lock import lock_folder
 from system.input_files import find_files, read_json
+from system.limits import usable_processors
 from system.output_files import writing
-from system.processors import usable_processors
 from system.progress import print_line, print_warning, progress_bar
 from system.workers import run_tasks
 from text.pretraining_instances import MIN_SEQ_LENGTH, make_features, pieces_of_vocab, sentence_pairs

@@ -21,8 +21,8 @@ from typing import NamedTuple
 from system.command_line import ArgumentParser, add_bool, add_number, non_negative_int, positive_int
 from system.errors import UserError, one_line
 from system.input_files import find_files, reading
+from system.limits import usable_processors
 from system.output_files import atomic_folder, check_replaceable
-from system.processors import usable_processors
 from system.progress import print_warning, progress_bar
 from system.workers import run_in_order
 from text import wikipedia

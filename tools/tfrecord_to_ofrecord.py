@@ -31,8 +31,8 @@ from records import ofrecord, tfrecord
 from system.command_line import ArgumentParser, add_bool, add_number, positive_int
 from system.errors import RunError, UserError, one_line, wrapped
 from system.input_files import find_files
+from system.limits import usable_processors
 from system.output_files import check_is_no_input, sync, temporary_folder
-from system.processors import usable_processors
 from system.progress import progress_bar
 from system.workers import run_tasks
 from util import run_script

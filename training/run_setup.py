@@ -16,9 +16,8 @@ from system.errors import UserError
 from system.folder_lock import lock_folder
 from system.input_files import reading
 from system.lazy import LazyModule, import_all
-from system.memory import usable_memory
+from system.limits import usable_memory, usable_processors
 from system.output_files import check_can_write, writing
-from system.processors import usable_processors
 from training import model_flags
 
 operators = LazyModule("engine.operators")
