@@ -104,6 +104,11 @@ def one_line(text):
     return text if len(text) <= _LONGEST_LINE else f"{text[:_LONGEST_LINE]}..."
 
 
+def some_of(names, most=5):
+    """Returns the first `most` of the list `names` for a message, and ... if there are more."""
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+
+
 def wrapped(text):
     """Returns `text` wrapped at 80 columns, with all but the first line indented."""
     return textwrap.fill(text, 80, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)

@@ -16,14 +16,11 @@ from records import description, part_files
 from records.part_files import add_output_flags, check_output_dir, check_part_num
 from snapshots.model_files import read_vocab_bytes
 from system.command_line import ArgumentParser, add_bool, add_number, parse_bool
-from system.errors import UserError
+from system.errors import UserError, some_of
 from system.progress import print_warning, progress_bar
 from text import squad_file, squad_windows
 from text.tokenization import UNKNOWN, Tokenizer, check_case, count_lost_characters, read_vocab, report_unknown
 from util import run_script
-
-# The most questions that a message lists.
-MAX_LISTED = 5
 
 
 class Example(NamedTuple):
@@ -156,11 +153,6 @@ def make_examples(paragraphs, tokenizer, arguments):
             f"{some_of(skipped)}"
         )
     return examples, (num_unknown, num_pieces), warnings
-
-
-def some_of(ids):
-    """Returns the first MAX_LISTED ids, for a message."""
-    return ", ".join(ids[:MAX_LISTED]) + (", ..." if len(ids) > MAX_LISTED else "")
 
 
 def texts_of(paragraphs):
