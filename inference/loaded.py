@@ -87,7 +87,7 @@ def read(arguments, heads, required=()):
         )
     run = _flags_of_run(arguments)
     model_flags.settle(run)
-    size = model_flags.size_of(run)
+    size = variables.size_of(run)
     _check_heads(folder, size, heads)
     vocab_file = _vocab_file(arguments, files)
     do_lower_case = _case(arguments, files)

@@ -231,6 +231,12 @@ def size_flags(size):
     return " ".join(f"--{name}={value}" for name, value in flags.items())
 
 
+def size_of(args):
+    """Returns the ModelSize that flags give, all of them settled."""
+    values = {**vars(args), "hidden_size": args.num_attention_heads * args.hidden_size_per_head}
+    return ModelSize(**{field.name: values[field.name] for field in dataclasses.fields(ModelSize)})
+
+
 def read_config(path):
     """Reads Google's bert_config.json or Hugging Face's config.json. Returns (ModelSize, the whole dict).
 
