@@ -218,7 +218,7 @@ def make_examples(paragraphs, tokenizer, max_seq_length, doc_stride, max_query_l
     for paragraph in paragraphs:
         document = squad_windows.tokenize_document(paragraph.context, tokenizer)
         for question in paragraph.questions:
-            query_pieces = squad_windows.tokenize_question(question.text, tokenizer, max_query_length)
+            query_pieces = tokenizer.tokenize(question.text)[:max_query_length]
             max_length = max_seq_length - len(query_pieces) - squad_windows.SPECIAL_PIECES
             windows = squad_windows.make_windows(len(document.pieces), max_length, doc_stride)
             examples.append(Example(question.id, query_pieces, document, windows, num_windows))

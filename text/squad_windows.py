@@ -88,11 +88,6 @@ def tokenize_document(context, tokenizer):
     return document
 
 
-def tokenize_question(text, tokenizer, max_query_length):
-    """Returns the first `max_query_length` pieces of a question."""
-    return tokenizer.tokenize(text)[:max_query_length]
-
-
 def make_windows(num_pieces, max_length, doc_stride):
     """Covers `num_pieces` pieces with windows of at most `max_length` pieces, `doc_stride` apart: a list of Window."""
     windows = []

@@ -126,7 +126,7 @@ def make_examples(paragraphs, tokenizer, arguments):
                     num_with_several_answers += len(question.entry["answers"]) > 1
                     if not question.entry["answers"][0]["text"].strip():
                         empty.append(question.id)
-            query = squad_windows.tokenize_question(question.text, tokenizer, arguments.max_query_length)
+            query = tokenizer.tokenize(question.text)[: arguments.max_query_length]
             query_ids = np.array([vocab[piece] for piece in query], np.int32)
             num_unknown += np.count_nonzero(query_ids == vocab[UNKNOWN])
             num_pieces += len(query_ids)

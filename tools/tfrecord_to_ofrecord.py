@@ -22,6 +22,7 @@ import contextlib
 import itertools
 import os
 import shutil
+import textwrap
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,7 +30,7 @@ import numpy as np
 
 from records import ofrecord, tfrecord
 from system.command_line import ArgumentParser, add_bool, add_number, positive_int
-from system.errors import RunError, UserError, one_line, wrapped
+from system.errors import RunError, UserError, one_line
 from system.input_files import find_files
 from system.limits import usable_processors
 from system.output_files import check_is_no_input, sync, temporary_folder
@@ -278,7 +279,8 @@ def main():
             "give a smaller --part_num"
         )
     layout = read_layout(next(path for path, scan in zip(paths, scans, strict=True) if scan.records))
-    print(wrapped(one_line(f"fields: {describe_layout(layout)}")), flush=True)
+    fields = one_line(f"fields: {describe_layout(layout)}")
+    print(textwrap.fill(fields, 80, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False), flush=True)
 
     sizes = [total * (part + 1) // part_num - total * part // part_num for part in range(part_num)]
     pieces = plan_pieces(paths, scans, sizes)
