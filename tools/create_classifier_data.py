@@ -18,7 +18,7 @@ from system.command_line import ArgumentParser, add_bool, add_number, positive_i
 from system.errors import UserError
 from system.progress import print_warning, progress_bar
 from text import classification
-from text.tokenization import UNKNOWN, Tokenizer, check_case, count_lost_characters, read_vocab, report_unknown
+from text.tokenization import UNKNOWN, Tokenizer, check_case, read_vocab, report_unknown
 from util import run_script
 
 # [CLS], two [SEP], and one piece of each sentence.
@@ -45,12 +45,9 @@ def main():
     num_truncated = write_data_set(pieces, values, labels, vocab, described, arguments)
     report(examples, values, labels, num_truncated, arguments)
     all_ids = np.concatenate([ids for pair in pieces for ids in pair])
-    report_unknown(
-        arguments.vocab_file,
-        np.count_nonzero(all_ids == vocab[UNKNOWN]),
-        len(all_ids),
-        lambda: count_lost_characters(texts_of(examples), vocab, arguments.do_lower_case),
-    )
+    unknown = np.count_nonzero(all_ids == vocab[UNKNOWN])
+    texts = texts_of(examples)
+    report_unknown(arguments.vocab_file, unknown, len(all_ids), texts, vocab, arguments.do_lower_case)
 
 
 def parse_arguments():

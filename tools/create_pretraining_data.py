@@ -55,7 +55,7 @@ from text.pretraining_text import (
     scan_file,
     split_blocks,
 )
-from text.tokenization import UNKNOWN, Tokenizer, check_case, count_lost_characters, read_vocab, report_unknown
+from text.tokenization import UNKNOWN, Tokenizer, check_case, read_vocab, report_unknown
 from util import run_script
 
 # Increase it with any change that makes different instances from the same text and flags.
@@ -262,12 +262,8 @@ def check_instances(scans, arguments):
 
 def report_text(counts, vocab, extents, paths, arguments):
     """Prints the share of [UNK]; warns if whole-word masking has almost no effect. `counts`: TextCounts."""
-    report_unknown(
-        arguments.vocab_file,
-        counts.unknown,
-        counts.pieces,
-        lambda: count_lost_characters(read_sample(extents, paths), vocab, arguments.do_lower_case),
-    )
+    sample = read_sample(extents, paths)
+    report_unknown(arguments.vocab_file, counts.unknown, counts.pieces, sample, vocab, arguments.do_lower_case)
     if arguments.do_whole_word_mask and counts.continuations < MIN_CONTINUATION_SHARE * counts.pieces:
         print_warning(
             f"--do_whole_word_mask has almost no effect: {counts.continuations:,} of {counts.pieces:,} pieces "

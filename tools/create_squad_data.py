@@ -19,7 +19,7 @@ from system.command_line import ArgumentParser, add_bool, add_number, parse_bool
 from system.errors import UserError, some_of
 from system.progress import print_warning, progress_bar
 from text import squad_file, squad_windows
-from text.tokenization import UNKNOWN, Tokenizer, check_case, count_lost_characters, read_vocab, report_unknown
+from text.tokenization import UNKNOWN, Tokenizer, check_case, read_vocab, report_unknown
 from util import run_script
 
 
@@ -61,11 +61,7 @@ def main():
         f"{len(examples)} questions, {len(windows)} records of length {arguments.max_seq_length} in "
         f"{arguments.output_dir}, --data_part_num={arguments.part_num}"
     )
-    report_unknown(
-        arguments.vocab_file,
-        *unknown,
-        lambda: count_lost_characters(texts_of(paragraphs), vocab, arguments.do_lower_case),
-    )
+    report_unknown(arguments.vocab_file, *unknown, texts_of(paragraphs), vocab, arguments.do_lower_case)
 
 
 def parse_arguments():

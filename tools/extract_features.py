@@ -22,7 +22,7 @@ from system.errors import RunError, UserError
 from system.lazy import LazyModule
 from system.output_files import atomic_file, check_can_write, check_is_no_input
 from system.progress import progress_bar
-from text.tokenization import UNKNOWN, count_lost_characters, report_unknown
+from text.tokenization import UNKNOWN, report_unknown
 from util import run_script
 
 bert_util = LazyModule("bert_util")
@@ -127,12 +127,8 @@ def extract(model, texts, layers, arguments):
                 bar.update()
             write(first, features["input_ids"], [results[row] for row in range(len(results))])
     print(f"{len(texts)} lines in {arguments.output_file}")
-    report_unknown(
-        arguments.model_load_dir,
-        num_unknown,
-        num_pieces,
-        lambda: count_lost_characters((t for pair in texts for t in pair if t), model.vocab, model.do_lower_case),
-    )
+    lines = (text for pair in texts for text in pair if text)
+    report_unknown(arguments.model_load_dir, num_unknown, num_pieces, lines, model.vocab, model.do_lower_case)
     if num_truncated:
         print(f"Notice: {num_truncated} of {len(texts)} lines are cut to --max_seq_length={arguments.max_seq_length}.")
     if num_empty:
