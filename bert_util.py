@@ -12,19 +12,13 @@ import numpy as np
 
 from engine import operators
 from engine.oneflow_loader import flow, nn
+from snapshots import variables
 
 
 @dataclasses.dataclass(frozen=True)
-class BertConfig:
-    """The hyperparameters of a BERT model, named as in google-research/bert's bert_config.json."""
+class BertConfig(variables.ModelSize):
+    """The sizes and other hyperparameters of a BERT, named as in google-research/bert's bert_config.json."""
 
-    vocab_size: int
-    hidden_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    intermediate_size: int
-    max_position_embeddings: int
-    type_vocab_size: int
     hidden_dropout_prob: float
     attention_probs_dropout_prob: float
     initializer_range: float = 0.02
@@ -32,14 +26,9 @@ class BertConfig:
 
 def bert_config(args):
     """Returns the BertConfig of the flags."""
+    size = dataclasses.asdict(variables.size_of(args))
     return BertConfig(
-        vocab_size=args.vocab_size,
-        hidden_size=args.num_attention_heads * args.hidden_size_per_head,
-        num_hidden_layers=args.num_hidden_layers,
-        num_attention_heads=args.num_attention_heads,
-        intermediate_size=args.intermediate_size,
-        max_position_embeddings=args.max_position_embeddings,
-        type_vocab_size=args.type_vocab_size,
+        **size,
         hidden_dropout_prob=args.hidden_dropout_prob,
         attention_probs_dropout_prob=args.attention_probs_dropout_prob,
     )

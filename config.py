@@ -6,6 +6,7 @@ from system.command_line import (
     SMALLEST_FLOAT32,
     ArgumentParser,
     add_bool,
+    add_number,
     batch_count,
     non_negative_float,
     non_negative_int,
@@ -17,6 +18,7 @@ from system.command_line import (
 from system.errors import UserError
 
 _DEFAULT_ITER_NUM = 1144000
+_ITER_NUM_OF_FINE_TUNING = f"{_DEFAULT_ITER_NUM}, or as --num_epochs says"
 # The tutorial's defaults of the model's shape, for a run that starts without a model.
 SHAPE_DEFAULTS = {
     "num_hidden_layers": 24,
@@ -110,7 +112,7 @@ def parse_pretraining_args(arguments=None):
         description="Pre-trains BERT on OFRecord parts, in one OneFlow graph.",
     )
     groups = {"work": parser.add_argument_group("what to do"), **_groups(parser)}
-    _add_tutorial_flags(groups, needs_data_dir=False)
+    _add_tutorial_flags(groups)
     _add_later_flags(groups)
     _add_evaluation_flags(groups, "--model_save_every_n_iter's")
     _add_skip_padding(groups)
@@ -126,12 +128,7 @@ def parse_squad_args(arguments=None):
     )
     groups = {"work": parser.add_argument_group("what to do"), **_groups(parser)}
     groups["unused"] = parser.add_argument_group("accepted from a pre-training command line, without effect here")
-    _add_tutorial_flags(
-        groups,
-        iter_num_default=f"{_DEFAULT_ITER_NUM}, or as --num_epochs says",
-        predicts_masks=False,
-        needs_data_dir=False,
-    )
+    _add_tutorial_flags(groups, _ITER_NUM_OF_FINE_TUNING, predicts_masks=False)
     _add_later_flags(groups)
     _add_num_epochs(groups)
     _add_evaluation_flags(groups, "each epoch")
@@ -139,7 +136,7 @@ def parse_squad_args(arguments=None):
         "--eval_predict_file", metavar="JSON", help="the SQuAD file, v1.1 or v2.0, from which eval_data_dir was made"
     )
     _add_skip_padding(groups, False, "the loss then leaves padding out of its softmax, unlike the published one")
-    args = _check_work(parser, _check_num_epochs(parser, parser.parse_args(arguments)))
+    args = _check_work(parser, parser.parse_args(arguments))
     if args.do_eval and args.eval_predict_file is None:
         parser.error("--do_eval needs --eval_predict_file")
     if not args.do_eval and args.eval_predict_file is not None:
@@ -192,25 +189,16 @@ def parse_classifier_args(arguments=None):
     )
     groups = {"work": parser.add_argument_group("what to do"), **_groups(parser)}
     groups["unused"] = parser.add_argument_group("accepted from a pre-training command line, without effect here")
-    _add_tutorial_flags(
-        groups,
-        iter_num_default=f"{_DEFAULT_ITER_NUM}, or as --num_epochs says",
-        predicts_masks=False,
-        needs_data_dir=False,
-    )
+    _add_tutorial_flags(groups, _ITER_NUM_OF_FINE_TUNING, predicts_masks=False)
     _add_later_flags(groups)
     _add_evaluation_flags(groups, "each epoch", do_train=False)
     add_bool(groups["work"], "--do_predict", help="predict the labels of test_data_dir, at the end")
     groups["data"].add_argument("--test_data_dir", metavar="DIR", help="folder of parts, for --do_predict")
     _add_num_epochs(groups)
-    groups["model"].add_argument(
-        "--num_labels",
-        type=positive_int,
-        metavar="N",
-        help="labels, 1 for a regression (default: as labels.txt beside the parts or the model has them)",
-    )
+    text = "labels, 1 for a regression (default: as labels.txt beside the parts or the model has them)"
+    add_number(groups["model"], "--num_labels", positive_int, None, text)
     _add_skip_padding(groups)
-    return _complete(_check_work(parser, _check_num_epochs(parser, parser.parse_args(arguments))))
+    return _complete(_check_work(parser, parser.parse_args(arguments)))
 
 
 def _add_skip_padding(groups, default=None, effect="default: True where possible; a resumed run keeps its setting"):
@@ -220,16 +208,9 @@ def _add_skip_padding(groups, default=None, effect="default: True where possible
 
 
 def _add_num_epochs(groups):
-    groups["training"].add_argument(
-        "--num_epochs", type=positive_int, metavar="N", help="instead of --iter_num: passes over the data set"
+    add_number(
+        groups["training"], "--num_epochs", positive_int, None, "instead of --iter_num: passes over the data set"
     )
-
-
-def _check_num_epochs(parser, args):
-    """Returns `args`; ends with a usage error if they give the length of a run twice."""
-    if args.num_epochs is not None and args.iter_num is not None:
-        parser.error("--num_epochs and --iter_num exclude each other")
-    return args
 
 
 def _add_evaluation_flags(groups, every, do_train=True):
@@ -243,29 +224,17 @@ def _add_evaluation_flags(groups, every, do_train=True):
         help="evaluate on eval_data_dir, while training and at the end (default: if eval_data_dir is given)",
     )
     data.add_argument("--eval_data_dir", metavar="DIR", help="folder of parts to evaluate on, with answers")
-    data.add_argument(
-        "--eval_iter_num", type=positive_int, metavar="N", help="batches of an evaluation, at most (default: all)"
-    )
-    data.add_argument(
-        "--eval_batch_size_per_device",
-        type=positive_int,
-        metavar="N",
-        help="sequences in a device's batch of an evaluation (default: batch_size_per_device)",
-    )
-    training.add_argument(
-        "--eval_every_n_iter", type=positive_int, metavar="N", help=f"evaluate every n iterations (default: {every})"
-    )
+    add_number(data, "--eval_iter_num", positive_int, None, "batches of an evaluation, at most (default: all)")
+    text = "sequences in a device's batch of an evaluation (default: batch_size_per_device)"
+    add_number(data, "--eval_batch_size_per_device", positive_int, None, text)
+    add_number(training, "--eval_every_n_iter", positive_int, None, f"evaluate every n iterations (default: {every})")
     training.add_argument(
         "--metric_for_best_model",
         metavar="NAME",
         help="the metric of evaluations by which model_save_dir/best_snapshot is chosen (default: the task's)",
     )
-    training.add_argument(
-        "--early_stopping",
-        type=positive_int,
-        metavar="N",
-        help="stop after n evaluations without a better metric_for_best_model",
-    )
+    text = "stop after n evaluations without a better metric_for_best_model"
+    add_number(training, "--early_stopping", positive_int, None, text)
     groups["output"].add_argument(
         "--output_dir", metavar="DIR", help="folder of eval_results.txt and predictions (default: model_save_dir)"
     )
@@ -276,7 +245,9 @@ WORK = {"do_train": "data_dir", "do_eval": "eval_data_dir", "do_predict": "test_
 
 
 def _check_work(parser, args):
-    """Returns `args`; ends with a usage error if there is nothing to do, or no folder for it."""
+    """Returns `args`; ends with a usage error if there is nothing to do, no folder for it, or two lengths of a run."""
+    if "num_epochs" in args and args.num_epochs is not None and args.iter_num is not None:
+        parser.error("--num_epochs and --iter_num exclude each other")
     if args.do_eval is None:
         args.do_eval = args.eval_data_dir is not None
     work = {name: flag for name, flag in WORK.items() if hasattr(args, name)}
@@ -326,67 +297,36 @@ def _groups(parser):
     return {key: parser.add_argument_group(title) for key, title in titles.items()}
 
 
-def _add_tutorial_flags(groups, iter_num_default=None, predicts_masks=True, trains=True, needs_data_dir=True):
+def _add_tutorial_flags(groups, iter_num_default=None, predicts_masks=True, trains=True):
     """Adds the tutorial's flags, in the order of its parameter list.
 
     `iter_num_default` describes a default that depends on the data set. A script also accepts the flags that it does
     not use, because the tutorial's command lines contain them.
     """
     devices, data, model = groups["devices"], groups["data"], groups["model"]
-    training = groups["training"] if trains else groups["unused"]
-    output = groups["output"] if trains else groups["unused"]
-    masks = model if predicts_masks else groups["unused"]
-    dropout = model if trains else groups["unused"]
+    training, output, dropout = (groups[name if trains else "unused"] for name in ("training", "output", "model"))
+    masks = groups["model" if predicts_masks else "unused"]
     what = "updates of the model" if trains else "batches"
 
-    devices.add_argument("--gpu_num_per_node", type=positive_int, default=1, metavar="N", help="devices on each node")
-    devices.add_argument("--node_num", type=positive_int, default=1, metavar="N", help="nodes (hosts)")
+    add_number(devices, "--gpu_num_per_node", positive_int, 1, "devices on each node")
+    add_number(devices, "--node_num", positive_int, 1, "nodes (hosts)")
     devices.add_argument(
         "--node_list", metavar="A,B,...", help="addresses of the nodes, comma-separated; the first is the master"
     )
-    training.add_argument(
-        "--learning_rate", type=non_negative_float, default=1e-4, metavar="X", help="peak learning rate"
+    add_number(training, "--learning_rate", non_negative_float, 1e-4, "peak learning rate")
+    text = "decoupled weight decay, of all but biases and LayerNorm"
+    add_number(training, "--weight_decay_rate", non_negative_float, 0.01, text)
+    add_number(data, "--batch_size_per_device", positive_int, 64, "sequences in a device's batch")
+    text = f"{what} to run (default: {iter_num_default or _DEFAULT_ITER_NUM})"
+    add_number(data, "--iter_num", positive_int, None if iter_num_default else _DEFAULT_ITER_NUM, text)
+    add_number(
+        training, "--warmup_batches", batch_count, 10000, "train steps in which the learning rate rises to its peak"
     )
-    training.add_argument(
-        "--weight_decay_rate",
-        type=non_negative_float,
-        default=0.01,
-        metavar="X",
-        help="decoupled weight decay, of all but biases and LayerNorm",
-    )
+    add_number(output, "--log_every_n_iter", positive_int, 1, "write a JSON line to log_dir every n iterations")
     data.add_argument(
-        "--batch_size_per_device", type=positive_int, default=64, metavar="N", help="sequences in a device's batch"
+        "--data_dir", required=not trains, metavar="DIR", help="folder of the OFRecord parts part-0, part-1, ..."
     )
-    data.add_argument(
-        "--iter_num",
-        type=positive_int,
-        default=None if iter_num_default else _DEFAULT_ITER_NUM,
-        metavar="N",
-        help=f"{what} to run (default: {iter_num_default or _DEFAULT_ITER_NUM})",
-    )
-    training.add_argument(
-        "--warmup_batches",
-        type=batch_count,
-        default=10000,
-        metavar="N",
-        help="train steps in which the learning rate rises to its peak",
-    )
-    output.add_argument(
-        "--log_every_n_iter",
-        type=positive_int,
-        default=1,
-        metavar="N",
-        help="write a JSON line to log_dir every n iterations",
-    )
-    data.add_argument(
-        "--data_dir",
-        required=needs_data_dir,
-        metavar="DIR",
-        help="folder of the OFRecord parts part-0, part-1, ...",
-    )
-    data.add_argument(
-        "--data_part_num", type=positive_int, metavar="N", help="parts of data_dir to read (default: all)"
-    )
+    add_number(data, "--data_part_num", positive_int, None, "parts of data_dir to read (default: all)")
     add_bool(
         devices,
         "--use_fp16",
@@ -399,66 +339,39 @@ def _add_tutorial_flags(groups, iter_num_default=None, predicts_masks=True, trai
         default=None,
         help="GPU: fuse the all-reduces of gradients up to 8 MB, without a copy to a buffer",
     )
+    add_number(output, "--loss_print_every_n_iter", positive_int, 10, "print the losses every n iterations")
+    text = "save model_save_dir/snapshot_<iteration> every n iterations"
+    add_number(output, "--model_save_every_n_iter", positive_int, 10000, text)
     output.add_argument(
-        "--loss_print_every_n_iter",
-        type=positive_int,
-        default=10,
-        metavar="N",
-        help="print the losses every n iterations",
-    )
-    output.add_argument(
-        "--model_save_every_n_iter",
-        type=positive_int,
-        default=10000,
-        metavar="N",
-        help="save model_save_dir/snapshot_<iteration> every n iterations",
-    )
-    output.add_argument(
-        "--model_save_dir",
-        metavar="DIR",
-        help="folder for snapshots (default: ./output/model_save-<time>)",
+        "--model_save_dir", metavar="DIR", help="folder for snapshots (default: ./output/model_save-<time>)"
     )
     add_bool(output, "--save_last_snapshot", help="save model_save_dir/last_snapshot at the end")
     groups["output"].add_argument("--model_load_dir", metavar="DIR", help="start from this snapshot")
     groups["output"].add_argument("--log_dir", default="./output", metavar="DIR", help="folder for logs and curves")
-    model.add_argument("--seq_length", type=positive_int, default=512, metavar="N", help="tokens in a sequence")
-    masks.add_argument(
-        "--max_predictions_per_seq",
-        type=positive_int,
-        default=80,
-        metavar="N",
-        help="masked tokens in a sequence, at most",
-    )
+    add_number(model, "--seq_length", positive_int, 512, "tokens in a sequence")
+    add_number(masks, "--max_predictions_per_seq", positive_int, 80, "masked tokens in a sequence, at most")
     _add_shape(model, "num_hidden_layers", "layers")
     _add_shape(model, "num_attention_heads", "attention heads a layer")
     _add_shape(model, "max_position_embeddings", "positions, at least seq_length")
     _add_shape(model, "type_vocab_size", "segment types")
     _add_shape(model, "vocab_size", "pieces in the vocabulary")
-    dropout.add_argument(
-        "--attention_probs_dropout_prob", type=probability, default=0.1, metavar="P", help="dropout of attention"
-    )
-    dropout.add_argument(
-        "--hidden_dropout_prob", type=probability, default=0.1, metavar="P", help="dropout of hidden units"
-    )
+    add_number(dropout, "--attention_probs_dropout_prob", probability, 0.1, "dropout of attention")
+    add_number(dropout, "--hidden_dropout_prob", probability, 0.1, "dropout of hidden units")
     _add_shape(model, "hidden_size_per_head", "hidden units a head; the hidden size is heads x this")
 
 
 def _add_shape(group, name, text):
     """Adds a flag of the model's shape. Its default is None; training/model_flags.py sets the value."""
     default = SHAPE_DEFAULTS[name] or "4 x the hidden size"
-    group.add_argument(
-        f"--{name}", type=positive_int, metavar="N", help=f"{text} (default: that of the model, else {default})"
-    )
+    add_number(group, f"--{name}", positive_int, None, f"{text} (default: that of the model, else {default})")
 
 
 def _add_later_flags(groups, trains=True):
     """Adds the flags that the tutorial lacks. They come last, so that the parameter list begins as the tutorial's."""
-    devices = groups["devices"]
-    devices.add_argument(
-        "--node_rank",
-        type=non_negative_int,
-        metavar="N",
-        help="index of this node in node_list (default: found by address)",
+    devices, model = groups["devices"], groups["model"]
+    training, output = (groups[name if trains else "unused"] for name in ("training", "output"))
+    add_number(
+        devices, "--node_rank", non_negative_int, None, "index of this node in node_list (default: found by address)"
     )
     devices.add_argument(
         "--master_port",
@@ -466,13 +379,8 @@ def _add_later_flags(groups, trains=True):
         metavar="PORT",
         help="port of the master; the next one is used as well (default: 29500)",
     )
-    devices.add_argument(
-        "--rendezvous_timeout",
-        type=positive_int,
-        default=300,
-        metavar="SECONDS",
-        help="maximum time that the nodes wait for each other at the start",
-    )
+    text = "maximum time that the nodes wait for each other at the start"
+    add_number(devices, "--rendezvous_timeout", positive_int, 300, text, metavar="SECONDS")
     groups["devices" if trains else "unused"].add_argument(
         "--zero_stage",
         type=int,
@@ -481,53 +389,38 @@ def _add_later_flags(groups, trains=True):
         help="ZeRO: 1 splits parameters and moments among the ranks; 2 on GPUs also lets gradients and gathered "
         "parameters share memory, without overlap of collectives and computing; 3 saves hardly more",
     )
-    _add_shape(groups["model"], "intermediate_size", "feed-forward units")
-    groups["model"].add_argument(
+    _add_shape(model, "intermediate_size", "feed-forward units")
+    model.add_argument(
         "--bert_config_file", metavar="JSON", help="bert_config.json with the model's shape, for a model without one"
     )
-    groups["devices"].add_argument(
+    devices.add_argument(
         "--device",
         choices=("auto", "cuda", "cpu"),
         default="auto",
         help="auto: a GPU if OneFlow can use it, else the CPU",
     )
-    groups["training" if trains else "unused"].add_argument(
-        "--seed",
-        type=non_negative_int,
-        default=12345,
-        metavar="N",
-        help="seed of initial weights, dropout and shuffling",
-    )
+    add_number(training, "--seed", non_negative_int, 12345, "seed of initial weights, dropout and shuffling")
     add_bool(
-        groups["output" if trains else "unused"],
+        output,
         "--resume",
         help="continue from the newest complete snapshot in model_save_dir, if there is one; --iter_num is the total",
     )
-    groups["output" if trains else "unused"].add_argument(
-        "--model_save_keep",
-        type=batch_count,
-        default=0,
-        metavar="N",
-        help="keep only the N newest snapshot_<iteration> in model_save_dir; 0: keep all",
-    )
+    text = "keep only the N newest snapshot_<iteration> in model_save_dir; 0: keep all"
+    add_number(output, "--model_save_keep", batch_count, 0, text)
     add_bool(
-        groups["output" if trains else "unused"],
+        output,
         "--reset_train_step",
         help="restart the learning rate schedule, whatever the train step of model_load_dir",
     )
     add_bool(
-        groups["output" if trains else "unused"],
+        output,
         "--save_optimizer",
         default=True,
         help="save the optimiser's moments in snapshots; without them, a third of the size and no --resume",
     )
     add_bool(groups["output"], "--skip_checksums", help="load model_load_dir without comparing checksums")
-    devices.add_argument(
-        "--cpu_threads",
-        type=positive_int,
-        metavar="N",
-        help="threads of a node that compute on the CPU, divided among its ranks (default: all processors)",
-    )
+    text = "threads of a node that compute on the CPU, divided among its ranks (default: all processors)"
+    add_number(devices, "--cpu_threads", positive_int, None, text)
     add_bool(
         groups["data"],
         "--check_data",
@@ -544,13 +437,8 @@ def _add_later_flags(groups, trains=True):
         default=True,
         help="GPU: compute float32 products in TF32 where the GPU supports it, which is faster and less precise",
     )
-    training = groups["training" if trains else "unused"]
-    training.add_argument(
-        "--num_accumulation_steps",
-        type=positive_int,
-        default=1,
-        metavar="N",
-        help="batches per update, whose gradients are accumulated",
+    add_number(
+        training, "--num_accumulation_steps", positive_int, 1, "batches per update, whose gradients are accumulated"
     )
     add_bool(
         training,
@@ -568,21 +456,11 @@ def _add_optimizer_flags(group):
         default="adam",
         help="adam: google-research/bert's; lamb: NVIDIA's, for large batches",
     )
-    group.add_argument(
-        "--adam_beta1", type=probability, default=0.9, metavar="X", help="decay of the mean of gradients"
-    )
-    group.add_argument(
-        "--adam_beta2", type=probability, default=0.999, metavar="X", help="decay of the mean of squared gradients"
-    )
-    group.add_argument(
-        "--adam_epsilon", type=positive_float, default=1e-6, metavar="X", help="added to the root of that mean"
-    )
-    group.add_argument(
-        "--max_grad_norm",
-        type=non_negative_float,
-        default=1.0,
-        metavar="X",
-        help="scale gradients down to this global norm; 0: do not clip",
+    add_number(group, "--adam_beta1", probability, 0.9, "decay of the mean of gradients", metavar="X")
+    add_number(group, "--adam_beta2", probability, 0.999, "decay of the mean of squared gradients", metavar="X")
+    add_number(group, "--adam_epsilon", positive_float, 1e-6, "added to the root of that mean")
+    add_number(
+        group, "--max_grad_norm", non_negative_float, 1.0, "scale gradients down to this global norm; 0: do not clip"
     )
     group.add_argument(
         "--lr_schedule",
@@ -590,20 +468,9 @@ def _add_optimizer_flags(group):
         default="linear",
         help="how the learning rate goes on after the warm-up",
     )
-    group.add_argument(
-        "--end_learning_rate",
-        type=non_negative_float,
-        default=0.0,
-        metavar="X",
-        help="learning rate at the last iteration, with the linear and cosine schedules",
-    )
-    group.add_argument(
-        "--lr_power",
-        type=positive_float,
-        default=1.0,
-        metavar="X",
-        help="power of the linear schedule: (1 - step / iter_num) ^ X",
-    )
+    text = "learning rate at the last iteration, with the linear and cosine schedules"
+    add_number(group, "--end_learning_rate", non_negative_float, 0.0, text)
+    add_number(group, "--lr_power", positive_float, 1.0, "power of the linear schedule: (1 - step / iter_num) ^ X")
 
 
 def _complete(args):

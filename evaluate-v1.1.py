@@ -8,9 +8,12 @@ import json
 import sys
 
 from system.command_line import ArgumentParser
-from system.errors import one_line, warning_line
+from system.errors import one_line
+from system.progress import print_warning
 from text import squad_file, squad_metric
 from util import run_script
+
+VERSION = "1.1"  # of the data set, as its files state it
 
 
 def main():
@@ -22,10 +25,9 @@ def main():
     version, paragraphs = squad_file.read_paragraphs(arguments.dataset_file)
     references = squad_file.reference_answers(paragraphs, arguments.dataset_file)
     predictions = squad_file.read_predictions(arguments.prediction_file)
-    if version != squad_metric.VERSION:
-        own = squad_metric.VERSION
-        text = f'{arguments.dataset_file}: its "version" is {json.dumps(version)}; this is the metric of "{own}"'
-        print(warning_line(text), file=sys.stderr)
+    if version != VERSION:
+        found = json.dumps(version)
+        print_warning(f'{arguments.dataset_file}: its "version" is {found}; this is the metric of "{VERSION}"')
     report_differences(references, predictions, arguments)
     print(json.dumps(squad_metric.evaluate(references, predictions)))
 
@@ -34,8 +36,7 @@ def report_differences(references, predictions, arguments):
     """Lists the questions without a prediction on stderr, and counts the predictions without a question."""
     unanswered = [question_id for question_id in references if question_id not in predictions]
     if unanswered:
-        text = f"{len(unanswered)} of {len(references)} questions are unanswered and score 0:"
-        print(warning_line(text), file=sys.stderr)
+        print_warning(f"{len(unanswered)} of {len(references)} questions are unanswered and score 0:")
         for question_id in unanswered:
             print(one_line(f"Unanswered question {question_id}"), file=sys.stderr)
     squad_file.warn_of_unknown(predictions, references, arguments.dataset_file)

@@ -9,10 +9,11 @@ import os
 import sys
 
 from system.command_line import ArgumentParser, finite_float
-from system.errors import UserError, one_line, warning_line
+from system.errors import UserError, one_line
 from system.input_files import read_json
 from system.output_files import atomic_file, writing
-from text import squad_file, squad_metric, squad_metric_v2
+from system.progress import print_warning
+from text import squad_file, squad_metric
 from util import run_script
 
 LARGEST = 1e100  # number of --na-prob-file
@@ -30,7 +31,7 @@ def main():
     result = summarise(raw, na_probs, is_answerable, arguments.na_prob_thresh)
     if arguments.na_prob_file:
         for name, scores in raw.items():
-            best, threshold = squad_metric_v2.best_threshold(predictions, scores, na_probs, is_answerable)
+            best, threshold = squad_metric.best_threshold(predictions, scores, na_probs, is_answerable)
             result |= {f"best_{name}": best, f"best_{name}_thresh": threshold}
     if arguments.out_image_dir:
         result |= draw(raw, na_probs, is_answerable, arguments.out_image_dir)
@@ -82,8 +83,7 @@ def complete(references, predictions, arguments):
             f"{missing[0]!r}; give the predictions that were made with {arguments.na_prob_file}"
         )
     if missing:
-        text = f"{len(missing)} of {len(references)} questions have no prediction and score 0:"
-        print(warning_line(text), file=sys.stderr)
+        print_warning(f"{len(missing)} of {len(references)} questions have no prediction and score 0:")
         for question_id in missing:
             print(one_line(f"Missing prediction for {question_id}"), file=sys.stderr)
     squad_file.warn_of_unknown(predictions, references, arguments.data_file)
@@ -122,8 +122,7 @@ def raw_scores(references, predictions):
 def summarise(raw, na_probs, is_answerable, threshold):
     """Returns the official script's summary: over all questions, those with an answer and those without."""
     scores = {
-        name: squad_metric_v2.apply_threshold(values, na_probs, is_answerable, threshold)
-        for name, values in raw.items()
+        name: squad_metric.apply_threshold(values, na_probs, is_answerable, threshold) for name, values in raw.items()
     }
     groups = {
         "": list(is_answerable),
@@ -133,7 +132,7 @@ def summarise(raw, na_probs, is_answerable, threshold):
     result = {}
     for prefix, ids in groups.items():
         if ids:
-            result |= {f"{prefix}{name}": squad_metric_v2.mean_per_cent(scores[name], ids) for name in scores}
+            result |= {f"{prefix}{name}": squad_metric.mean_per_cent(scores[name], ids) for name in scores}
             result[f"{prefix}total"] = len(ids)
     return result
 
@@ -161,7 +160,7 @@ def draw(raw, na_probs, is_answerable, folder):
         curves = {**raw, "oracle": {question_id: float(value) for question_id, value in is_answerable.items()}}
         titles = {"exact": "exact match", "f1": "F1", "oracle": "oracle: the best possible answers"}
         for name, scores in curves.items():
-            curve = squad_metric_v2.precision_recall(scores, na_probs, is_answerable)
+            curve = squad_metric.precision_recall(scores, na_probs, is_answerable)
             result[f"pr_{name}_ap"] = curve.average_precision
 
             def plot(axes, curve=curve):

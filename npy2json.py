@@ -227,7 +227,7 @@ def read_description(path, offset):
         return None
     try:
         described = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise UserError(f"{path}: damaged: no description of records follows its results; make it again") from None
     return description.check(described, path)
 

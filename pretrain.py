@@ -48,22 +48,15 @@ class SequenceRelationship(nn.Module):
         return flow._C.bias_add(logits, self.output_bias, axis=1)
 
 
-class PretrainingHeads(nn.Module):
-    """The variables under `cls` in a pre-training checkpoint."""
-
-    def __init__(self, config, initializer):
-        super().__init__()
-        self.predictions = Predictions(config, initializer)
-        self.seq_relationship = SequenceRelationship(config, initializer)
-
-
 class BertForPretraining(nn.Module):
     """BERT with both pre-training heads."""
 
     def __init__(self, config, initializer):
         super().__init__()
         self.bert = bert_util.BertBackbone(config, initializer, with_pooler=True)
-        self.cls = PretrainingHeads(config, initializer)
+        self.cls = nn.Module()
+        self.cls.predictions = Predictions(config, initializer)
+        self.cls.seq_relationship = SequenceRelationship(config, initializer)
 
     def logits(self, input_ids, input_mask, segment_ids, masked_lm_positions):
         """[B, S] three times and [B, P], int32 -> masked LM logits [B * P, V], next sentence logits [B, 2]."""

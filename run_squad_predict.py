@@ -16,6 +16,7 @@ bert_util = LazyModule("bert_util")
 job_state = LazyModule("training.job_state")
 loader = LazyModule("records.loader")
 operators = LazyModule("engine.operators")
+scoring = LazyModule("training.scoring")
 squad = LazyModule("squad")
 
 
@@ -30,7 +31,7 @@ def predict_answers(args):
     data_set = checks.check_data_set(args, checks.squad_predict_fields(args), shuffle=False, count_records=True)
     config.set_prediction_iter_num(args, data_set.record_count)
     model_flags.check_records(args, data_set)
-    run_setup.check_prediction_folders(args)
+    run_setup.check_folders(args)
     config.print_args(args)
     with default_signals():
         results = predict_logits(data_set, args)
@@ -44,9 +45,9 @@ def predict_logits(data_set, args):
     model = squad.BertForQuestionAnswering(bert_util.bert_config(args), bert_util.ZeroInitializer(placement))
     amp_dtype = config.amp_dtype(args, placement.type)
     if args.skip_padding and not operators.skips_padding():
-        prediction = squad.ShortPrediction(model, placement, amp_dtype)
-        job_state.restore_for_prediction(prediction.scorer.model_job, args.model_load_dir, args.skip_checksums)
-        return prediction.predict(data_set, args)
+        scorer = scoring.Scorer(model, placement, amp_dtype)
+        job_state.restore_for_prediction(scorer.model_job, args.model_load_dir, args.skip_checksums)
+        return squad.predict_with_little_padding(scorer, data_set, args)
     data = loader.OFRecordLoader(data_set, config.global_batch_size(args), placement, shuffle=False, seed=args.seed)
     job = squad.SquadPredictJob(model, data, amp_dtype)
     job_state.restore_for_prediction(job, args.model_load_dir, args.skip_checksums)

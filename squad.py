@@ -10,7 +10,6 @@ from ranks.ranks import from_first_rank, rank
 from records import prediction_file, squad_batches
 from system.progress import progress_bar
 from training.job import TrainJob
-from training.scoring import Scorer
 
 
 class SquadHead(nn.Module):
@@ -27,21 +26,14 @@ class SquadHead(nn.Module):
         return logits[:, :, 0], logits[:, :, 1]
 
 
-class Heads(nn.Module):
-    """The variables under `cls` in a SQuAD checkpoint."""
-
-    def __init__(self, config, initializer):
-        super().__init__()
-        self.squad = SquadHead(config, initializer)
-
-
 class BertForQuestionAnswering(nn.Module):
     """BERT with the SQuAD head, without the pooler."""
 
     def __init__(self, config, initializer):
         super().__init__()
         self.bert = bert_util.BertBackbone(config, initializer, with_pooler=False)
-        self.cls = Heads(config, initializer)
+        self.cls = nn.Module()
+        self.cls.squad = SquadHead(config, initializer)
 
     def logits(self, batch):
         """`batch`, field names to [B, length] tensors -> start and end logits, [B, S] each.
@@ -103,47 +95,40 @@ def predict(job, iter_num, seq_length):
     return np.array([(unique_id, *results[unique_id]) for unique_id in sorted(results)], dtype=dtype)
 
 
-class ShortPrediction:
-    """Predicts with little padding where graphs cannot skip it, by a graph for each of a few lengths, made when needed.
+def predict_with_little_padding(scorer, data_set, args):
+    """As predict(), where graphs cannot skip padding: cuts each of the first args.iter_num batches to a shorter length.
 
-    Each batch is cut to one of these lengths. The logits of padding are prediction_file.LOGIT_OF_PADDING.
+    `scorer`, a scoring.Scorer of the model, makes a graph for each of a few lengths. The logits of padding are
+    prediction_file.LOGIT_OF_PADDING. Rank 0 reads the windows and holds the results.
     """
+    batch_size = config.global_batch_size(args)
+    results = [np.zeros(0, prediction_file.result_dtype(args.seq_length))]
+    chunks = squad_batches.read_windows(data_set, args.iter_num * batch_size) if rank() == 0 else iter(())
+    with progress_bar(total=args.iter_num, unit="batch") as bar:
+        while True:
+            windows, batches = next(chunks, None), []
+            if windows is not None:
+                batches = squad_batches.make_batches(windows["input_mask"], batch_size, scorer.lengths)
+                results.append(_empty_results(windows))
+            lengths = from_first_rank(lambda made=batches: [length for length, _ in made])
+            if not lengths:
+                break
+            for index, length in enumerate(lengths):
+                if windows is None:
+                    scorer.score(None, length)
+                else:
+                    _, rows = batches[index]
+                    inputs = {name: windows[name][rows, :length] for name in scorer.inputs}
+                    is_token = inputs["input_mask"] != 0
+                    for name, logits in zip(("start_logits", "end_logits"), scorer.score(inputs, length), strict=True):
+                        results[-1][name][rows, :length] = np.where(is_token, logits, prediction_file.LOGIT_OF_PADDING)
+                bar.update()
+    together = np.concatenate(results)
+    return together[np.argsort(together["unique_id"], kind="stable")]
 
-    def __init__(self, model, placement, amp_dtype=None):
-        self.scorer = Scorer(model, placement, amp_dtype)
 
-    def predict(self, data_set, args):
-        """As predict(), for the first args.iter_num batches. Rank 0 reads the windows and holds the results."""
-        batch_size = config.global_batch_size(args)
-        results = [np.zeros(0, prediction_file.result_dtype(args.seq_length))]
-        parts = squad_batches.read_windows(data_set, args.iter_num * batch_size) if rank() == 0 else None
-        with progress_bar(total=args.iter_num, unit="batch") as bar:
-            while True:
-                windows, batches = None, []
-                if rank() == 0 and (windows := next(parts, None)) is not None:
-                    batches = squad_batches.make_batches(windows["input_mask"], batch_size, self.scorer.lengths)
-                    results.append(self._empty_results(windows))
-                lengths = from_first_rank(lambda made=batches: [length for length, _ in made])
-                if not lengths:
-                    break
-                for index, length in enumerate(lengths):
-                    rows = batches[index][1] if windows is not None else None
-                    inputs = None
-                    if windows is not None:
-                        inputs = {name: windows[name][rows, :length] for name in self.scorer.inputs}
-                    start_logits, end_logits = self.scorer.score(inputs, length)
-                    if windows is not None:
-                        is_token = windows["input_mask"][rows, :length] != 0
-                        for name, logits in (("start_logits", start_logits), ("end_logits", end_logits)):
-                            results[-1][name][rows, :length] = np.where(
-                                is_token, logits, prediction_file.LOGIT_OF_PADDING
-                            )
-                    bar.update()
-        together = np.concatenate(results)
-        return together[np.argsort(together["unique_id"], kind="stable")]
-
-    def _empty_results(self, windows):
-        results = np.empty(len(windows["unique_ids"]), prediction_file.result_dtype(windows["input_ids"].shape[1]))
-        results["unique_id"] = windows["unique_ids"][:, 0]
-        results["start_logits"] = results["end_logits"] = prediction_file.LOGIT_OF_PADDING
-        return results
+def _empty_results(windows):
+    results = np.empty(len(windows["unique_ids"]), prediction_file.result_dtype(windows["input_ids"].shape[1]))
+    results["unique_id"] = windows["unique_ids"][:, 0]
+    results["start_logits"] = results["end_logits"] = prediction_file.LOGIT_OF_PADDING
+    return results

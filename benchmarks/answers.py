@@ -18,7 +18,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
 import ask  # noqa: E402
 import products  # noqa: E402
 from inference import answers  # noqa: E402
-from system.command_line import ArgumentParser, positive_int  # noqa: E402
+from system.command_line import ArgumentParser, add_number, positive_int  # noqa: E402
 from text import squad_file  # noqa: E402
 from util import run_script  # noqa: E402
 
@@ -27,8 +27,8 @@ def main():
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model_load_dir", required=True, metavar="DIR", help="snapshot of a SQuAD model")
     parser.add_argument("--predict_file", required=True, metavar="JSON", help="questions in the format of SQuAD")
-    parser.add_argument("--num_questions", type=positive_int, default=50, metavar="N", help="the first N questions")
-    parser.add_argument("--passes", type=positive_int, default=3, metavar="N", help="timed passes")
+    add_number(parser, "--num_questions", positive_int, 50, "the first N questions")
+    add_number(parser, "--passes", positive_int, 3, "timed passes")
     arguments = parser.parse_args()
     flags = ["ask.py", f"--model_load_dir={arguments.model_load_dir}", "--question=none"]
     with mock.patch.object(sys, "argv", flags):

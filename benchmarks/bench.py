@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import torch_environment  # noqa: E402
-from system.command_line import ArgumentParser, positive_int, probability  # noqa: E402
+from system.command_line import ArgumentParser, add_number, positive_int, probability  # noqa: E402
 from system.errors import UserError  # noqa: E402
 from util import run_script  # noqa: E402
 
@@ -59,13 +59,13 @@ TABLES = {
 
 def main():
     parser = ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--num_hidden_layers", type=positive_int, default=12, metavar="N", help="layers of the model")
-    parser.add_argument("--batch_size", type=positive_int, default=8, metavar="N", help="sequences in a batch")
-    parser.add_argument("--seq_length", type=positive_int, default=128, metavar="N", help="tokens in a sequence")
-    parser.add_argument("--max_predictions_per_seq", type=positive_int, default=20, metavar="N", help="masked tokens")
-    parser.add_argument("--dropout", type=probability, default=0.1, metavar="P", help="dropout everywhere")
-    parser.add_argument("--steps", type=positive_int, default=5, metavar="N", help="timed steps per process")
-    parser.add_argument("--rounds", type=positive_int, default=3, metavar="N", help="processes per side")
+    add_number(parser, "--num_hidden_layers", positive_int, 12, "layers of the model")
+    add_number(parser, "--batch_size", positive_int, 8, "sequences in a batch")
+    add_number(parser, "--seq_length", positive_int, 128, "tokens in a sequence")
+    add_number(parser, "--max_predictions_per_seq", positive_int, 20, "masked tokens")
+    add_number(parser, "--dropout", probability, 0.1, "dropout everywhere")
+    add_number(parser, "--steps", positive_int, 5, "timed steps per process")
+    add_number(parser, "--rounds", positive_int, 3, "processes per side")
     parser.add_argument("--table", choices=(*TABLES, "all"), default="all", help="which comparison to run")
     parser.add_argument("--sides", metavar="A;B;...", help="sides to run (default: those of the table)")
     parser.add_argument(

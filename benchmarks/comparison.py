@@ -16,7 +16,7 @@ sys.path.insert(0, str(ROOT))
 
 from records import ofrecord  # noqa: E402
 from snapshots import layout, variables  # noqa: E402
-from system.command_line import non_negative_float, non_negative_int, positive_int  # noqa: E402
+from system.command_line import add_number, non_negative_float, non_negative_int, positive_int  # noqa: E402
 from system.errors import RunError, UserError  # noqa: E402
 
 WARMUP_SHARE = 0.1
@@ -58,14 +58,10 @@ def add_flags(parser, name, batch_size, max_seq_length):
     parser.add_argument(
         "--seeds", type=parse_seeds, default="1,2,3", metavar="A,B,...", help="each side runs once per seed"
     )
-    parser.add_argument("--num_epochs", type=positive_int, default=3, metavar="N", help="passes over the training data")
-    parser.add_argument("--batch_size", type=positive_int, default=batch_size, metavar="N", help="records per batch")
-    parser.add_argument(
-        "--learning_rate", type=non_negative_float, default=5e-5, metavar="X", help="peak learning rate"
-    )
-    parser.add_argument(
-        "--max_seq_length", type=positive_int, default=max_seq_length, metavar="N", help="length of a record, in pieces"
-    )
+    add_number(parser, "--num_epochs", positive_int, 3, "passes over the training data")
+    add_number(parser, "--batch_size", positive_int, batch_size, "records per batch")
+    add_number(parser, "--learning_rate", non_negative_float, 5e-5, "peak learning rate")
+    add_number(parser, "--max_seq_length", positive_int, max_seq_length, "length of a record, in pieces")
 
 
 def check_inputs(hf_dir, **files):

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT)]
 
 from engine import device  # noqa: E402
-from system.command_line import ArgumentParser, positive_int  # noqa: E402
+from system.command_line import ArgumentParser, add_number, positive_int  # noqa: E402
 from system.errors import RunError, UserError  # noqa: E402
 from util import run_script  # noqa: E402
 
@@ -40,7 +40,7 @@ UPDATES = {"adam_update", "multi_tensor_adam_update", "lamb_update"}
 
 def main():
     parser = ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--iter_num", type=positive_int, default=40, metavar="N", help="iterations for each speed")
+    add_number(parser, "--iter_num", positive_int, 40, "iterations for each speed")
     parser.add_argument("--batches", type=positive_int, nargs="+", default=[32, 64, 96], metavar="B", help="sizes")
     args = parser.parse_args()
     gpus, problem = device.usable_gpus()

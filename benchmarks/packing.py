@@ -17,17 +17,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench_prediction import made_up_windows  # noqa: E402
 from bench_side import VOCABULARY  # noqa: E402
-from system.command_line import ArgumentParser, positive_int  # noqa: E402
+from system.command_line import ArgumentParser, add_number, positive_int  # noqa: E402
 
 
 def main():
     parser = ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--num_hidden_layers", type=positive_int, default=12, metavar="N", help="layers of the model")
-    parser.add_argument("--num_attention_heads", type=positive_int, default=12, metavar="N", help="heads of 64 units")
-    parser.add_argument("--seq_length", type=positive_int, default=384, metavar="N", help="positions of a window")
-    parser.add_argument("--batch_size", type=positive_int, default=8, metavar="N", help="windows in a batch")
-    parser.add_argument("--turns", type=positive_int, default=5, metavar="N", help="timed batches of each side")
-    parser.add_argument("--cpu_threads", type=positive_int, default=1, metavar="N", help="threads of the kernels")
+    add_number(parser, "--num_hidden_layers", positive_int, 12, "layers of the model")
+    add_number(parser, "--num_attention_heads", positive_int, 12, "heads of 64 units")
+    add_number(parser, "--seq_length", positive_int, 384, "positions of a window")
+    add_number(parser, "--batch_size", positive_int, 8, "windows in a batch")
+    add_number(parser, "--turns", positive_int, 5, "timed batches of each side")
+    add_number(parser, "--cpu_threads", positive_int, 1, "threads of the kernels")
     args = parser.parse_args()
 
     from engine import native, oneflow_loader

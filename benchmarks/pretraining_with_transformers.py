@@ -30,7 +30,7 @@ from comparison import (
 
 import torch_environment
 from records import description
-from system.command_line import ArgumentParser, non_negative_float, positive_int
+from system.command_line import ArgumentParser, add_number, non_negative_float, positive_int
 from system.errors import UserError
 from util import run_script
 
@@ -83,13 +83,9 @@ def parse_arguments():
         "-o", "--output", type=absolute_path, required=True, metavar="PNG", help="picture of the curves"
     )
     for name, default in (*zip(SHAPE, (2, 4, 32), strict=True), ("batch_size", 64), ("iter_num", 4000)):
-        parser.add_argument(
-            f"--{name}", type=positive_int, default=default, metavar="N", help="as run_pretraining.py's"
-        )
-    parser.add_argument("--eval_every_n_iter", type=positive_int, default=500, metavar="N", help="steps")
-    parser.add_argument(
-        "--learning_rate", type=non_negative_float, default=1e-3, metavar="X", help="peak learning rate"
-    )
+        add_number(parser, f"--{name}", positive_int, default, "as run_pretraining.py's")
+    add_number(parser, "--eval_every_n_iter", positive_int, 500, "steps")
+    add_number(parser, "--learning_rate", non_negative_float, 1e-3, "peak learning rate")
     return parser.parse_args()
 
 

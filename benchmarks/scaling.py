@@ -25,7 +25,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from system.command_line import ArgumentParser, positive_int  # noqa: E402
+from system.command_line import ArgumentParser, add_number, positive_int  # noqa: E402
 
 # The first steps are slower: they touch new memory.
 _SKIPPED_STEPS = 2
@@ -53,10 +53,10 @@ def main():
 
 def parse_arguments():
     parser = ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=positive_int, default=3, metavar="N", help="runs of each set-up")
-    parser.add_argument("--steps", type=positive_int, default=6, metavar="N", help="timed steps per run")
-    parser.add_argument("--batch_size_per_device", type=positive_int, default=8, metavar="N", help="sequences per rank")
-    parser.add_argument("--num_hidden_layers", type=positive_int, default=12, metavar="N", help="layers")
+    add_number(parser, "--rounds", positive_int, 3, "runs of each set-up")
+    add_number(parser, "--steps", positive_int, 6, "timed steps per run")
+    add_number(parser, "--batch_size_per_device", positive_int, 8, "sequences per rank")
+    add_number(parser, "--num_hidden_layers", positive_int, 12, "layers")
     return parser.parse_args()
 
 

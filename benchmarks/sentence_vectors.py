@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import torch_environment  # noqa: E402
-from system.command_line import ArgumentParser, positive_int  # noqa: E402
+from system.command_line import ArgumentParser, add_number, positive_int  # noqa: E402
 from system.errors import RunError  # noqa: E402
 from util import run_script  # noqa: E402
 
@@ -30,8 +30,8 @@ def main():
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--hf_dir", required=True, metavar="DIR", help="folder of an uncased BERT from Hugging Face")
     parser.add_argument("--input_file", required=True, metavar="TXT", help="a sentence a line")
-    parser.add_argument("--passes", type=positive_int, default=5, metavar="N", help="passes of each side")
-    parser.add_argument("--threads", type=positive_int, default=2, metavar="N", help="threads of each side")
+    add_number(parser, "--passes", positive_int, 5, "passes of each side")
+    add_number(parser, "--threads", positive_int, 2, "threads of each side")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         results = measure(arguments, folder)

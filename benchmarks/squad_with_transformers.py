@@ -36,7 +36,7 @@ from comparison import (
 # isort: split
 
 import torch_environment
-from system.command_line import ArgumentParser, positive_int, probability
+from system.command_line import ArgumentParser, add_number, positive_int, probability
 from util import run_script
 
 SIDES = ("this project", "with --skip_padding", "Transformers")
@@ -87,10 +87,8 @@ def parse_arguments():
         "--squad_dir", type=absolute_path, required=True, metavar="DIR", help="folder of train-v1.1.json, dev-v1.1.json"
     )
     add_flags(parser, "squad_with_transformers", batch_size=1, max_seq_length=256)
-    parser.add_argument("--dropout", type=probability, default=0.0, metavar="P", help="dropout everywhere")
-    parser.add_argument(
-        "--doc_stride", type=positive_int, default=128, metavar="N", help="pieces from one window to the next"
-    )
+    add_number(parser, "--dropout", probability, 0.0, "dropout everywhere")
+    add_number(parser, "--doc_stride", positive_int, 128, "pieces from one window to the next")
     return parser.parse_args()
 
 

@@ -9,8 +9,7 @@ import re
 from typing import NamedTuple
 
 from system.errors import UserError
-from system.memory import usable_memory
-from system.processors import usable_processors
+from system.limits import usable_memory, usable_processors
 
 # The wheel has machine code for these compute capabilities and no PTX. Code for x.y runs on x.z with z >= y.
 _LOWEST_CAPABILITY = (6, 0)

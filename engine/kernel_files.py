@@ -116,6 +116,11 @@ def folders():
     return [SOURCES / "build", Path(cache) / "bert-oneflow" / f"kernels-{checkout}"]
 
 
+def folders_with(name):
+    """Returns the build folders that hold the file `name`."""
+    return [folder for folder in folders() if (folder / name).is_file()]
+
+
 def problem_of(path):
     """Returns why the library at `path` must not be loaded, or None. Raises OSError if it cannot be read.
 
@@ -131,4 +136,4 @@ def problem_of(path):
 
 def built_sets():
     """Returns the instruction sets that are built and that this processor can run, fastest first."""
-    return [name for name in runnable_sets() if any((folder / library_of(name)).is_file() for folder in folders())]
+    return [name for name in runnable_sets() if folders_with(library_of(name))]

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from engine import kernel_files
 from system.errors import UserError
-from system.processors import usable_processors
+from system.limits import usable_processors
 
 # The C++ names of the pointer within Singleton<ResourceDesc, ForSession>, and of one::PyTensor_New.
 _SESSION_RESOURCES = "_ZZN7oneflow9SingletonINS_12ResourceDescENS_10ForSessionEE7GetPPtrEvE3ptr"
@@ -311,7 +311,7 @@ def has_bfloat16_instructions():
 
 def is_built():
     """Returns whether `make kernels` has built the library for this processor."""
-    return bool(kernel_files.built_sets()) and _folder_with("plugin.so") is not None
+    return bool(kernel_files.built_sets() and kernel_files.folders_with("plugin.so"))
 
 
 def open_library(instruction_set):
@@ -321,10 +321,10 @@ def open_library(instruction_set):
     """
     kernel_files.load_onednn()
     name = kernel_files.library_of(instruction_set)
-    folder = _folder_with(name)
-    if folder is None:
+    found = kernel_files.folders_with(name)
+    if not found:
         raise FileNotFoundError(errno.ENOENT, "not built", name)
-    return ctypes.CDLL(str(folder / name))
+    return ctypes.CDLL(str(found[0] / name))
 
 
 def load_engine_fixes():
@@ -333,16 +333,11 @@ def load_engine_fixes():
     For programs without the kernels; preload() loads them too. Returns a ctypes.CDLL. Raises OSError if they are not
     built or do not load.
     """
-    return _preload(_folder_with("preload.so") or kernel_files.folders()[0])
+    return _preload((kernel_files.folders_with("preload.so") or kernel_files.folders())[0])
 
 
 def _preload(folder):
     return ctypes.CDLL(str(folder / "preload.so"), mode=ctypes.RTLD_GLOBAL)
-
-
-def _folder_with(name):
-    """Returns the first build folder that holds the file `name`, or None."""
-    return next((folder for folder in kernel_files.folders() if (folder / name).is_file()), None)
 
 
 class _ReaderSettings(ctypes.Structure):
@@ -414,7 +409,7 @@ class _Kernels:
 
 def _folder_of_build(name):
     """The first folder of a build with the library `name` of what is installed now, or else with any such library."""
-    found = [folder for folder in kernel_files.folders() if (folder / name).is_file()]
+    found = kernel_files.folders_with(name)
     if not found:
         raise _NotAvailableError("no library, run make kernels (needs g++)")
     return next((folder for folder in found if kernel_files.problem_of(folder / name) is None), found[0])

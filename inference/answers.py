@@ -6,7 +6,7 @@ import numpy as np
 
 from inference import loaded
 from records.prediction_file import LOGIT_OF_PADDING
-from system.command_line import add_bool, positive_int
+from system.command_line import add_bool, add_number, positive_int
 from system.errors import RunError, UserError
 from system.lazy import LazyModule
 from system.progress import progress_bar
@@ -43,17 +43,11 @@ def add_answer_flags(parser):
     """Adds the flags of windows and answers to the parser of a tool."""
     windows = parser.add_argument_group("windows of a long context")
     defaults = squad_windows.WINDOW_DEFAULTS
-    windows.add_argument(
-        "--max_seq_length",
-        type=positive_int,
-        metavar="N",
-        help=f"pieces of a window with the question (default: {defaults['max_seq_length']}, or what the model has)",
-    )
-    for name, text in (
-        ("--doc_stride", "pieces from one window to the next"),
-        ("--max_query_length", "pieces of a question, which is cut if it has more"),
-    ):
-        windows.add_argument(name, type=positive_int, default=defaults[name[2:]], metavar="N", help=text)
+    text = f"pieces of a window with the question (default: {defaults['max_seq_length']}, or what the model has)"
+    add_number(windows, "--max_seq_length", positive_int, None, text)
+    add_number(windows, "--doc_stride", positive_int, defaults["doc_stride"], "pieces from one window to the next")
+    text = "pieces of a question, which is cut if it has more"
+    add_number(windows, "--max_query_length", positive_int, defaults["max_query_length"], text)
     add_bool(
         windows,
         "--skip_padding",

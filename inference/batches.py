@@ -9,7 +9,7 @@ from records import squad_batches
 from system.errors import UserError
 from system.input_files import open_input, reading
 from text.classification import input_arrays
-from text.tokenization import UNKNOWN, count_lost_characters, warn_of_unknown
+from text.tokenization import UNKNOWN, warn_of_unknown
 
 # [CLS], two [SEP], and one piece of each text.
 SHORTEST_INPUT = 5
@@ -83,12 +83,8 @@ def ids_of(text, tokenizer):
 def warn_of_unknown_pieces(ids, texts, model):
     """Warns, naming characters, if many of the `ids`, int32 arrays, of the `texts` are [UNK]."""
     together = np.concatenate(ids)
-    warn_of_unknown(
-        model.run.model_load_dir,
-        np.count_nonzero(together == model.vocab[UNKNOWN]),
-        len(together),
-        lambda: count_lost_characters(texts, model.vocab, model.do_lower_case),
-    )
+    unknown = np.count_nonzero(together == model.vocab[UNKNOWN])
+    warn_of_unknown(model.run.model_load_dir, unknown, len(together), texts, model.vocab, model.do_lower_case)
 
 
 def score(scorer, features, batch_size):

@@ -12,7 +12,7 @@ import config
 from ranks.launcher import run_on_all_ranks
 from snapshots import layout, model_files, variables
 from snapshots.model_files import read_vocab_bytes
-from system.command_line import add_bool, positive_int
+from system.command_line import add_bool, add_number, positive_int
 from system.errors import RunError, UserError
 from system.lazy import LazyModule
 from system.progress import print_warning
@@ -65,9 +65,7 @@ def add_model_flags(parser):
         default="auto",
         help="auto: the GPU where OneFlow can use it, else the CPU",
     )
-    group.add_argument(
-        "--cpu_threads", type=positive_int, metavar="N", help="threads on the CPU (default: all processors)"
-    )
+    add_number(group, "--cpu_threads", positive_int, None, "threads on the CPU (default: all processors)")
     config.add_use_int8(group)
     add_bool(group, "--skip_checksums", help="load model_load_dir without comparing checksums")
 
@@ -89,7 +87,7 @@ def read(arguments, heads, required=()):
         )
     run = _flags_of_run(arguments)
     model_flags.settle(run)
-    size = model_flags.size_of(run)
+    size = variables.size_of(run)
     _check_heads(folder, size, heads)
     vocab_file = _vocab_file(arguments, files)
     do_lower_case = _case(arguments, files)

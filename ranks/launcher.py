@@ -171,7 +171,7 @@ def _run_rank(function, args, world_size):
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):
             stream.flush()
-    if raised and isinstance(raised[0], signals.Signalled):
+    if isinstance(raised[0], signals.Signalled):
         # The status tells the launcher that only this rank has ended, unlike a StoppedTogether.
         signal.signal(raised[0].number, signal.SIG_DFL)
         os.kill(os.getpid(), raised[0].number)

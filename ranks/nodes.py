@@ -19,6 +19,7 @@ import socket
 import time
 
 from ranks import cluster_secret
+from ranks.ranks import connect
 from system import signals
 from system.errors import RunError, UserError
 
@@ -160,7 +161,8 @@ class Connections:
         """Returns when all nodes are connected; after `timeout` seconds raises RunError naming the missing ones."""
         deadline = time.monotonic() + timeout
         if self._rank != 0:
-            self._connect(deadline, timeout)
+            problem = f"the master node {self._addresses[0]} does not answer at port {self._port}"
+            self._peers[0] = self._add_peer(connect(self._addresses[0], self._port, timeout, problem), 0)
             self._introduce(self._peers[0])
             # From here on the master watches the time and names the missing nodes.
             while not self._peers[0].started:
@@ -177,21 +179,6 @@ class Connections:
                     "can be reached"
                 )
         self._send_to_all({"start": True})
-
-    def _connect(self, deadline, timeout):
-        while True:
-            try:
-                connection = socket.create_connection((self._addresses[0], self._port), timeout=2)
-            except OSError as error:
-                if time.monotonic() > deadline:
-                    raise RunError(
-                        f"after {timeout} seconds, the master node {self._addresses[0]} does not answer at port "
-                        f"{self._port} ({error.strerror or 'no reply'})"
-                    ) from None
-                time.sleep(0.2)
-            else:
-                self._peers[0] = self._add_peer(connection, 0)
-                return
 
     def _add_peer(self, connection, rank):
         connection.setblocking(False)

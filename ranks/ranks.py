@@ -39,20 +39,20 @@ def wait_for_first_rank(timeout):
 
     OneFlow itself would retry only every 10 seconds.
     """
-    if rank() == 0:
-        return
-    address = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
+    if rank() > 0:
+        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        connect(host, port, timeout, f"rank 0 does not answer at {host}, port {port}").close()
+
+
+def connect(host, port, timeout, problem):
+    """Returns a TCP connection; after `timeout` seconds without one raises RunError that tells the `problem`."""
     deadline = time.monotonic() + timeout
     while True:
         try:
-            socket.create_connection(address, timeout=2).close()
-            return
+            return socket.create_connection((host, port), timeout=2)
         except OSError as error:
             if time.monotonic() > deadline:
-                raise RunError(
-                    f"after {timeout} seconds, rank 0 does not answer at {address[0]}, port {address[1]} "
-                    f"({error.strerror or 'no reply'})"
-                ) from None
+                raise RunError(f"after {timeout} seconds, {problem} ({error.strerror or 'no reply'})") from None
         time.sleep(0.05)
 
 

@@ -228,18 +228,16 @@ def _check_parts(paths, fields, check_all, count_all):
 def read_records(data_set):
     """Yields the features (name -> array) of all records. Raises UserError, with the place, at an invalid one."""
     for path in data_set.paths:
-        for offset, serialized in ofrecord.read_serialized(path):
-            _check_not_empty(serialized, path, offset)
-            features = ofrecord.parse(serialized, path, offset)
-            _check_record(features, data_set.fields, f"{path}: the record at byte {offset}")
-            yield features
+        yield from read_part(path, data_set.fields)
 
 
-def check_record_at(path, offset, fields):
-    """Raises UserError unless the record at byte `offset` of the part `path` has `fields`."""
-    _, serialized = next(ofrecord.read_serialized(path, offset))
-    _check_not_empty(serialized, path, offset)
-    _check_record(ofrecord.parse(serialized, path, offset), fields, f"{path}: the record at byte {offset}")
+def read_part(path, fields, begin=0):
+    """Yields the features of the records of the part `path` from byte `begin` on, as read_records does."""
+    for offset, serialized in ofrecord.read_serialized(path, begin):
+        _check_not_empty(serialized, path, offset)
+        features = ofrecord.parse(serialized, path, offset)
+        _check_record(features, fields, f"{path}: the record at byte {offset}")
+        yield features
 
 
 def _check_not_empty(serialized, path, offset):

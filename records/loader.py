@@ -75,7 +75,7 @@ class OFRecordLoader(nn.Module):
             return
         try:
             if failure.path:
-                checks.check_record_at(failure.path, failure.offset, self._fields)
+                next(checks.read_part(failure.path, self._fields, failure.offset))
         except UserError as error:
             raise UserError(f"{error} (--check_data checks all records before a run)") from None
         raise UserError(failure.text)

@@ -12,7 +12,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory, text_format
+from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
 
 from system.errors import UserError
 from system.input_files import open_input, reading
@@ -20,60 +20,55 @@ from system.output_files import atomic_file
 
 _LENGTH = struct.Struct("<Q")
 
+FIELD = descriptor_pb2.FieldDescriptorProto
+
 # Kind of a Feature -> (field number, protobuf type of its values, NumPy type)
 _KINDS = {
-    "bytes_list": (1, "TYPE_BYTES", object),
-    "float_list": (2, "TYPE_FLOAT", np.float32),
-    "double_list": (3, "TYPE_DOUBLE", np.float64),
-    "int32_list": (4, "TYPE_INT32", np.int32),
-    "int64_list": (5, "TYPE_INT64", np.int64),
+    "bytes_list": (1, FIELD.TYPE_BYTES, object),
+    "float_list": (2, FIELD.TYPE_FLOAT, np.float32),
+    "double_list": (3, FIELD.TYPE_DOUBLE, np.float64),
+    "int32_list": (4, FIELD.TYPE_INT32, np.int32),
+    "int64_list": (5, FIELD.TYPE_INT64, np.int64),
 }
 _KIND_OF_DTYPE = {np.dtype(dtype): kind for kind, (_, _, dtype) in _KINDS.items() if dtype is not object}
 
 
-_LISTS = {kind: kind.title().replace("_", "") for kind in _KINDS}  # bytes_list -> BytesList
-_SCHEMA = (
-    'name: "ofrecord.proto" package: "oneflow" syntax: "proto2"\n'
-    + "".join(
-        f'message_type {{ name: "{_LISTS[kind]}" field {{ name: "value" number: 1 label: LABEL_REPEATED type: {type_}'
-        f"{'' if type_ == 'TYPE_BYTES' else ' options { packed: true }'} }} }}\n"
-        for kind, (_, type_, _) in _KINDS.items()
-    )
-    + 'message_type { name: "Feature" oneof_decl { name: "kind" }\n'
-    + "".join(
-        f'  field {{ name: "{kind}" number: {number} label: LABEL_OPTIONAL oneof_index: 0 type: TYPE_MESSAGE '
-        f'type_name: ".oneflow.{_LISTS[kind]}" }}\n'
-        for kind, (number, _, _) in _KINDS.items()
-    )
-    + """}
-message_type {
-  name: "OFRecord"
-  nested_type {
-    name: "FeatureEntry"
-    field { name: "key" number: 1 label: LABEL_OPTIONAL type: TYPE_BYTES }
-    field { name: "value" number: 2 label: LABEL_OPTIONAL type: TYPE_MESSAGE type_name: ".oneflow.Feature" }
-  }
-  field {
-    name: "feature" number: 1 label: LABEL_REPEATED
-    type: TYPE_MESSAGE type_name: ".oneflow.OFRecord.FeatureEntry"
-  }
-}
-"""
-)
+def map_of_features(package, name, kinds):
+    """Returns a FileDescriptorProto of the message `name`, a map from names to Features, each a list of values.
 
-
-def message_class(schema, name):
-    """Returns the class of the message `name` in `schema`, a FileDescriptorProto as text protobuf.
-
-    Schemas here declare a map of features as the list of entries that it is on the wire, with bytes as keys: protobuf
-    fails in several ways on a map whose keys are not UTF-8.
+    `kinds`: kind of a Feature -> (field number, protobuf type of its values, ...). The map is declared as the list of
+    entries that it is on the wire, with bytes as keys, as protobuf fails in several ways where keys are not UTF-8.
     """
+    file = descriptor_pb2.FileDescriptorProto(name=f"{package}.proto", package=package)
+    feature = file.message_type.add(name="Feature")
+    feature.oneof_decl.add(name="kind")
+    for kind, (number, value_type, *_) in kinds.items():
+        values = file.message_type.add(name=kind.title().replace("_", ""))  # bytes_list -> BytesList
+        field = values.field.add(name="value", number=1, label=FIELD.LABEL_REPEATED, type=value_type)
+        if value_type != FIELD.TYPE_BYTES:
+            field.options.packed = True
+        add_message_field(feature, kind, number, f".{package}.{values.name}", oneof_index=0)
+    features = file.message_type.add(name=name)
+    add_message_field(features, "feature", 1, f".{package}.{name}.FeatureEntry", label=FIELD.LABEL_REPEATED)
+    entry = features.nested_type.add(name="FeatureEntry")
+    entry.field.add(name="key", number=1, label=FIELD.LABEL_OPTIONAL, type=FIELD.TYPE_BYTES)
+    add_message_field(entry, "value", 2, f".{package}.Feature")
+    return file
+
+
+def add_message_field(descriptor, name, number, type_name, label=FIELD.LABEL_OPTIONAL, **others):
+    """Adds to a DescriptorProto a field that holds a message of the type `type_name`."""
+    descriptor.field.add(name=name, number=number, label=label, type=FIELD.TYPE_MESSAGE, type_name=type_name, **others)
+
+
+def message_class(file, name):
+    """Returns the class of the message `name` in `file`, a FileDescriptorProto."""
     pool = descriptor_pool.DescriptorPool()
-    pool.Add(text_format.Parse(schema, descriptor_pb2.FileDescriptorProto()))
+    pool.Add(file)
     return message_factory.MessageFactory(pool).GetPrototype(pool.FindMessageTypeByName(name))
 
 
-OFRecord = message_class(_SCHEMA, "oneflow.OFRecord")
+OFRecord = message_class(map_of_features("oneflow", "OFRecord", _KINDS), "oneflow.OFRecord")
 
 
 def serialize(features):

@@ -1,11 +1,12 @@
 """Writes the parts of a data set; the tools that make records of labelled text share its flags."""
 
 import os
+from pathlib import Path
 
 from records import description, ofrecord
-from system.command_line import add_bool, positive_int
+from system.command_line import add_bool, add_number, positive_int
 from system.errors import UserError
-from system.output_files import check_replaceable
+from system.output_files import atomic_folder, check_replaceable
 from system.progress import progress_bar
 
 # Records are made and written in batches of this size.
@@ -19,7 +20,7 @@ def add_output_flags(group):
     )
     add_bool(group, "--overwrite", help="replace records that this tool has made in output_dir")
     group.add_argument("--vocab_file", required=True, metavar="TXT", help="vocabulary of the model, one piece per line")
-    group.add_argument("--part_num", type=positive_int, default=1, metavar="N", help="number of parts")
+    add_number(group, "--part_num", positive_int, 1, "number of parts")
 
 
 def check_output_dir(arguments):
@@ -37,17 +38,21 @@ def check_part_num(count, arguments):
         )
 
 
-def write_parts(folder, part_num, count, make_features):
-    """Writes `count` records to part-0, part-1, ... in `folder`: contiguous blocks of nearly equal size.
+def write_data_set(arguments, described, vocab_data, count, make_features, labels=None):
+    """Writes `count` records to part-0, part-1, ... in --output_dir, contiguous blocks of nearly equal size.
 
-    `make_features(first, end)` returns the features of the records first to end - 1: name -> array [N, length].
+    `described`, `vocab_data` and `labels` are as for description.write. `make_features(first, end)` returns the
+    features of the records first to end - 1: name -> array [N, length].
     """
-    with progress_bar(total=count, desc="writing", unit="record") as progress:
-        for part in range(part_num):
-            begin, end = (number * count // part_num for number in (part, part + 1))
-            with ofrecord.open_writer(folder / f"part-{part}") as write:
-                for first in range(begin, end, _BATCH_SIZE):
-                    batch_end = min(first + _BATCH_SIZE, end)
-                    for record in ofrecord.serialize_batch(make_features(first, batch_end)):
-                        write(record)
-                    progress.update(batch_end - first)
+    part_num = arguments.part_num
+    with atomic_folder(Path(arguments.output_dir).resolve()) as folder:
+        description.write(folder, described, vocab_data, labels)
+        with progress_bar(total=count, desc="writing", unit="record") as progress:
+            for part in range(part_num):
+                begin, end = (number * count // part_num for number in (part, part + 1))
+                with ofrecord.open_writer(folder / f"part-{part}") as write:
+                    for first in range(begin, end, _BATCH_SIZE):
+                        batch_end = min(first + _BATCH_SIZE, end)
+                        for record in ofrecord.serialize_batch(make_features(first, batch_end)):
+                            write(record)
+                        progress.update(batch_end - first)

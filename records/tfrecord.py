@@ -15,6 +15,7 @@ import google_crc32c
 from google.protobuf import message
 
 from records import ofrecord
+from records.ofrecord import FIELD
 from system.errors import UserError
 from system.input_files import reading
 
@@ -26,47 +27,14 @@ _BUFFER = 1 << 20  # bytes
 # A training instance has a few kilobytes. A larger length is damage, even if its checksum is correct.
 LONGEST_RECORD = 1 << 24  # bytes
 
-_SCHEMA = """
-name: "example.proto" package: "tensorflow" syntax: "proto3"
-message_type { name: "BytesList" field { name: "value" number: 1 label: LABEL_REPEATED type: TYPE_BYTES } }
-message_type { name: "FloatList" field { name: "value" number: 1 label: LABEL_REPEATED type: TYPE_FLOAT } }
-message_type { name: "Int64List" field { name: "value" number: 1 label: LABEL_REPEATED type: TYPE_INT64 } }
-message_type {
-  name: "Feature"
-  oneof_decl { name: "kind" }
-  field {
-    name: "bytes_list" number: 1 label: LABEL_OPTIONAL oneof_index: 0
-    type: TYPE_MESSAGE type_name: ".tensorflow.BytesList"
-  }
-  field {
-    name: "float_list" number: 2 label: LABEL_OPTIONAL oneof_index: 0
-    type: TYPE_MESSAGE type_name: ".tensorflow.FloatList"
-  }
-  field {
-    name: "int64_list" number: 3 label: LABEL_OPTIONAL oneof_index: 0
-    type: TYPE_MESSAGE type_name: ".tensorflow.Int64List"
-  }
+_KINDS = {
+    "bytes_list": (1, FIELD.TYPE_BYTES),
+    "float_list": (2, FIELD.TYPE_FLOAT),
+    "int64_list": (3, FIELD.TYPE_INT64),
 }
-message_type {
-  name: "Features"
-  nested_type {
-    name: "FeatureEntry"
-    field { name: "key" number: 1 label: LABEL_OPTIONAL type: TYPE_BYTES }
-    field { name: "value" number: 2 label: LABEL_OPTIONAL type: TYPE_MESSAGE type_name: ".tensorflow.Feature" }
-  }
-  field {
-    name: "feature" number: 1 label: LABEL_REPEATED
-    type: TYPE_MESSAGE type_name: ".tensorflow.Features.FeatureEntry"
-  }
-}
-message_type {
-  name: "Example"
-  field { name: "features" number: 1 label: LABEL_OPTIONAL type: TYPE_MESSAGE type_name: ".tensorflow.Features" }
-}
-"""
-
-
-Example = ofrecord.message_class(_SCHEMA, "tensorflow.Example")
+_FILE = ofrecord.map_of_features("tensorflow", "Features", _KINDS)
+ofrecord.add_message_field(_FILE.message_type.add(name="Example"), "features", 1, ".tensorflow.Features")
+Example = ofrecord.message_class(_FILE, "tensorflow.Example")
 
 
 def masked_crc(data):

@@ -9,7 +9,6 @@
 The train step has no checksum, because users edit it.
 """
 
-import contextlib
 import hashlib
 import os
 import re
@@ -46,13 +45,18 @@ def recorded(folder, names, list_file, data_file):
     checksum is damaged.
     """
     folder = Path(folder)
-    with _read_errors(folder / list_file), open_input(folder / list_file) as file:
-        listed = [_LINE.fullmatch(text) for text in file.read(_LARGEST_LIST).splitlines()]
+    path = folder / list_file
+    damaged = UserError(f"{path}: its list of checksums is damaged; empty the file to skip them")
+    with reading(path), open_input(path) as file:
+        try:
+            listed = [_LINE.fullmatch(text) for text in file.read(_LARGEST_LIST).splitlines()]
+        except UnicodeDecodeError:
+            raise damaged from None
     of_path = {match[2]: match[1] for match in listed if match}
     if not of_path:
         return {}
     if not all(listed):
-        raise UserError(f"{folder / list_file}: its list of checksums is damaged; empty the file to skip them")
+        raise damaged
     digests = {}
     for name in filter(has_checksum, names):
         found = {_read_own(folder / name, data_file), of_path.get(f"{name}/{data_file}")} - {None}
@@ -64,11 +68,10 @@ def recorded(folder, names, list_file, data_file):
 def _read_own(variable, data_file):
     """Returns the digest in the checksum file of the folder `variable`, or None if it has none."""
     path = variable / CHECKSUM_FILE
-    with _read_errors(path):
-        if not os.path.lexists(path):
-            return None
-        with open_input(path, "rb") as file:
-            text = file.read(_LARGEST_FILE)
+    if not os.path.lexists(path):
+        return None
+    with reading(path), open_input(path, "rb") as file:
+        text = file.read(_LARGEST_FILE)
     match = _LINE.fullmatch(text.decode("utf-8", "replace").rstrip("\n"))
     if match is None or match[2] != data_file:
         raise UserError(f"{variable}: its checksum, the file {CHECKSUM_FILE}, is damaged; --skip_checksums loads it")
@@ -87,16 +90,7 @@ def check(digest, digests, variable):
 def of_file(path):
     """Returns the SHA-256 of the file `path` in hexadecimal."""
     digest = hashlib.sha256()
-    with _read_errors(path), open_input(path, "rb") as file:
+    with reading(path), open_input(path, "rb") as file:
         while block := file.read(_BLOCK):
             digest.update(block)
     return digest.hexdigest()
-
-
-@contextlib.contextmanager
-def _read_errors(path):
-    with reading(path):
-        try:
-            yield
-        except UnicodeDecodeError:
-            raise UserError(f"{path}: its list of checksums is damaged; empty the file to skip them") from None

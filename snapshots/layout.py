@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from snapshots import checksums
-from system.errors import UserError
+from system.errors import UserError, some_of
 from system.input_files import open_input, reading
 from system.output_files import atomic_folder
 
@@ -34,7 +34,6 @@ MOMENT_SUFFIXES = ("-m", "-v")
 _LARGEST_META = 1 << 16  # characters
 _MOST_DIMENSIONS = 32
 _TENSORFLOW = "it is a TensorFlow checkpoint; convert it with convert_tf_ckpt_to_of.py"
-_MAX_LISTED = 10
 _MOST_DIGITS = 12  # of a dimension
 
 _NAME_OF_DTYPE = {
@@ -146,8 +145,7 @@ def _advice_for(folder, names):
     snapshots = [name for name in names if (folder / name / DONE_FILE).is_file()]
     if snapshots:
         snapshots.sort(key=lambda name: (len(name), name))
-        more = ", ..." if len(snapshots) > _MAX_LISTED else ""
-        return f"give one of the snapshots in it: {', '.join(snapshots[:_MAX_LISTED])}{more}"
+        return f"give one of the snapshots in it: {some_of(snapshots, 10)}"
     return "give the folder of a snapshot, which holds a folder for each variable"
 
 

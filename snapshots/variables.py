@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from snapshots import layout
-from system.errors import UserError
+from system.errors import UserError, some_of
 from system.input_files import open_input, reading
 
 WORD_EMBEDDINGS = "bert-embeddings-word_embeddings"
@@ -23,7 +23,6 @@ LAYER_NORM_EPSILON = 1e-12
 
 _LARGEST_CONFIG = 1 << 20  # bytes; published ones have a few hundred
 _MOST_LAYERS = 10000
-_MAX_LISTED = 5
 _MOST_PADDING = 128
 _LARGEST_SIZE = 2**31 - 1
 
@@ -66,7 +65,7 @@ def name_in_wrapper(names, separator, embeddings):
 def describe_names(names):
     """Returns `1,234 names: a, b, c, ...` for messages about a file with unexpected content."""
     names = sorted(names)
-    return f"{len(names):,} names: {', '.join(names[:_MAX_LISTED])}{', ...' if len(names) > _MAX_LISTED else ''}"
+    return f"{len(names):,} names: {some_of(names)}"
 
 
 def check_finite(array, place):
@@ -230,6 +229,12 @@ def size_flags(size):
         if getattr(size, name) != usual:
             flags[name] = getattr(size, name)
     return " ".join(f"--{name}={value}" for name, value in flags.items())
+
+
+def size_of(args):
+    """Returns the ModelSize that flags give, all of them settled."""
+    values = {**vars(args), "hidden_size": args.num_attention_heads * args.hidden_size_per_head}
+    return ModelSize(**{field.name: values[field.name] for field in dataclasses.fields(ModelSize)})
 
 
 def read_config(path):

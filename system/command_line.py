@@ -159,3 +159,16 @@ def _number(text, kind, is_valid, description):
     if value is None or not is_valid(value):
         raise argparse.ArgumentTypeError(f"'{text}' is not {description}")
     return value
+
+
+# What stands for a value in the help; for all others N.
+_METAVARS = {
+    probability: "P",
+    fraction: "P",
+    **dict.fromkeys((finite_float, non_negative_float, positive_float), "X"),
+}
+
+
+def add_number(group, name, kind, default, help, metavar=None):
+    """Adds a flag with a number. `kind` parses it: one of the functions above, or int."""
+    group.add_argument(name, type=kind, default=default, metavar=metavar or _METAVARS.get(kind, "N"), help=help)

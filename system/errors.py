@@ -4,7 +4,6 @@ import contextlib
 import errno
 import os
 import sys
-import textwrap
 
 from system import signals
 
@@ -104,14 +103,9 @@ def one_line(text):
     return text if len(text) <= _LONGEST_LINE else f"{text[:_LONGEST_LINE]}..."
 
 
-def wrapped(text):
-    """Returns `text` wrapped at 80 columns, with all but the first line indented."""
-    return textwrap.fill(text, 80, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
-
-
-def warning_line(text):
-    """Returns the line `script.py: warning: text`."""
-    return one_line(f"{os.path.basename(sys.argv[0])}: warning: {text}")
+def some_of(names, most=5):
+    """Returns the first `most` of the list `names` for a message, and ... if there are more."""
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 
 def describe_os_error(error):

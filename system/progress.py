@@ -6,7 +6,7 @@ import sys
 
 from tqdm import tqdm
 
-from system.errors import end_at_once, warning_line
+from system.errors import end_at_once, one_line
 
 # Columns left free beside a bar for the terminal's "^C", which would otherwise start a new line.
 _MARGIN = 4
@@ -86,5 +86,5 @@ def print_line(line, file=None):
 
 
 def print_warning(text):
-    """Prints a warning to stderr, above any bar."""
-    print_line(warning_line(text), sys.stderr)
+    """Prints the line `script.py: warning: text` to stderr, above any bar."""
+    print_line(one_line(f"{os.path.basename(sys.argv[0])}: warning: {text}"), sys.stderr)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from system.command_line import add_bool
-from system.errors import UserError
+from system.errors import UserError, some_of
 from system.input_files import open_input, reading
 from text.tokenization import CLASSIFIER, SEPARATOR
 
@@ -212,8 +212,7 @@ def _rows(path, delimiter, is_quoted):
 
 
 def _describe(fields):
-    listed = ", ".join(repr(field[:40]) for field in fields[:_MAX_LISTED])
-    return f"{listed}, ..." if len(fields) > _MAX_LISTED else listed or "nothing"
+    return some_of([repr(field[:40]) for field in fields], _MAX_LISTED) or "nothing"
 
 
 def _place_of(column, names, width, path, separator):
@@ -385,8 +384,8 @@ def encode_labels(labels):
 
 def describe_labels(labels):
     """Returns the labels for a message, shortened if there are many."""
-    listed = ", ".join(labels[:_MAX_LISTED])
-    return f"{listed}, ... ({len(labels)} labels)" if len(labels) > _MAX_LISTED else listed
+    listed = some_of(labels, _MAX_LISTED)
+    return f"{listed} ({len(labels)} labels)" if len(labels) > _MAX_LISTED else listed
 
 
 def truncate_pair(length_a, length_b, max_length):

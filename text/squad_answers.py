@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from system.command_line import add_bool, finite_float, positive_int
+from system.command_line import add_bool, add_number, finite_float, positive_int
 from system.progress import print_warning
 from text import squad_windows
 from text.squad_windows import windows_of_maximum_context
@@ -32,11 +32,6 @@ class Example(NamedTuple):
     document: squad_windows.Document
     windows: list[squad_windows.Window]
     first_window: int
-
-    @property
-    def num_query_pieces(self):
-        """The number of pieces of the question."""
-        return len(self.query_pieces)
 
 
 class Place(NamedTuple):
@@ -78,28 +73,11 @@ class Spans(NamedTuple):
 
 def add_answer_flags(group):
     """Adds the flags that choose among the answers to a group of arguments."""
-    group.add_argument(
-        "--n_best_size",
-        type=positive_int,
-        default=N_BEST_SIZE,
-        metavar="N",
-        help="answers that share the probability",
-    )
-    group.add_argument(
-        "--max_answer_length",
-        type=positive_int,
-        default=MAX_ANSWER_LENGTH,
-        metavar="N",
-        help="longest answer, in pieces",
-    )
+    add_number(group, "--n_best_size", positive_int, N_BEST_SIZE, "answers that share the probability")
+    add_number(group, "--max_answer_length", positive_int, MAX_ANSWER_LENGTH, "longest answer, in pieces")
     add_bool(group, "--version_2_with_negative", False, "SQuAD v2.0: a question may have no answer")
-    group.add_argument(
-        "--null_score_diff_threshold",
-        type=finite_float,
-        default=0.0,
-        metavar="X",
-        help="v2.0: predict no answer if its score exceeds the best answer's by more than this",
-    )
+    text = "v2.0: predict no answer if its score exceeds the best answer's by more than this"
+    add_number(group, "--null_score_diff_threshold", finite_float, 0.0, text)
 
 
 def check_answer_flags(parser, arguments):
@@ -244,17 +222,6 @@ def characters_of(place, document):
     return found[0], found[1] + 1
 
 
-def softmax(scores):
-    """Returns the softmax of a list of floats."""
-    highest = max(scores)
-    exponentials = [math.exp(score - highest) for score in scores]
-    # Not sum(): from Python 3.12 on it compensates rounding errors, which changes the last digit.
-    total = 0.0
-    for exponential in exponentials:
-        total += exponential
-    return [exponential / total for exponential in exponentials]
-
-
 def make_examples(paragraphs, tokenizer, max_seq_length, doc_stride, max_query_length):
     """Tokenises the questions and cuts their documents into windows, as tools/create_squad_data.py did; Examples."""
     examples = []
@@ -262,7 +229,7 @@ def make_examples(paragraphs, tokenizer, max_seq_length, doc_stride, max_query_l
     for paragraph in paragraphs:
         document = squad_windows.tokenize_document(paragraph.context, tokenizer)
         for question in paragraph.questions:
-            query_pieces = squad_windows.tokenize_question(question.text, tokenizer, max_query_length)
+            query_pieces = tokenizer.tokenize(question.text)[:max_query_length]
             max_length = max_seq_length - len(query_pieces) - squad_windows.SPECIAL_PIECES
             windows = squad_windows.make_windows(len(document.pieces), max_length, doc_stride)
             examples.append(Example(question.id, query_pieces, document, windows, num_windows))
@@ -314,9 +281,8 @@ def answer_question(
 
     `find_text`: a TextFinder. The rest is as for answer_questions.
     """
-    spans = rank_spans(
-        example.windows, example.num_query_pieces, start_logits, end_logits, n_best_size, max_answer_length
-    )
+    num_query_pieces = len(example.query_pieces)
+    spans = rank_spans(example.windows, num_query_pieces, start_logits, end_logits, n_best_size, max_answer_length)
     if null_score_diff_threshold is None:
         predictions = n_best_predictions(spans, None, example.document, find_text, n_best_size)
         return Answered(predictions, predictions[0], None)
@@ -331,7 +297,14 @@ def answer_question(
 
 def probabilities(predictions):
     """Returns the softmax of the scores of the n best predictions to a question, a list of floats."""
-    return softmax([prediction.start_logit + prediction.end_logit for prediction in predictions])
+    scores = [prediction.start_logit + prediction.end_logit for prediction in predictions]
+    highest = max(scores)
+    exponentials = [math.exp(score - highest) for score in scores]
+    # Not sum(): from Python 3.12 on it compensates rounding errors, which changes the last digit.
+    total = 0.0
+    for exponential in exponentials:
+        total += exponential
+    return [exponential / total for exponential in exponentials]
 
 
 def _n_best_entries(predictions):

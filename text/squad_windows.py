@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from system.command_line import add_bool, positive_int
+from system.command_line import add_bool, add_number, positive_int
 from system.errors import UserError
 from text.squad_file import field
 from text.tokenization import CLASSIFIER, SEPARATOR
@@ -60,7 +60,7 @@ def add_window_flags(group, infer=False):
         default = WINDOW_DEFAULTS[name.removeprefix("--")]
         if infer:
             text, default = f"{text} (default: that of the records, else {default})", None
-        group.add_argument(name, type=positive_int, default=default, metavar="N", help=text)
+        add_number(group, name, positive_int, default, text)
     text = "lower-case the text and strip accents, for uncased models"
     if infer:
         text = f"{text} (default: as in the records, else {WINDOW_DEFAULTS['do_lower_case']})"
@@ -86,11 +86,6 @@ def tokenize_document(context, tokenizer):
         document.pieces.extend(pieces)
         document.word_of_piece.extend([index] * len(pieces))
     return document
-
-
-def tokenize_question(text, tokenizer, max_query_length):
-    """Returns the first `max_query_length` pieces of a question."""
-    return tokenizer.tokenize(text)[:max_query_length]
 
 
 def make_windows(num_pieces, max_length, doc_stride):

@@ -116,28 +116,28 @@ def check_case(path, vocab, do_lower_case):
     print_warning(f"{path}: {problem}; {remedy}")
 
 
-def report_unknown(path, unknown, total, lost):
+def report_unknown(path, unknown, total, lines, vocab, do_lower_case):
     """Prints the share of [UNK] in a text, `unknown` of `total` pieces. Warns if it is large, naming the vocabulary.
 
-    `lost()` returns a Counter of the characters that caused [UNK]; it is called only for the warning.
+    `lines`: an iterable over the text, read only for the warning, which names the characters that caused [UNK].
     """
-    share = unknown / max(1, total)
-    print(f"[UNK]: {share:.2%} of {total:,} pieces", flush=True)
-    warn_of_unknown(path, unknown, total, lost)
+    print(f"[UNK]: {unknown / max(1, total):.2%} of {total:,} pieces", flush=True)
+    warn_of_unknown(path, unknown, total, lines, vocab, do_lower_case)
 
 
-def warn_of_unknown(path, unknown, total, lost):
+def warn_of_unknown(path, unknown, total, lines, vocab, do_lower_case):
     """The warning of report_unknown, which has the same arguments."""
     share = unknown / max(1, total)
     if share >= LARGEST_SHARE_OF_UNKNOWN:
-        listed = " ".join(character for character, _ in lost().most_common(_MAX_LISTED))
+        lost = _count_lost_characters(lines, vocab, do_lower_case)
+        listed = " ".join(character for character, _ in lost.most_common(_MAX_LISTED))
         print_warning(
             f"{path}: {share:.0%} of the pieces of the text are [UNK], most often because of {listed}; the "
             "vocabulary or --do_lower_case does not fit this text"
         )
 
 
-def count_lost_characters(lines, vocab, do_lower_case):
+def _count_lost_characters(lines, vocab, do_lower_case):
     """Returns a Counter of the characters that turn words of `lines` into [UNK]."""
     tokenizer = Tokenizer(vocab, do_lower_case)
     lost = collections.Counter()

@@ -17,7 +17,7 @@ import json
 import sys
 
 from inference import answers, batches, loaded
-from system.command_line import ArgumentParser, positive_int
+from system.command_line import ArgumentParser, add_number, positive_int
 from system.errors import RunError, UserError, one_line
 from system.input_files import open_input, reading
 from system.lazy import LazyModule
@@ -57,9 +57,7 @@ def parse_arguments():
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--context", metavar="TEXT", help="the text that has the answer")
     source.add_argument("--context_file", metavar="FILE", help="file with that text (default: the text is on stdin)")
-    parser.add_argument(
-        "--n_best", type=positive_int, default=1, metavar="N", help="tell the N best answers, at most --n_best_size"
-    )
+    add_number(parser, "--n_best", positive_int, 1, "tell the N best answers, at most --n_best_size")
     parser.add_argument("--json", action="store_true", help="write a JSON object a question")
     server = parser.add_argument_group("server")
     server.add_argument(
@@ -68,15 +66,9 @@ def parse_arguments():
         metavar="PORT",
         help="answer at this port of localhost, on a page and as JSON; 0: a free one",
     )
-    server.add_argument(
-        "--max_queue", type=positive_int, metavar="N", help=f"questions that may wait (default: {MAX_QUEUE})"
-    )
-    server.add_argument(
-        "--max_request_bytes",
-        type=positive_int,
-        metavar="N",
-        help=f"bytes of a question with its context, as JSON (default: {MAX_REQUEST_BYTES})",
-    )
+    add_number(server, "--max_queue", positive_int, None, f"questions that may wait (default: {MAX_QUEUE})")
+    text = f"bytes of a question with its context, as JSON (default: {MAX_REQUEST_BYTES})"
+    add_number(server, "--max_request_bytes", positive_int, None, text)
     answers.add_answer_flags(parser)
     loaded.add_model_flags(parser)
     arguments = parser.parse_args()

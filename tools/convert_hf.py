@@ -31,13 +31,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from snapshots import layout, model_files, variables
-from system.command_line import ArgumentParser, add_bool, positive_int
+from system.command_line import ArgumentParser, add_bool, add_number, positive_int
 from system.errors import RunError, UserError, one_line
 from system.input_files import open_input, reading
 from system.output_files import atomic_file, atomic_folder, check_can_write, check_replaceable
 from system.progress import print_warning, progress_bar
 from text.classification import encode_labels, read_labels
-from text.hugging_face_tokenizer import read_tokenizer
+from text.hugging_face_tokenizer import TOKENIZER_FILE, read_tokenizer
 from text.tokenization import check_case, read_pieces
 from util import run_script
 
@@ -46,7 +46,6 @@ WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 VOCAB_FILE = "vocab.txt"
 DROPOUT = ("hidden_dropout_prob", "attention_probs_dropout_prob")
-TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 
 _LARGEST_INDEX = 1 << 26  # bytes
@@ -106,12 +105,8 @@ def parse_arguments():
     exporting.add_argument(
         "--bert_config_file", metavar="FILE", help="configuration of the model, for a snapshot without one"
     )
-    exporting.add_argument(
-        "--num_attention_heads",
-        type=positive_int,
-        metavar="N",
-        help="number of attention heads, for a snapshot without a configuration",
-    )
+    text = "number of attention heads, for a snapshot without a configuration"
+    add_number(exporting, "--num_attention_heads", positive_int, None, text)
     exporting.add_argument(
         "--architecture",
         choices=ARCHITECTURES,
@@ -455,7 +450,7 @@ def export_model(arguments):
     architecture = arguments.architecture or default_architecture(names, size)
     num_labels = variables.label_count(variables.shapes_by_meta(folder, {variables.CLASSIFIER_WEIGHTS} & set(names)))
     labels = labels_to_export(own, num_labels) if "classifier" in ARCHITECTURES[architecture] else None
-    shapes = exported_shapes(architecture, size, names, len(labels or "  "))
+    shapes = exported_shapes(architecture, size, names, len(labels) if labels else 2)
     missing = [name for name in shapes if name not in names]
     if missing:
         raise UserError(
@@ -482,9 +477,7 @@ def export_model(arguments):
             temporary / CONFIG_FILE, hugging_face_config(architecture, size, given_config) | label_config(labels)
         )
         if tokens is not None:
-            (temporary / VOCAB_FILE).write_text(
-                "".join(f"{token}\n" for token in name_unused(tokens)), encoding="utf-8"
-            )
+            (temporary / VOCAB_FILE).write_bytes(encode_pieces(name_unused(tokens)))
             write_json(temporary / TOKENIZER_CONFIG_FILE, tokenizer_config(do_lower_case, size))
         # The library creates its file with mode 600; the other files have the permissions of the umask.
         shutil.copymode(temporary / CONFIG_FILE, temporary / WEIGHTS_FILE)
@@ -591,7 +584,7 @@ def default_architecture(names, size):
     return "BertModel"
 
 
-def exported_shapes(architecture, size, names, num_labels=2):
+def exported_shapes(architecture, size, names, num_labels):
     """Returns name -> shape of the variables of the transformers class `architecture`, in the model's order.
 
     `num_labels`: of a classifier. The pooler of a BertModel is omitted if it is not among `names`.

@@ -8,19 +8,17 @@ import suite  # noqa: F401
 # isort: split
 
 import random
-from pathlib import Path
 
 import numpy as np
 
 from records import description, part_files
 from records.part_files import add_output_flags, check_output_dir, check_part_num
 from snapshots.model_files import read_vocab_bytes
-from system.command_line import ArgumentParser, add_bool, positive_int
+from system.command_line import ArgumentParser, add_bool, add_number, positive_int
 from system.errors import UserError
-from system.output_files import atomic_folder
 from system.progress import print_warning, progress_bar
 from text import classification
-from text.tokenization import UNKNOWN, Tokenizer, check_case, count_lost_characters, read_vocab, report_unknown
+from text.tokenization import UNKNOWN, Tokenizer, check_case, read_vocab, report_unknown
 from util import run_script
 
 # [CLS], two [SEP], and one piece of each sentence.
@@ -44,15 +42,12 @@ def main():
         random.Random(arguments.random_seed).shuffle(order)
         pieces, values = [pieces[index] for index in order], values[order]
     described = describe(examples, vocab, arguments)
-    num_truncated = write_parts(pieces, values, labels, vocab, described, arguments)
+    num_truncated = write_data_set(pieces, values, labels, vocab, described, arguments)
     report(examples, values, labels, num_truncated, arguments)
     all_ids = np.concatenate([ids for pair in pieces for ids in pair])
-    report_unknown(
-        arguments.vocab_file,
-        np.count_nonzero(all_ids == vocab[UNKNOWN]),
-        len(all_ids),
-        lambda: count_lost_characters(texts_of(examples), vocab, arguments.do_lower_case),
-    )
+    unknown = np.count_nonzero(all_ids == vocab[UNKNOWN])
+    texts = texts_of(examples)
+    report_unknown(arguments.vocab_file, unknown, len(all_ids), texts, vocab, arguments.do_lower_case)
 
 
 def parse_arguments():
@@ -71,12 +66,10 @@ def parse_arguments():
         help="labels.txt of the training records or of a model, for records to evaluate or predict (default: the "
         "sorted labels of input_file)",
     )
-    records.add_argument(
-        "--max_seq_length", type=positive_int, default=128, metavar="N", help="length of a record, in pieces"
-    )
+    add_number(records, "--max_seq_length", positive_int, 128, "length of a record, in pieces")
     add_bool(records, "--do_lower_case", True, "lower-case the text and strip accents, for uncased models")
     add_bool(records, "--shuffle", False, "shuffle the lines, for training on a sorted file")
-    records.add_argument("--random_seed", type=int, default=12345, metavar="N", help="seed of --shuffle")
+    add_number(records, "--random_seed", int, 12345, "seed of --shuffle")
     arguments = parser.parse_args()
     classification.check_form_flags(parser, arguments)
     if arguments.task_name and classification.TASKS[arguments.task_name].is_regression:
@@ -145,7 +138,7 @@ def describe(examples, vocab, arguments):
     return described, vocab_data
 
 
-def write_parts(pieces, values, labels, vocab, described, arguments):
+def write_data_set(pieces, values, labels, vocab, described, arguments):
     """Writes the parts and the description from describe(). Returns the number of examples that were truncated."""
     num_truncated = 0
 
@@ -157,9 +150,7 @@ def write_parts(pieces, values, labels, vocab, described, arguments):
         features["is_real_example"] = np.ones((end - first, 1), np.int32)
         return features
 
-    with atomic_folder(Path(arguments.output_dir).resolve()) as folder:
-        description.write(folder, *described, labels)
-        part_files.write_parts(folder, arguments.part_num, len(pieces), make_features)
+    part_files.write_data_set(arguments, *described, len(pieces), make_features, labels)
     return num_truncated
 
 

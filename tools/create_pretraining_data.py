@@ -37,12 +37,12 @@ import numpy as np
 
 from records import description, ofrecord
 from snapshots.model_files import read_vocab_bytes
-from system.command_line import ArgumentParser, add_bool, fraction, non_negative_int, positive_int
+from system.command_line import ArgumentParser, add_bool, add_number, fraction, non_negative_int, positive_int
 from system.errors import UserError
 from system.folder_lock import lock_folder
 from system.input_files import find_files, read_json
+from system.limits import usable_processors
 from system.output_files import writing
-from system.processors import usable_processors
 from system.progress import print_line, print_warning, progress_bar
 from system.workers import run_tasks
 from text.pretraining_instances import MIN_SEQ_LENGTH, make_features, pieces_of_vocab, sentence_pairs
@@ -55,7 +55,7 @@ from text.pretraining_text import (
     scan_file,
     split_blocks,
 )
-from text.tokenization import UNKNOWN, Tokenizer, check_case, count_lost_characters, read_vocab, report_unknown
+from text.tokenization import UNKNOWN, Tokenizer, check_case, read_vocab, report_unknown
 from util import run_script
 
 # Increase it with any change that makes different instances from the same text and flags.
@@ -139,20 +139,15 @@ def parse_arguments():
         metavar="FOLDER",
         help=f"folder for part-0, part-1, ... and {description.FILE}; the same command resumes an interrupted run",
     )
-    group.add_argument("--part_num", type=positive_int, default=1, metavar="N", help="number of parts")
+    add_number(group, "--part_num", positive_int, 1, "number of parts")
     group.add_argument(
         "--parts",
         type=part_range,
         metavar="FIRST-LAST",
         help="make only these parts, to share the work among machines (default: all)",
     )
-    group.add_argument(
-        "--workers",
-        type=positive_int,
-        default=usable_processors(),
-        metavar="N",
-        help="number of processes, each making one part at a time (default: the number of processors)",
-    )
+    text = "number of processes, each making one part at a time (default: the number of processors)"
+    add_number(group, "--workers", positive_int, usable_processors(), text)
     group = parser.add_argument_group("instances")
     add_bool(group, "--do_lower_case", default=True, help="lower-case the text and strip accents, for uncased models")
     add_bool(
@@ -160,22 +155,14 @@ def parse_arguments():
         "--do_whole_word_mask",
         help="mask all pieces of a word or none; Chinese text needs spaces between words",
     )
-    group.add_argument("--max_seq_length", type=positive_int, default=128, metavar="N", help="tokens in an instance")
-    group.add_argument(
-        "--max_predictions_per_seq", type=positive_int, default=20, metavar="N", help="maximum number of masked tokens"
+    add_number(group, "--max_seq_length", positive_int, 128, "tokens in an instance")
+    add_number(group, "--max_predictions_per_seq", positive_int, 20, "maximum number of masked tokens")
+    add_number(group, "--masked_lm_prob", fraction, 0.15, "share of masked tokens")
+    add_number(
+        group, "--short_seq_prob", fraction, 0.1, "share of documents cut into sequences shorter than max_seq_length"
     )
-    group.add_argument("--masked_lm_prob", type=fraction, default=0.15, metavar="P", help="share of masked tokens")
-    group.add_argument(
-        "--short_seq_prob",
-        type=fraction,
-        default=0.1,
-        metavar="P",
-        help="share of documents cut into sequences shorter than max_seq_length",
-    )
-    group.add_argument(
-        "--dupe_factor", type=positive_int, default=10, metavar="N", help="passes over the text, with different masks"
-    )
-    group.add_argument("--random_seed", type=non_negative_int, default=12345, metavar="N", help="random seed")
+    add_number(group, "--dupe_factor", positive_int, 10, "passes over the text, with different masks")
+    add_number(group, "--random_seed", non_negative_int, 12345, "random seed")
     arguments = parser.parse_args()
     if arguments.max_seq_length < MIN_SEQ_LENGTH:
         parser.error(f"--max_seq_length={arguments.max_seq_length} leaves no room for two sentences; give at least 5")
@@ -275,12 +262,8 @@ def check_instances(scans, arguments):
 
 def report_text(counts, vocab, extents, paths, arguments):
     """Prints the share of [UNK]; warns if whole-word masking has almost no effect. `counts`: TextCounts."""
-    report_unknown(
-        arguments.vocab_file,
-        counts.unknown,
-        counts.pieces,
-        lambda: count_lost_characters(read_sample(extents, paths), vocab, arguments.do_lower_case),
-    )
+    sample = read_sample(extents, paths)
+    report_unknown(arguments.vocab_file, counts.unknown, counts.pieces, sample, vocab, arguments.do_lower_case)
     if arguments.do_whole_word_mask and counts.continuations < MIN_CONTINUATION_SHARE * counts.pieces:
         print_warning(
             f"--do_whole_word_mask has almost no effect: {counts.continuations:,} of {counts.pieces:,} pieces "

@@ -8,7 +8,6 @@ import suite  # noqa: F401
 # isort: split
 
 import random
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -16,16 +15,12 @@ import numpy as np
 from records import description, part_files
 from records.part_files import add_output_flags, check_output_dir, check_part_num
 from snapshots.model_files import read_vocab_bytes
-from system.command_line import ArgumentParser, add_bool, parse_bool
-from system.errors import UserError
-from system.output_files import atomic_folder
+from system.command_line import ArgumentParser, add_bool, add_number, parse_bool
+from system.errors import UserError, some_of
 from system.progress import print_warning, progress_bar
 from text import squad_file, squad_windows
-from text.tokenization import UNKNOWN, Tokenizer, check_case, count_lost_characters, read_vocab, report_unknown
+from text.tokenization import UNKNOWN, Tokenizer, check_case, read_vocab, report_unknown
 from util import run_script
-
-# The most questions that a message lists.
-MAX_LISTED = 5
 
 
 class Example(NamedTuple):
@@ -57,16 +52,16 @@ def main():
     check_case(arguments.vocab_file, vocab, arguments.do_lower_case)
     for warning in warnings:
         print_warning(warning)
-    write_parts(windows, vocab, describe(paragraphs, vocab, arguments), arguments)
+
+    def features_of(first, end):
+        return make_features(windows[first:end], first, vocab, arguments)
+
+    part_files.write_data_set(arguments, *describe(paragraphs, vocab, arguments), len(windows), features_of)
     print(
         f"{len(examples)} questions, {len(windows)} records of length {arguments.max_seq_length} in "
         f"{arguments.output_dir}, --data_part_num={arguments.part_num}"
     )
-    report_unknown(
-        arguments.vocab_file,
-        *unknown,
-        lambda: count_lost_characters(texts_of(paragraphs), vocab, arguments.do_lower_case),
-    )
+    report_unknown(arguments.vocab_file, *unknown, texts_of(paragraphs), vocab, arguments.do_lower_case)
 
 
 def parse_arguments():
@@ -91,7 +86,7 @@ def parse_arguments():
         "a question marked is_impossible has the answer [CLS], even if the file has an answer, as in run_squad.py",
     )
     add_bool(records, "--shuffle", False, "shuffle the questions as run_squad.py does (only with --is_training=True)")
-    records.add_argument("--random_seed", type=int, default=12345, metavar="N", help="seed of --shuffle")
+    add_number(records, "--random_seed", int, 12345, "seed of --shuffle")
     arguments = parser.parse_args()
     if arguments.shuffle and not arguments.is_training:
         parser.error("--shuffle: only training records can be shuffled; predictions need the order of the questions")
@@ -129,7 +124,7 @@ def make_examples(paragraphs, tokenizer, arguments):
                         empty.append(question.id)
                     elif squad_windows.is_elsewhere(answer, question, document, tokenizer):
                         elsewhere.append(question.id)
-            query = squad_windows.tokenize_question(question.text, tokenizer, arguments.max_query_length)
+            query = tokenizer.tokenize(question.text)[: arguments.max_query_length]
             query_ids = np.array([vocab[piece] for piece in query], np.int32)
             num_unknown += np.count_nonzero(query_ids == vocab[UNKNOWN])
             num_pieces += len(query_ids)
@@ -163,11 +158,6 @@ def make_examples(paragraphs, tokenizer, arguments):
     return examples, (num_unknown, num_pieces), warnings
 
 
-def some_of(ids):
-    """Returns the first MAX_LISTED ids, for a message."""
-    return ", ".join(ids[:MAX_LISTED]) + (", ..." if len(ids) > MAX_LISTED else "")
-
-
 def texts_of(paragraphs):
     """Yields all contexts and questions."""
     for paragraph in paragraphs:
@@ -197,20 +187,11 @@ def describe(paragraphs, vocab, arguments):
     return described, vocab_data
 
 
-def write_parts(windows, vocab, described, arguments):
-    """Writes the records of `windows`, a list of (Example, Window), and the description from describe()."""
-    with atomic_folder(Path(arguments.output_dir).resolve()) as folder:
-        description.write(folder, *described)
-        part_files.write_parts(
-            folder,
-            arguments.part_num,
-            len(windows),
-            lambda first, end: make_features(windows[first:end], first, vocab, arguments),
-        )
-
-
 def make_features(windows, first, vocab, arguments):
-    """Returns the features of consecutive windows, name -> int32 [N, length]. `first`: index of windows[0] in all."""
+    """Returns the features, name -> int32 [N, length], of `windows`, a list of (Example, Window) in a row.
+
+    `first`: index of windows[0] in all.
+    """
     inputs = [(example.query_ids, example.document_ids, window) for example, window in windows]
     features = squad_windows.input_arrays(inputs, vocab, arguments.max_seq_length)
     if arguments.is_training:

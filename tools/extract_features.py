@@ -17,12 +17,12 @@ import json
 import numpy as np
 
 from inference import batches, loaded
-from system.command_line import ArgumentParser, add_bool, positive_int
+from system.command_line import ArgumentParser, add_bool, add_number, positive_int
 from system.errors import RunError, UserError
 from system.lazy import LazyModule
 from system.output_files import atomic_file, check_can_write, check_is_no_input
 from system.progress import progress_bar
-from text.tokenization import UNKNOWN, count_lost_characters, report_unknown
+from text.tokenization import UNKNOWN, report_unknown
 from util import run_script
 
 bert_util = LazyModule("bert_util")
@@ -65,13 +65,9 @@ def parse_arguments():
         "tokens with [CLS] and [SEP]",
     )
     add_bool(parser, "--normalize", help="scale the vectors of --pooling to length 1")
-    parser.add_argument(
-        "--max_seq_length",
-        type=positive_int,
-        metavar="N",
-        help=f"pieces of a line, which is cut if it has more (default: {MAX_SEQ_LENGTH}, or what the model has)",
-    )
-    parser.add_argument("--batch_size", type=positive_int, default=32, metavar="N", help="texts in a batch")
+    text = f"pieces of a line, which is cut if it has more (default: {MAX_SEQ_LENGTH}, or what the model has)"
+    add_number(parser, "--max_seq_length", positive_int, None, text)
+    add_number(parser, "--batch_size", positive_int, 32, "texts in a batch")
     loaded.add_model_flags(parser)
     arguments = parser.parse_args()
     if arguments.normalize and not arguments.pooling:
@@ -131,12 +127,8 @@ def extract(model, texts, layers, arguments):
                 bar.update()
             write(first, features["input_ids"], [results[row] for row in range(len(results))])
     print(f"{len(texts)} lines in {arguments.output_file}")
-    report_unknown(
-        arguments.model_load_dir,
-        num_unknown,
-        num_pieces,
-        lambda: count_lost_characters((t for pair in texts for t in pair if t), model.vocab, model.do_lower_case),
-    )
+    lines = (text for pair in texts for text in pair if text)
+    report_unknown(arguments.model_load_dir, num_unknown, num_pieces, lines, model.vocab, model.do_lower_case)
     if num_truncated:
         print(f"Notice: {num_truncated} of {len(texts)} lines are cut to --max_seq_length={arguments.max_seq_length}.")
     if num_empty:

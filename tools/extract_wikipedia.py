@@ -18,11 +18,11 @@ import xml.parsers.expat
 from pathlib import Path
 from typing import NamedTuple
 
-from system.command_line import ArgumentParser, add_bool, non_negative_int, positive_int
+from system.command_line import ArgumentParser, add_bool, add_number, non_negative_int, positive_int
 from system.errors import UserError, one_line
 from system.input_files import find_files, reading
+from system.limits import usable_processors
 from system.output_files import atomic_folder, check_replaceable
-from system.processors import usable_processors
 from system.progress import print_warning, progress_bar
 from system.workers import run_in_order
 from text import wikipedia
@@ -157,20 +157,9 @@ def parse_arguments():
         help="folder for text-00000.txt, text-00001.txt, ...",
     )
     add_bool(parser, "--overwrite", help="replace a folder that this tool has made")
-    parser.add_argument(
-        "--workers",
-        type=positive_int,
-        default=usable_processors(),
-        metavar="N",
-        help="number of processes that parse markup (default: the number of processors)",
-    )
-    parser.add_argument(
-        "--min_characters",
-        type=non_negative_int,
-        default=300,
-        metavar="N",
-        help="leave out articles with less text than this",
-    )
+    text = "number of processes that parse markup (default: the number of processors)"
+    add_number(parser, "--workers", positive_int, usable_processors(), text)
+    add_number(parser, "--min_characters", non_negative_int, 300, "leave out articles with less text than this")
     add_bool(parser, "--keep_disambiguation", help="keep disambiguation pages")
     return parser.parse_args()
 

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from inference import batches, loaded
-from system.command_line import ArgumentParser, positive_int
+from system.command_line import ArgumentParser, add_number, positive_int
 from system.errors import RunError, UserError
 from system.lazy import LazyModule
 from text.classification import input_arrays
@@ -57,7 +57,7 @@ def parse_arguments():
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("texts", nargs="*", metavar="TEXT", help="a text, or two with ' ||| ' between them")
     work = parser.add_mutually_exclusive_group()
-    work.add_argument("--top_k", type=positive_int, default=5, metavar="N", help="words for each [MASK]")
+    add_number(work, "--top_k", positive_int, 5, "words for each [MASK]")
     # They take no value: a text may follow.
     work.add_argument(
         "--next_sentence",

@@ -22,17 +22,18 @@ import contextlib
 import itertools
 import os
 import shutil
+import textwrap
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from records import ofrecord, tfrecord
-from system.command_line import ArgumentParser, add_bool, positive_int
-from system.errors import RunError, UserError, one_line, wrapped
+from system.command_line import ArgumentParser, add_bool, add_number, positive_int
+from system.errors import RunError, UserError, one_line
 from system.input_files import find_files
+from system.limits import usable_processors
 from system.output_files import check_is_no_input, sync, temporary_folder
-from system.processors import usable_processors
 from system.progress import progress_bar
 from system.workers import run_tasks
 from util import run_script
@@ -82,14 +83,9 @@ def parse_arguments():
         "sorted by name",
     )
     parser.add_argument("--output_dir", required=True, type=Path, metavar="DIR", help="folder for part-0, part-1, ...")
-    parser.add_argument("--part_num", type=positive_int, default=1, metavar="N", help="number of parts")
-    parser.add_argument(
-        "--workers",
-        type=positive_int,
-        default=usable_processors(),
-        metavar="N",
-        help="number of processes, which does not change the parts (default: the number of processors)",
-    )
+    add_number(parser, "--part_num", positive_int, 1, "number of parts")
+    text = "number of processes, which does not change the parts (default: the number of processors)"
+    add_number(parser, "--workers", positive_int, usable_processors(), text)
     add_bool(parser, "--overwrite", help="replace the parts that are in --output_dir")
     return parser.parse_args()
 
@@ -283,7 +279,8 @@ def main():
             "give a smaller --part_num"
         )
     layout = read_layout(next(path for path, scan in zip(paths, scans, strict=True) if scan.records))
-    print(wrapped(one_line(f"fields: {describe_layout(layout)}")), flush=True)
+    fields = one_line(f"fields: {describe_layout(layout)}")
+    print(textwrap.fill(fields, 80, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False), flush=True)
 
     sizes = [total * (part + 1) // part_num - total * part // part_num for part in range(part_num)]
     pieces = plan_pieces(paths, scans, sizes)

@@ -24,7 +24,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.trainers import BpeTrainer
 
 from system import signals
-from system.command_line import ArgumentParser, add_bool, positive_int
+from system.command_line import ArgumentParser, add_bool, add_number, positive_int
 from system.errors import UserError, one_line
 from system.input_files import find_files, open_input
 from system.output_files import atomic_file, check_can_write, check_is_no_input
@@ -77,18 +77,12 @@ def parse_arguments():
     )
     parser.add_argument("--vocab_file", required=True, type=Path, metavar="FILE", help="vocabulary to write")
     add_bool(parser, "--overwrite", help="replace a vocabulary that this tool has made")
-    parser.add_argument("--vocab_size", type=positive_int, default=30522, metavar="N", help="maximum number of pieces")
+    add_number(parser, "--vocab_size", positive_int, 30522, "maximum number of pieces")
     add_bool(parser, "--do_lower_case", default=True, help="lower-case the text and strip accents, for uncased models")
-    parser.add_argument(
-        "--min_frequency", type=positive_int, default=2, metavar="N", help="minimum number of occurrences of a piece"
-    )
-    parser.add_argument(
-        "--alphabet_size",
-        type=positive_int,
-        metavar="N",
-        help="number of non-ASCII characters, the most frequent ones, that become pieces; words with others are [UNK] "
-        f"(default: {SURE_ALPHABET}, and more if --vocab_size has room)",
-    )
+    add_number(parser, "--min_frequency", positive_int, 2, "minimum number of occurrences of a piece")
+    text = "number of non-ASCII characters, the most frequent ones, that become pieces; words with others are [UNK] "
+    text += f"(default: {SURE_ALPHABET}, and more if --vocab_size has room)"
+    add_number(parser, "--alphabet_size", positive_int, None, text)
     return parser.parse_args()
 
 

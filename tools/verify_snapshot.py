@@ -11,12 +11,9 @@ import suite  # noqa: F401
 
 from snapshots import layout
 from system.command_line import ArgumentParser
-from system.errors import UserError, one_line
+from system.errors import UserError, one_line, some_of
 from system.progress import print_line, progress_bar
 from util import run_script
-
-# The most variables that the last line lists; each damaged one also has its own line.
-MAX_LISTED = 5
 
 
 def main():
@@ -34,8 +31,7 @@ def main():
             damaged.append(name)
             print_line(one_line(error))
     if damaged:
-        listed = ", ".join(damaged[:MAX_LISTED]) + (", ..." if len(damaged) > MAX_LISTED else "")
-        raise UserError(f"{folder}: damaged: {len(damaged)} of {len(names)} variables: {listed}")
+        raise UserError(f"{folder}: damaged: {len(damaged)} of {len(names)} variables: {some_of(damaged)}")
     layout.check_owners(folder, names)
     print(f"{folder}: {len(names)} variables, of which {len(digests)} have a checksum: no damage found")
 

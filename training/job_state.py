@@ -28,40 +28,33 @@ def save(job, folder, state, files, with_optimizer=True):
     wait_for_all_ranks()
     print_line(f"Saving model to {folder}.")
     arrays = _arrays(job, with_optimizer)
-    failure = None
+    failure, is_poisoned = None, False
     if rank() == 0:
         try:
             failure = _write(folder, arrays, {run_state.FILE: run_state.encode(state)}, files)
         except OSError as error:
-            failure = {"reason": describe_os_error(error), "poisoned": False}
+            failure = describe_os_error(error)
+        except RunError as error:
+            failure, is_poisoned = str(error), True
     for _ in arrays:
         pass  # After a failure, ranks still exchange the remaining variables.
-    failure = from_first_rank(lambda: failure)
-    if failure is None:
-        return None
-    if failure["poisoned"]:
-        raise RunError(failure["reason"])
-    return failure["reason"]
+    failure, is_poisoned = from_first_rank(lambda: (failure, is_poisoned))
+    if is_poisoned:
+        raise RunError(failure)
+    return failure
 
 
 def _write(folder, arrays, files_of_step, files_of_model):
-    """Writes a snapshot; returns None, or what is wrong, as save() tells it to all ranks."""
+    """Writes a snapshot; returns None, or why none may stand there. Raises RunError for values that are not finite."""
     if os.path.lexists(folder) and not os.path.isfile(os.path.join(folder, layout.DONE_FILE)):
-        return {"reason": f"{folder} is no snapshot, so a snapshot will not replace it", "poisoned": False}
-    try:
-        with layout.open_writer(folder) as write:
-            for name, array in arrays:
-                if not np.isfinite(array).all():
-                    raise _PoisonedError(name)
-                files = files_of_model if name == variables.WORD_EMBEDDINGS else None
-                write(name, array, files_of_step if name.startswith(_TRAIN_STEP) else files)
-    except _PoisonedError as error:
-        return {"reason": f"{error} has values that are not finite, so {folder} is not saved", "poisoned": True}
+        return f"{folder} is no snapshot, so a snapshot will not replace it"
+    with layout.open_writer(folder) as write:
+        for name, array in arrays:
+            if not np.isfinite(array).all():
+                raise RunError(f"{name} has values that are not finite, so {folder} is not saved")
+            files = files_of_model if name == variables.WORD_EMBEDDINGS else None
+            write(name, array, files_of_step if name.startswith(_TRAIN_STEP) else files)
     return None
-
-
-class _PoisonedError(Exception):
-    """A variable, named by the text, is not finite."""
 
 
 def _arrays(job, with_optimizer):

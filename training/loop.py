@@ -116,7 +116,8 @@ def _end_at_once(args, start, evaluation):
         print(f"Nothing is left to do: {evaluation.describe_end()}.", flush=True)
     else:
         print(f"All {args.iter_num} iterations have run; nothing is left to do.", flush=True)
-    save_points.complete(start, args)
+    if args.save_last_snapshot:
+        save_points.copy(start, args, save_points.LAST)
     if evaluation is not None and start.iteration >= args.iter_num:
         values = evaluation.run(start.iteration)
         if evaluation.is_best(values):

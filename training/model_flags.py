@@ -101,15 +101,9 @@ def _settle_heads(args, sizes, source):
     _settle_flag(args, "hidden_size_per_head", per_head, source)
 
 
-def size_of(args):
-    """Returns the variables.ModelSize of the settled flags."""
-    values = {name: getattr(args, name) for name in (*_SAME_NAME, "num_attention_heads")}
-    return variables.ModelSize(hidden_size=args.num_attention_heads * args.hidden_size_per_head, **values)
-
-
 def check_same_on_all_ranks(args):
     """Raises UserError if this rank has another model size than the first rank. Requires OneFlow to be loaded."""
-    size = dataclasses.asdict(size_of(args))
+    size = dataclasses.asdict(variables.size_of(args))
     of_first_rank = from_first_rank(lambda: size)
     if size != of_first_rank:
         flags = variables.size_flags(variables.ModelSize(**of_first_rank))
@@ -184,7 +178,7 @@ def files_of_model(args, data_set):
     do_lower_case = data_set.description["do_lower_case"] if data_set.description else model.do_lower_case
     dropout = (args.hidden_dropout_prob, args.attention_probs_dropout_prob)
     labels = None if data_set.labels is None else encode_labels(data_set.labels)
-    return model_files.encode(model_files.config_of(size_of(args), *dropout), vocab, do_lower_case, labels)
+    return model_files.encode(model_files.config_of(variables.size_of(args), *dropout), vocab, do_lower_case, labels)
 
 
 def _read_vocab(path):

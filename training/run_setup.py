@@ -16,9 +16,8 @@ from system.errors import UserError
 from system.folder_lock import lock_folder
 from system.input_files import reading
 from system.lazy import LazyModule, import_all
-from system.memory import usable_memory
+from system.limits import usable_memory, usable_processors
 from system.output_files import check_can_write, writing
-from system.processors import usable_processors
 from training import model_flags
 
 operators = LazyModule("engine.operators")
@@ -28,29 +27,32 @@ _LONGEST_END_OF_A_KILLED_RUN = 10
 
 
 def check_folders(args):
-    """Checks the output folders of --do_train, --do_eval and --do_predict."""
-    if args.do_train:
-        check_training_folders(args)
-    if args.do_eval or "do_predict" in args and args.do_predict:
-        check_results_folder(args)
+    """Creates --log_dir and, on the first rank, the folders of what the script writes.
 
-
-def check_training_folders(args):
-    """Creates --log_dir and, if this rank saves snapshots, --model_save_dir.
-
-    Raises UserError if one cannot be written, if a snapshot would replace something else, or if --model_load_dir is not
-    a snapshot.
+    Raises UserError if one cannot be written, if output would replace something else, or if --model_load_dir is not a
+    snapshot.
     """
-    _check_model_load_dir(args)
+    if rank() == 0 and args.model_load_dir is not None:
+        layout.check_is_snapshot(args.model_load_dir)
     _check_writable("--log_dir", args.log_dir)
-    if rank() != 0:
+    if rank() > 0:
         return
+    if getattr(args, "do_train", False):
+        _check_model_save_dir(args)
+    if getattr(args, "do_eval", False) or getattr(args, "do_predict", False):
+        _check_writable("--output_dir", args.output_dir)
+    if "all_results_file" in args:
+        _check_all_results_file(args.all_results_file)
+
+
+def _check_model_save_dir(args):
+    """Creates --model_save_dir if the run saves snapshots. Raises UserError if one would replace something else."""
     for flag, folder in (("--log_dir", args.log_dir), ("--model_save_dir", args.model_save_dir)):
         if os.path.isfile(os.path.join(folder, layout.DONE_FILE)):
             raise UserError(
                 f"{flag}={folder}: is a snapshot, which the next one of its name replaces; give another folder"
             )
-    if _saves_snapshots(args):
+    if args.save_last_snapshot or args.do_eval or args.iter_num >= args.model_save_every_n_iter:
         _check_writable("--model_save_dir", args.model_save_dir)
         # Until this process ends.
         lock_folder(args.model_save_dir, _LONGEST_END_OF_A_KILLED_RUN)
@@ -59,11 +61,6 @@ def check_training_folders(args):
             raise UserError(
                 f"--model_save_dir: {folder} is not a snapshot, so a snapshot will not replace it; move it away"
             )
-
-
-def _saves_snapshots(args):
-    """Returns whether this rank writes snapshots; only the first rank does."""
-    return rank() == 0 and (args.save_last_snapshot or args.do_eval or args.iter_num >= args.model_save_every_n_iter)
 
 
 def _saves_snapshot_named(args, name):
@@ -81,36 +78,13 @@ def _folders_in(flag, folder):
     return []
 
 
-def check_prediction_folders(args):
-    """Creates --log_dir and, on the first rank, the folder of --all_results_file.
-
-    Raises UserError if one cannot be written, or if --model_load_dir is not a snapshot.
-    """
-    _check_model_load_dir(args)
-    _check_writable("--log_dir", args.log_dir)
-    if rank() == 0:
-        if not os.path.basename(args.all_results_file) or os.path.isdir(args.all_results_file):
-            raise UserError(f"--all_results_file={args.all_results_file}: not the name of a file")
-        prediction_file.check_replaceable(args.all_results_file)
-        _check_writable("the folder of --all_results_file", os.path.dirname(args.all_results_file) or ".")
-        check_can_write("--all_results_file", args.all_results_file)
-
-
-def check_results_folder(args):
-    """Makes --log_dir and, where this rank writes it, --output_dir.
-
-    Raises UserError where one cannot be written, and where --model_load_dir is no snapshot.
-    """
-    _check_model_load_dir(args)
-    _check_writable("--log_dir", args.log_dir)
-    if rank() == 0:
-        _check_writable("--output_dir", args.output_dir)
-
-
-def _check_model_load_dir(args):
-    """Raises UserError if --model_load_dir is not a snapshot, before any model is created."""
-    if rank() == 0 and args.model_load_dir is not None:
-        layout.check_is_snapshot(args.model_load_dir)
+def _check_all_results_file(path):
+    """Creates the folder of --all_results_file. Raises UserError if results cannot go there or replace a file."""
+    if not os.path.basename(path) or os.path.isdir(path):
+        raise UserError(f"--all_results_file={path}: not the name of a file")
+    prediction_file.check_replaceable(path)
+    _check_writable("the folder of --all_results_file", os.path.dirname(path) or ".")
+    check_can_write("--all_results_file", path)
 
 
 def _check_writable(flag, folder):

@@ -105,12 +105,6 @@ class SavePoints:
         return None
 
 
-def complete(start, args):
-    """Provides last_snapshot, if requested, for a resumed run without iterations left."""
-    if args.save_last_snapshot:
-        copy(start, args, LAST)
-
-
 def copy(start, args, name):
     """Copies the snapshot that the run was resumed from to --model_save_dir/`name`, unless it is there already."""
     folder = os.path.join(args.model_save_dir, name)

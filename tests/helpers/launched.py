@@ -69,24 +69,20 @@ class Launched:
 
     def wait_for(self, text, timeout=120):
         """Waits until stdout contains the text."""
-        deadline = time.monotonic() + timeout
-        while text not in self.stdout:
-            assert self.process.poll() is None, (self.process.returncode, self.stdout, self.stderr)
-            assert time.monotonic() < deadline, (self.stdout, self.stderr)
-            time.sleep(0.05)
+        self._wait_until(lambda: text in self.stdout, timeout)
 
     def wait_for_file(self, pattern, timeout=120):
         """Waits until `output` has a file that matches the pattern."""
-        deadline = time.monotonic() + timeout
-        while not any(self.output.glob(pattern)):
-            assert self.process.poll() is None, (self.process.returncode, self.stdout, self.stderr)
-            assert time.monotonic() < deadline, (self.stdout, self.stderr)
-            time.sleep(0.01)
+        self._wait_until(lambda: any(self.output.glob(pattern)), timeout)
 
     def wait_for_handler(self, number, timeout=120):
         """Waits until the process has a handler for the signal `number`."""
+        self._wait_until(lambda: has_handler(self.process.pid, number), timeout)
+
+    def _wait_until(self, happens, timeout):
+        """Returns when `happens()` is true; fails if the script ends before, or after `timeout` seconds."""
         deadline = time.monotonic() + timeout
-        while not has_handler(self.process.pid, number):
+        while not happens():
             assert self.process.poll() is None, (self.process.returncode, self.stdout, self.stderr)
             assert time.monotonic() < deadline, (self.stdout, self.stderr)
             time.sleep(0.01)

@@ -93,7 +93,7 @@ def test_other_vocabulary_and_questions_are_rejected(made, tmp_path):
 
 
 def test_bytes_after_results_must_be_a_description(made, tmp_path):
-    for name, damage in (("short", b"{"), ("other", b'{"kind": 1}'), ("binary", b"\xff\x00")):
+    for name, damage in (("short", b"{"), ("other", b'{"kind": 1}'), ("binary", b"\xff\x00"), ("deep", b"[" * 60000)):
         (tmp_path / name).write_bytes((made / "old.npy").read_bytes() + damage)
         assert_fails_with_one_line(answers(tmp_path, name), name, "damaged")
 
@@ -105,7 +105,25 @@ def test_checksums_of_vocabularies():
     assert len({plain, vocab_checksum(b"[PAD]\n\n[UNK]\na\n"), vocab_checksum(b"[UNK]\n[PAD]\na\n")}) == 3
 
 
-@pytest.mark.parametrize("content", ["[]", "{}", '{"kind": "x", "vocab_size": "1"}'])
+WHOLE = '{"kind": "x", "vocab_size": 9, "vocab_sha256": "", "do_lower_case": true, "max_seq_length": 8%s}'
+
+
+def test_whole_description(tmp_path):
+    (tmp_path / "records.json").write_text(WHOLE % ', "masked_lm_prob": 0.15')
+    assert description.read(tmp_path)["masked_lm_prob"] == 0.15
+
+
+# Training computes with the numbers: it would end with a traceback.
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[]",
+        "{}",
+        '{"kind": "x", "vocab_size": "1"}',
+        *(WHOLE % f', "masked_lm_prob": {number}' for number in ('"x"', "NaN", "1e999", "-0.1")),
+        WHOLE % ', "max_predictions_per_seq": -1',
+    ],
+)
 def test_damaged_description(tmp_path, content):
     (tmp_path / "records.json").write_text(content)
     with pytest.raises(UserError, match="records.json: damaged"):

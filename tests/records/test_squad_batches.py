@@ -79,12 +79,12 @@ def test_same_logits(data_set, monkeypatch):
     model = squad.BertForQuestionAnswering(config, bert_util.Initializer(PLACEMENT, 3))
     for parameter in model.parameters():
         parameter.copy_(parameter * 3)
-    prediction = squad.ShortPrediction(model, PLACEMENT)
+    scorer = scoring.Scorer(model, PLACEMENT)
     args = argparse.Namespace(
         node_num=1, gpu_num_per_node=1, batch_size_per_device=4, iter_num=18, seq_length=SEQ_LENGTH
     )
-    results = prediction.predict(data_set, args)
-    assert len(prediction.scorer.lengths) > 2
+    results = squad.predict_with_little_padding(scorer, data_set, args)
+    assert len(scorer.lengths) > 2
     assert results.dtype == prediction_file.result_dtype(SEQ_LENGTH)
     assert results["unique_id"].tolist() == list(range(1000000000, 1000000069))
 
@@ -104,7 +104,8 @@ def test_same_logits(data_set, monkeypatch):
     assert (results["start_logits"] == -10000).sum() > 69 * 20
 
     args.iter_num = 3
-    assert prediction.predict(data_set, args)["unique_id"].tolist() == list(range(1000000000, 1000000012))
+    results = squad.predict_with_little_padding(scorer, data_set, args)
+    assert results["unique_id"].tolist() == list(range(1000000000, 1000000012))
 
 
 def test_bad_record(data_set, tmp_path):

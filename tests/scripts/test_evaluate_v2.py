@@ -14,7 +14,7 @@ import pytest
 
 import recordings
 from running import ROOT, assert_fails_with_one_line, run
-from text import squad_metric_v2
+from text import squad_metric
 
 pytestmark = pytest.mark.slow
 
@@ -110,7 +110,7 @@ def test_curve_against_plain_numpy():
     right = np.array([scores[key] for key in ids])[order]
     precision = np.cumsum(right) / np.arange(1, len(ids) + 1)
     expected = (precision * right).sum() / sum(is_answerable.values())
-    curve = squad_metric_v2.precision_recall(scores, na_probs, is_answerable)
+    curve = squad_metric.precision_recall(scores, na_probs, is_answerable)
     assert curve.average_precision == pytest.approx(100 * expected, rel=1e-12)
     assert len(curve.precisions) == len(curve.recalls) == len(ids) + 1
 

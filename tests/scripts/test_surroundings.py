@@ -41,7 +41,7 @@ def check_run(**flags):
     def check():
         args = config.parse_pretraining_args()
         checks.check_data_set(args, checks.pretraining_fields(args), shuffle=True)
-        run_setup.check_training_folders(args)
+        run_setup.check_folders(args)
 
     return run_in_process(check, "run_pretraining.py", **{**FLAGS, **flags})
 
@@ -137,7 +137,7 @@ def test_results_that_could_not_be_written_in_the_end(tmp_path):
     flags = {**SQUAD, "data_dir": tmp_path / "dev", "log_dir": tmp_path, "model_load_dir": tmp_path / "load"}
 
     def check():
-        run_setup.check_prediction_folders(config.parse_squad_predict_args())
+        run_setup.check_folders(config.parse_squad_predict_args())
 
     for name in ("n" * 251 + ".npy", "link.npy"):
         result = run_in_process(check, "run_squad_predict.py", **flags, all_results_file=tmp_path / name)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from system.memory import usable_memory
+from system.limits import usable_memory
 
 GIB = 2**30
 V2 = "30 23 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n"

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from system.processors import usable_processors
+from system.limits import usable_processors
 
 # Lines of /proc/self/mountinfo; the fourth field is the part of the hierarchy that is mounted, the fifth where.
 V2 = "30 23 0:26 {root} /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n"

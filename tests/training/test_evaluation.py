@@ -349,7 +349,7 @@ def test_a_part_of_the_questions(squad):
     count = second.first_window + len(second.windows) - 1
     logits = np.full((count, 80), -5.0, np.float32)
     # The first word of the first question's context.
-    logits[0, first.num_query_pieces + 2] = 5.0
+    logits[0, len(first.query_pieces) + 2] = 5.0
     word = first.document.words[0]
     found = questions.metrics({}, [logits, logits])
     expected = squad_evaluation.squad_metric.evaluate({first.id: questions.references[first.id]}, {first.id: word})

@@ -1,7 +1,7 @@
-"""The number of processors that this process may use, by its CPU affinity and its control group's quota.
+"""The processors and the memory that this process may use: the machine's, or less by its limits.
 
-Container limits (docker run --cpus, Kubernetes limits, systemd's CPUQuota) are quotas of processor time in control
-groups v1 or v2. Threads beyond the quota gain nothing: the kernel stops all threads once the quota of a period is used.
+Container limits (docker run --cpus, Kubernetes limits, systemd's CPUQuota) are limits of control groups v1 or v2.
+Threads beyond the quota of processor time gain nothing: the kernel stops all threads once that of a period is used.
 """
 
 import math
@@ -14,28 +14,44 @@ _MOUNT = re.compile(r"^\d+ \d+ \S+ (\S+) (\S+) .*- (cgroup2?) \S+ (\S+)$", re.MU
 
 
 def usable_processors(root="/"):
-    """Returns the number of processors, at least 1; a quota of 1.5 is rounded up to 2.
+    """Returns the number of processors by CPU affinity and quota, at least 1; a quota of 1.5 is rounded up to 2.
 
     `root` is the folder that holds proc/ and the mounted control groups.
     """
-    quotas = (_quota(folder) for folder in control_groups(Path(root), "cpu"))
+    quotas = (_quota(folder) for folder in _control_groups(Path(root), "cpu"))
     return max(1, math.ceil(min(len(os.sched_getaffinity(0)), *quotas, math.inf)))
 
 
-def control_groups(root, controller):
+def usable_memory(root="/"):
+    """Returns the bytes of the machine's memory and swap, or of less where a control group has a limit.
+
+    Those that are in use count too. `root` is as for usable_processors.
+    """
+    sizes = dict(re.findall(r"^(\w+): +(\d+) kB$", _read_text(Path(root) / "proc/meminfo"), re.MULTILINE))
+    memory, swap = (1024 * int(sizes.get(name, 0)) for name in ("MemTotal", "SwapTotal"))
+    limits = []
+    for folder in _control_groups(Path(root), "memory"):
+        limit = _bytes_in(folder / "memory.max") or _bytes_in(folder / "memory.limit_in_bytes")
+        if limit is not None:
+            swap_limit = _bytes_in(folder / "memory.swap.max")
+            limits.append(limit + (swap if swap_limit is None else min(swap, swap_limit)))
+    return min([memory + swap, *limits])
+
+
+def _control_groups(root, controller):
     """Yields the folders of this process's control groups and their mounted parents.
 
     `controller` is the controller of version 1 that sets the limit.
     """
     paths = {}  # version -> path of this process's group in its hierarchy
-    for line in read_text(root / "proc/self/cgroup").splitlines():
+    for line in _read_text(root / "proc/self/cgroup").splitlines():
         number, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
         if controller in controllers.split(","):
             paths["cgroup"] = path
         elif number == "0":
             paths["cgroup2"] = path
-    for *names, kind, options in _MOUNT.findall(read_text(root / "proc/self/mountinfo")):
+    for *names, kind, options in _MOUNT.findall(_read_text(root / "proc/self/mountinfo")):
         if kind not in paths or (kind == "cgroup" and controller not in options.split(",")):
             continue
         mounted, point = (root / _unescaped(name).lstrip("/") for name in names)
@@ -48,9 +64,9 @@ def control_groups(root, controller):
 
 def _quota(folder):
     """Returns the quota of a control group in processors, or infinity."""
-    quota, _, period = read_text(folder / "cpu.max").partition(" ")
+    quota, _, period = _read_text(folder / "cpu.max").partition(" ")
     if not quota:
-        quota, period = read_text(folder / "cpu.cfs_quota_us"), read_text(folder / "cpu.cfs_period_us")
+        quota, period = _read_text(folder / "cpu.cfs_quota_us"), _read_text(folder / "cpu.cfs_period_us")
     try:
         quota, period = int(quota), int(period)
     except ValueError:  # `max`, or unreadable
@@ -58,7 +74,13 @@ def _quota(folder):
     return quota / period if quota > 0 and period > 0 else math.inf
 
 
-def read_text(path):
+def _bytes_in(path):
+    """Returns the bytes that a file of a control group names; None where it names none."""
+    text = _read_text(path).strip()
+    return int(text) if text.isdecimal() else None
+
+
+def _read_text(path):
     """What a file of the system's says, empty where there is none."""
     try:
         return path.read_text(encoding="utf-8", errors="surrogateescape")
