@@ -570,6 +570,12 @@ def set_prediction_iter_num(args, record_count):
     print(f"The data set has {record_count} records.")
     if args.iter_num is None:
         args.iter_num = -(-record_count // global_batch_size(args))
+    predicted = args.iter_num * global_batch_size(args)
+    if predicted < record_count:
+        print(
+            f"Notice: --iter_num={args.iter_num} predicts {predicted} of the {record_count} records; leave it out to "
+            "predict all."
+        )
 
 
 def flags_of_all_nodes(args):

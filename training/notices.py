@@ -30,8 +30,8 @@ def _of_snapshots(args, start):
     saves = args.iter_num // args.model_save_every_n_iter - start.iteration // args.model_save_every_n_iter
     if saves == 0 and not args.save_last_snapshot and not args.do_eval:
         yield (
-            "this run saves no snapshot: it has fewer iterations than --model_save_every_n_iter="
-            f"{args.model_save_every_n_iter}, and --save_last_snapshot is not given"
+            "this run saves no snapshot: it ends before --model_save_every_n_iter="
+            f"{args.model_save_every_n_iter} is due, and --save_last_snapshot is not given"
         )
     if not args.resume and (earlier := series.complete_snapshots(args.model_save_dir)):
         yield (

@@ -59,7 +59,8 @@ class Scorer:
         self.model_job = self._make_job()  # for the parameters; runs nothing
         self._model = model
         self._placement = placement
-        self._sbp = flow.sbp.split(0) if len(placement.ranks) > 1 else flow.sbp.broadcast
+        self.ranks = len(placement.ranks)
+        self._sbp = flow.sbp.split(0) if self.ranks > 1 else flow.sbp.broadcast
         self._jobs = {}
 
     @property
@@ -99,7 +100,10 @@ def score_records(scorer, data_set, batch_size, length, kept=(), most_batches=No
     google-research/bert's batches. Raises UserError if no record is left or one cannot be read, RunError if an output
     is not finite.
     """
-    batches = from_first_rank(lambda: -(-data_set.record_count // batch_size))
+    record_count = from_first_rank(lambda: data_set.record_count)
+    # A larger batch would hold records several times.
+    batch_size = min(batch_size, -(-record_count // scorer.ranks) * scorer.ranks)
+    batches = -(-record_count // batch_size)
     batches = min(batches, most_batches or batches)
     records = checks.read_records(data_set) if rank() == 0 else iter(())
     fields, outputs = {name: [] for name in kept}, []

@@ -147,6 +147,7 @@ def test_early_stopping(runs):
     flags = {
         "learning_rate": 0, "iter_num": 8, "model_save_every_n_iter": 1, "model_save_keep": 1,
         "eval_data_dir": runs / "dev", "eval_every_n_iter": 1, "early_stopping": 2,
+        "eval_batch_size_per_device": 2**20,  # as large as the data set
         "metric_for_best_model": "masked_lm_accuracy",
     }  # fmt: skip
     result = train(runs, output, **flags)

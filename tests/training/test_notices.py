@@ -71,3 +71,13 @@ def test_an_update_of_more_sequences_than_all_epochs_have(capsys):
         config.set_iter_num(args, records)
         said = capsys.readouterr().out
         assert args.iter_num == 1 and expected in said and ("Notice" in said) == bool(expected)
+
+
+def test_a_prediction_of_a_part_of_the_data(capsys):
+    args = config.parse_squad_predict_args(
+        ["--data_dir=x", "--model_load_dir=x", "--iter_num=3", "--batch_size_per_device=8"]
+    )
+    for records, expected in ((25, "Notice: --iter_num=3 predicts 24 of the 25 records"), (24, "")):
+        config.set_prediction_iter_num(args, records)
+        said = capsys.readouterr().out
+        assert expected in said and ("Notice" in said) == bool(expected)
