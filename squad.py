@@ -8,6 +8,7 @@ from engine.oneflow_loader import flow, nn
 from engine.operators import in_float32, over_all_ranks, without_padding
 from ranks.ranks import from_first_rank, rank
 from records import prediction_file, squad_batches
+from system.errors import RunError
 from system.progress import progress_bar
 from training.job import TrainJob
 
@@ -83,23 +84,34 @@ def predict(job, iter_num, seq_length):
     """Runs `iter_num` batches of `job`; returns the results as prediction_file.result_dtype, ordered by unique id.
 
     Batches past the end of the data set start it again; each unique id is kept once. Raises UserError if a batch cannot
-    be read.
+    be read, and RunError if a logit is not finite.
     """
     dtype = prediction_file.result_dtype(seq_length)
     results = {}
     for _ in progress_bar(range(iter_num), unit="batch"):
         outputs = [output.to_local().numpy() for output in job()]
         job.loader.to(nn.Module).check_batch()
+        _check_finite(outputs)
         for unique_id, start_logits, end_logits in zip(*outputs, strict=True):
             results.setdefault(int(unique_id[0]), (start_logits.copy(), end_logits.copy()))
     return np.array([(unique_id, *results[unique_id]) for unique_id in sorted(results)], dtype=dtype)
+
+
+def _check_finite(outputs):
+    """Raises RunError if a number of the arrays `outputs` is not finite."""
+    if not all(np.isfinite(output).all() for output in outputs):
+        raise RunError(
+            "--model_load_dir: the model gives NaN or infinity: it has diverged in training, or is damaged; give "
+            "another snapshot"
+        )
 
 
 def predict_with_little_padding(scorer, data_set, args):
     """As predict(), where graphs cannot skip padding: cuts each of the first args.iter_num batches to a shorter length.
 
     `scorer`, a scoring.Scorer of the model, makes a graph for each of a few lengths. The logits of padding are
-    prediction_file.LOGIT_OF_PADDING. Rank 0 reads the windows and holds the results.
+    prediction_file.LOGIT_OF_PADDING. Rank 0 reads the windows and holds the results. Raises RunError if a logit is not
+    finite.
     """
     batch_size = config.global_batch_size(args)
     results = [np.zeros(0, prediction_file.result_dtype(args.seq_length))]
@@ -115,12 +127,14 @@ def predict_with_little_padding(scorer, data_set, args):
                 break
             for index, length in enumerate(lengths):
                 if windows is None:
-                    scorer.score(None, length)
+                    _check_finite(scorer.score(None, length))
                 else:
                     _, rows = batches[index]
                     inputs = {name: windows[name][rows, :length] for name in scorer.inputs}
                     is_token = inputs["input_mask"] != 0
-                    for name, logits in zip(("start_logits", "end_logits"), scorer.score(inputs, length), strict=True):
+                    outputs = scorer.score(inputs, length)
+                    _check_finite(outputs)
+                    for name, logits in zip(("start_logits", "end_logits"), outputs, strict=True):
                         results[-1][name][rows, :length] = np.where(is_token, logits, prediction_file.LOGIT_OF_PADDING)
                 bar.update()
     together = np.concatenate(results)

@@ -150,6 +150,15 @@ def test_prediction_does_not_depend_on_the_batch(work, predicted, batch_size):
     np.testing.assert_allclose(results["end_logits"], expected["end_logits"], rtol=1e-5, atol=1e-6)
 
 
+def test_logits_that_are_not_finite_are_not_written(work, tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(work / "first" / "last_snapshot", model)
+    np.full(2, np.nan, "<f4").tofile(model / "cls-squad-output-bias" / "out")
+    result = run_predict(work / "dev", model, tmp_path / "all.npy", skip_checksums=True)
+    assert_fails_with_one_line(result, "--model_load_dir: the model gives NaN or infinity", status=1)
+    assert not (tmp_path / "all.npy").exists()
+
+
 def test_iterations_beyond_the_data_set_wrap_around(work, predicted):
     model = work / "first" / "last_snapshot"
     results = predict(work / "dev", model, work / "wrapped.npy", iter_num=7)
