@@ -40,7 +40,7 @@ def check_folders(args):
     if getattr(args, "do_train", False):
         _check_model_save_dir(args)
     if getattr(args, "do_eval", False) or getattr(args, "do_predict", False):
-        _check_writable("--output_dir", args.output_dir)
+        _check_output_dir(args)
     if "all_results_file" in args:
         _check_all_results_file(args.all_results_file)
 
@@ -48,10 +48,7 @@ def check_folders(args):
 def _check_model_save_dir(args):
     """Creates --model_save_dir if the run saves snapshots. Raises UserError if one would replace something else."""
     for flag, folder in (("--log_dir", args.log_dir), ("--model_save_dir", args.model_save_dir)):
-        if os.path.isfile(os.path.join(folder, layout.DONE_FILE)):
-            raise UserError(
-                f"{flag}={folder}: is a snapshot, which the next one of its name replaces; give another folder"
-            )
+        _check_is_no_snapshot(flag, folder)
     if args.save_last_snapshot or args.do_eval or args.iter_num >= args.model_save_every_n_iter:
         _check_writable("--model_save_dir", args.model_save_dir)
         # Until this process ends.
@@ -61,6 +58,22 @@ def _check_model_save_dir(args):
             raise UserError(
                 f"--model_save_dir: {folder} is not a snapshot, so a snapshot will not replace it; move it away"
             )
+
+
+def _check_is_no_snapshot(flag, folder):
+    if os.path.isfile(os.path.join(folder, layout.DONE_FILE)):
+        raise UserError(f"{flag}={folder}: is a snapshot, which the next one of its name replaces; give another folder")
+
+
+def _check_output_dir(args):
+    """Creates --output_dir. Raises UserError if results would get into a snapshot or among the records of the run."""
+    _check_is_no_snapshot("--output_dir", args.output_dir)
+    _check_writable("--output_dir", args.output_dir)
+    for flag in reversed(config.WORK.values()) if getattr(args, "do_predict", False) else ():
+        folder = getattr(args, flag)
+        if folder is not None and os.path.samefile(args.output_dir, folder):
+            # The labels.txt of the predictions would become that of the records.
+            raise UserError(f"--output_dir={args.output_dir}: is --{flag}; give another folder")
 
 
 def _saves_snapshot_named(args, name):

@@ -15,7 +15,7 @@ from records import checks, description
 from running import TINY_MODEL, needs_kernels, run
 from snapshots import layout, model_files, variables
 from system.errors import UserError
-from training import classifier_data, classifier_results, model_flags
+from training import classifier_data, classifier_results, model_flags, run_setup
 
 pytestmark = pytest.mark.slow
 
@@ -150,6 +150,17 @@ def checked(tmp_path, *flags):
     args = config.parse_classifier_args(["--seq_length=32", f"--log_dir={tmp_path}", *flags])
     model_flags.settle(args)
     return classifier_data.check(args), args
+
+
+def test_results_do_not_get_among_records_or_into_a_snapshot(tmp_path):
+    folder, data = f"--output_dir={tmp_path}", f"--test_data_dir={tmp_path}/."
+    args = config.parse_classifier_args(["--do_predict", data, "--model_load_dir=x", folder, f"--log_dir={tmp_path}"])
+    args.model_load_dir = None
+    with pytest.raises(UserError, match="--output_dir=.*: is --test_data_dir; give another folder"):
+        run_setup.check_folders(args)
+    (tmp_path / layout.DONE_FILE).touch()
+    with pytest.raises(UserError, match="--output_dir=.*: is a snapshot, which the next one of its name replaces"):
+        run_setup.check_folders(args)
 
 
 def test_labels_of_records_and_model(tmp_path, capsys):
