@@ -155,10 +155,12 @@ def _is_among(process_id, name, number):
 def slow_disk(folder, name):
     """Returns environment variables that slow down a script's writing of the snapshot `name`.
 
-    Each file takes an additional hundredth of a second. Writes a sitecustomize module to `folder`.
+    Each of its files takes a hundredth of a second; nothing waits for the disk itself (fsync). Writes a sitecustomize
+    module to `folder`.
     """
     (folder / "sitecustomize.py").write_text(
-        "import time\n"
+        "import os, time\n"
+        "os.fsync = lambda descriptor: None\n"
         "from snapshots import layout\n"
         "own = layout._write_file\n"
         "def write(path, data):\n"

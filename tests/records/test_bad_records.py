@@ -8,6 +8,7 @@ from engine import native, oneflow_loader
 from launched import PRETRAINING, Launched
 from made_parts import random_pretraining_features
 from records import checks, ofrecord
+from running import WITHOUT_FSYNC
 from snapshots import layout
 from system.errors import UserError
 
@@ -107,7 +108,7 @@ def test_training_run_ends(tmp_path, ranks):
     write_pretraining_parts(tmp_path / "data", ranks)
     flags = {**PRETRAINING, "data_dir": tmp_path / "data", "data_part_num": ranks, "gpu_num_per_node": ranks}
     flags |= {"iter_num": 100, "batch_size_per_device": 4, "model_save_every_n_iter": 1}
-    with Launched("run_pretraining.py", tmp_path / "output", **flags) as training:
+    with Launched("run_pretraining.py", tmp_path / "output", environment=WITHOUT_FSYNC, **flags) as training:
         place = f"part-{ranks - 1}: the record at byte "
         training.assert_failed(place, "input_ids holds 777", "--vocab_size=200", status=2, within=60)
         saved = sorted(training.output.glob("snapshot_*"))

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from running import ROOT, assert_fails_with_one_line
+from running import ROOT, WITHOUT_FSYNC, assert_fails_with_one_line
 
 pytestmark = pytest.mark.slow
 
@@ -35,7 +35,7 @@ TINY = (
 STEPS = ["records-1", "records-2", "phase-1", "phase-2"]
 
 
-def start(folder, *arguments):
+def start(folder, *arguments, environment=None):
     return subprocess.Popen(
         [SCRIPT, "my text/*.txt", "out folder", *arguments],
         cwd=folder,
@@ -43,11 +43,12 @@ def start(folder, *arguments):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        env={**os.environ, **(environment or {})},
     )
 
 
 def run(folder, *arguments):
-    process = start(folder, *arguments)
+    process = start(folder, *arguments, environment=WITHOUT_FSYNC)
     stdout, stderr = process.communicate(timeout=300)
     return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 

@@ -11,7 +11,7 @@ import pytest
 import small_models
 from made_parts import write_pretraining_part, write_squad_parts
 from pretraining_runs import LOSS_LINE, pretraining_flags
-from running import TINY_MODEL
+from running import TINY_MODEL, WITHOUT_FSYNC
 from system import progress
 from terminals import Terminal
 
@@ -28,7 +28,8 @@ def trained(tmp_path_factory):
     flags = pretraining_flags(
         folder, folder, iter_num=40, loss_print_every_n_iter=5, model_save_every_n_iter=15, save_last_snapshot=True
     )
-    return Terminal("run_pretraining.py", **flags), folder / "last_snapshot"
+    terminal = Terminal("run_pretraining.py", environment=WITHOUT_FSYNC, **flags)
+    return terminal, folder / "last_snapshot"
 
 
 def test_training_shows_a_bar_below_whole_lines(trained):

@@ -14,12 +14,12 @@ import pytest
 
 from launched import PRETRAINING, Launched, has_handler
 from made_parts import write_pretraining_part
-from running import ROOT, run
+from running import ROOT, WITHOUT_FSYNC, run
 from snapshots import layout, run_state, series
 
 pytestmark = pytest.mark.slow
 
-ENDLESS = {**PRETRAINING, "iter_num": 1000000, "batch_size_per_device": 4}
+ENDLESS = {**PRETRAINING, "iter_num": 1000000, "batch_size_per_device": 4, "environment": WITHOUT_FSYNC}
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,8 @@ class TestPreemption:
             assert_stopped(training, signal.SIGINT)
 
     def test_during_a_save(self, data, tmp_path):
-        flags = {**ENDLESS, "model_save_every_n_iter": 5}
+        # A save that waits for the disk lasts until the signal comes.
+        flags = {**ENDLESS, "model_save_every_n_iter": 5, "environment": None}
         with Launched("run_pretraining.py", tmp_path, data_dir=data, **flags) as training:
             training.wait_for("Saving model")
             training.process.send_signal(signal.SIGTERM)

@@ -1,6 +1,7 @@
 """The curves of training runs: TensorBoard's event files, and the pictures of tools/plot_log.py."""
 
 import json
+import os
 import subprocess
 import sys
 from argparse import Namespace
@@ -15,7 +16,7 @@ import plot_log
 from in_process import full_disk, run_in_process
 from made_parts import write_pretraining_part
 from pretraining_runs import logged, pretrain, pretraining_flags
-from running import ROOT, assert_fails_with_one_line, run
+from running import ROOT, WITHOUT_FSYNC, assert_fails_with_one_line, run
 from training import metrics, run_folder
 from training.event_file import EventFile
 
@@ -57,7 +58,8 @@ def resumed(tmp_path_factory):
     )
     command = [sys.executable, "-c", f"import sys; sys.argv[:1] = []\n{program}", "run_pretraining.py"]
     command += [f"--{name}={value}" for name, value in flags.items()]
-    first = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    environment = {**os.environ, **WITHOUT_FSYNC}
+    first = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert first.returncode == 0, first.stderr
     first_lines = logged(folder / "log")
     (name,) = [path.name for path in (folder / "log").glob("metrics-*")]
