@@ -1,6 +1,7 @@
 """Tests the descriptions in records and results, and that flags and files that do not fit them are rejected."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -105,25 +106,7 @@ def test_checksums_of_vocabularies():
     assert len({plain, vocab_checksum(b"[PAD]\n\n[UNK]\na\n"), vocab_checksum(b"[UNK]\n[PAD]\na\n")}) == 3
 
 
-WHOLE = '{"kind": "x", "vocab_size": 9, "vocab_sha256": "", "do_lower_case": true, "max_seq_length": 8%s}'
-
-
-def test_whole_description(tmp_path):
-    (tmp_path / "records.json").write_text(WHOLE % ', "masked_lm_prob": 0.15')
-    assert description.read(tmp_path)["masked_lm_prob"] == 0.15
-
-
-# Training computes with the numbers: it would end with a traceback.
-@pytest.mark.parametrize(
-    "content",
-    [
-        "[]",
-        "{}",
-        '{"kind": "x", "vocab_size": "1"}',
-        *(WHOLE % f', "masked_lm_prob": {number}' for number in ('"x"', "NaN", "1e999", "-0.1")),
-        WHOLE % ', "max_predictions_per_seq": -1',
-    ],
-)
+@pytest.mark.parametrize("content", ["[]", "{}", '{"kind": "x", "vocab_size": "1"}'])
 def test_damaged_description(tmp_path, content):
     (tmp_path / "records.json").write_text(content)
     with pytest.raises(UserError, match="records.json: damaged"):
@@ -138,7 +121,9 @@ def test_damaged_description(tmp_path, content):
         {"max_seq_length": 67},
         {"max_seq_length": 10**400},
         {"masked_lm_prob": "0.15"},
-        {"masked_lm_prob": float("nan")},
+        {"masked_lm_prob": math.nan},
+        {"masked_lm_prob": math.inf},
+        {"max_predictions_per_seq": -1},
     ],
     ids=str,
 )
