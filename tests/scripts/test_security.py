@@ -50,9 +50,7 @@ def test_what_a_run_writes_has_the_permissions_of_the_umask(tmp_path):
     }
     command = [sys.executable, ROOT / "run_pretraining.py", *(f"--{name}={value}" for name, value in flags.items())]
     environment = {**os.environ, **WITHOUT_FSYNC}
-    subprocess.run(
-        command, cwd=tmp_path, env=environment, umask=0o027, check=True, capture_output=True, timeout=300
-    )
+    subprocess.run(command, cwd=tmp_path, env=environment, umask=0o027, check=True, capture_output=True, timeout=300)
     modes = {path: stat.S_IMODE(os.lstat(path).st_mode) for path in (tmp_path / "out").rglob("*")}
     assert len(modes) > 100
     wrong = {path: oct(mode) for path, mode in modes.items() if mode != (0o750 if path.is_dir() else 0o640)}
