@@ -2,4 +2,4 @@
 
 import os
 
-os.fsync = lambda descriptor: None
+os.fsync = lambda fd: None
