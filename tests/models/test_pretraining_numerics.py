@@ -55,6 +55,12 @@ def batch(tmp_path_factory):
     return path, {name: np.stack([record[name] for record in features]) for name in features[0]}
 
 
+@pytest.fixture
+def one_layer(monkeypatch):
+    """For what is the same with more, whose graphs take as many times as long to compile."""
+    monkeypatch.setattr(sys.modules[__name__], "CONFIG", dataclasses.replace(CONFIG, num_hidden_layers=1))
+
+
 def make_model():
     """A model whose biases and LayerNorms, too, are not what they are initialised with."""
     placement = flow.placement("cpu", [0])
@@ -173,9 +179,8 @@ class GradientsOfJob(pretrain.PretrainJob):
         return outputs
 
 
-def test_accumulated_gradients_are_those_of_one_larger_batch(batch, tmp_path, monkeypatch):
+def test_accumulated_gradients_are_those_of_one_larger_batch(batch, one_layer, tmp_path):
     _, arrays = batch
-    monkeypatch.setattr(sys.modules[__name__], "CONFIG", dataclasses.replace(CONFIG, num_hidden_layers=1))
     with ofrecord.open_writer(tmp_path / "part-0") as write:
         # All records have the same number of predictions.
         for record in ofrecord.serialize_batch({**arrays, "masked_lm_weights": np.ones((BATCH, 5), np.float32)}):
@@ -198,7 +203,7 @@ def test_accumulated_gradients_are_those_of_one_larger_batch(batch, tmp_path, mo
 
 
 @pytest.mark.parametrize("scales_loss", [False, True])
-def test_train_steps_with_accumulation(batch, scales_loss):
+def test_train_steps_with_accumulation(batch, one_layer, scales_loss):
     """Adam on the mean of the batches' gradients, clipped after it is taken; also where the loss is scaled."""
     path, arrays = batch
     job = make_job(path, BATCH // 2, 2)
@@ -253,7 +258,7 @@ def test_dropout_draws_the_same_masks_for_the_backward_pass(batch, monkeypatch):
     assert (above["total_loss"] - below["total_loss"]) / (2 * step) == pytest.approx(norm, rel=0.02)
 
 
-def test_another_job_on_the_same_model(batch):
+def test_another_job_on_the_same_model(batch, one_layer):
     """It trains the model as it would train one of these values that no job has had before."""
     path, _ = batch
     model, fresh = make_model(), make_model()
@@ -276,7 +281,7 @@ def test_another_job_on_the_same_model(batch):
     sum((parameter * parameter).sum() for parameter in model.parameters()).backward()
 
 
-def test_three_train_steps_with_loss_scaling(batch):
+def test_three_train_steps_with_loss_scaling(batch, one_layer):
     """What --use_fp16 does to the optimiser on a GPU, in float32: scaled loss, clipping by the unscaled norm."""
     path, arrays = batch
     model = make_model()
@@ -321,7 +326,9 @@ def test_gradient_norm_of_many_values(size):
 # Tokens of the sequences: all, an odd number, one, two, more with a hole, and another odd number. (What is computed for
 # a sequence without any is mostly rounding.)
 LENGTHS = [SEQ_LENGTH, 17, 1, 2, 20, 5]
-WITH_DROPOUT = dataclasses.replace(CONFIG, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1)
+WITH_DROPOUT = dataclasses.replace(
+    CONFIG, num_hidden_layers=2, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1
+)
 
 
 @pytest.fixture
