@@ -8,6 +8,7 @@ import os
 import re
 import secrets
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from system.errors import FULL_DISK, UserError
@@ -15,6 +16,8 @@ from system.errors import FULL_DISK, UserError
 # For renameat2.
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
+
+_SYNCING_THREADS = 16
 
 _TEMPORARY = re.compile(r"\.(.+)\.[^.]+\.tmp", re.DOTALL)  # a temporary name; the group is the target's name
 
@@ -84,10 +87,10 @@ def atomic_folder(path):
     path = _with_name(Path(path))
     with temporary_folder(path) as temporary:
         yield temporary
-        for folder, _, files in os.walk(temporary):
-            for name in files:
-                sync(os.path.join(folder, name))
-            sync(folder)
+        paths = [os.path.join(folder, name) for folder, _, names in os.walk(temporary) for name in ("", *names)]
+        # A file system commits together what is synced at the same time, so threads take a fraction of the time.
+        with ThreadPoolExecutor(_SYNCING_THREADS) as threads:
+            list(threads.map(sync, paths))
         if path.exists():
             _exchange(temporary, path)
         else:

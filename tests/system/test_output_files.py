@@ -6,6 +6,7 @@ import os
 import shutil
 import stat
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -115,6 +116,33 @@ def test_an_interruption_leaves_nothing_half_made(tmp_path, write):
 
 class OldSystem:
     """libc where renameat2 does not exist."""
+
+
+def test_a_folder_reaches_the_disk_before_its_place(tmp_path, monkeypatch):
+    """And if it cannot, the old one stays."""
+    synced, own = [], output_files.sync
+
+    def sync(path):
+        synced.append((Path(path).name, (tmp_path / "output").exists()))
+        own(path)
+
+    monkeypatch.setattr(output_files, "sync", sync)
+    with atomic_folder(tmp_path / "output") as folder:
+        (folder / "variable").mkdir()
+        (folder / "variable/out").write_bytes(b"1")
+        (folder / "done").write_bytes(b"")
+    names = [name for name, _ in synced]
+    assert sorted(names[:-1]) == sorted([folder.name, "variable", "out", "done"]) and names[-1] == tmp_path.name
+    assert [exists for _, exists in synced] == [False] * 4 + [True]
+
+    def fails(path):
+        if Path(path).name == "out":
+            raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(output_files, "sync", fails)
+    with pytest.raises(OSError, match="Input/output error"), atomic_folder(tmp_path / "output") as folder:
+        (folder / "out").write_bytes(b"2")
+    assert (tmp_path / "output/variable/out").read_bytes() == b"1" and os.listdir(tmp_path) == ["output"]
 
 
 def test_folders_change_places_on_a_system_that_cannot_exchange(tmp_path, monkeypatch):
