@@ -65,6 +65,12 @@ def load(flow, device_type="cpu"):
         if device_type == "cpu":
             _kernels.preloaded.bert_change_plans(plugin.bert_share_memory)
             _kernels.preloaded.bert_tell_plans(plugin.bert_check_memory)
+            _kernels.preloaded.bert_keep_graphs(
+                plugin.bert_build_graph,
+                plugin.bert_keep_graph,
+                plugin.bert_keep_dumped_graph,
+                plugin.bert_forget_graphs,
+            )
             plugin.bert_use_one_stream(ctypes.c_void_p.in_dll(oneflow_internal, _SESSION_RESOURCES))
         else:
             _kernels.preloaded.bert_tell_plans(plugin.bert_tell_memory)

@@ -75,7 +75,7 @@ def load(log_file=None, device_type="cpu") -> Any:
     for package, library in _CUDA_LIBRARIES:
         _load_library(package, library)
     native.preload(device_type)
-    with _noise_to(log_file), _interrupts_as_before():
+    with _noise_to(log_file), _interrupts_as_before(), _functions_bound_when_called():
         try:
             import oneflow
         except ImportError as error:
@@ -155,6 +155,20 @@ def _interrupts_as_before():
     finally:
         libc.sigaction(signal.SIGINT, action, None)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+@contextlib.contextmanager
+def _functions_bound_when_called():
+    """Lets the dynamic linker find the functions of extension modules imported within the block when they are called.
+
+    OneFlow's libraries name over 50,000, and most are never called: to find them all takes a fifth of the import.
+    """
+    flags = sys.getdlopenflags()
+    sys.setdlopenflags(os.RTLD_LAZY)
+    try:
+        yield
+    finally:
+        sys.setdlopenflags(flags)
 
 
 @contextlib.contextmanager

@@ -165,6 +165,59 @@ void* count_not_finite(void* result, void* context, const void* graph, void* job
       result, context, graph, job, gradients);
 }
 
+// What the plugin does instead of building each graph of operators anew (plugin_graphs.cpp). May be null.
+using BuildGraph = void*(void* result, void* graph, const void* job);
+static void* (*graph_builder)(BuildGraph* own, void* result, void* graph, const void* job) = nullptr;
+static void (*graph_keeper)(void* graph) = nullptr;
+static void (*dumped_graph_keeper)(void* graph, const void* job) = nullptr;
+static void (*graph_end)() = nullptr;
+
+extern "C" __attribute__((visibility("default"))) void bert_keep_graphs(
+    decltype(graph_builder) build, decltype(graph_keeper) keep, decltype(dumped_graph_keeper) keep_dumped,
+    decltype(graph_end) forget) {
+  graph_builder = build;
+  graph_keeper = keep;
+  dumped_graph_keeper = keep_dumped;
+  graph_end = forget;
+}
+
+#define BUILD_GRAPH "_ZN7oneflow7OpGraph4InitERKNS_3JobE"
+void* build_graph(void* result, void* graph, const void* job) STAND_IN_FOR(BUILD_GRAPH);
+
+// OpGraph::Init, which returns a Maybe<void> through `result`.
+void* build_graph(void* result, void* graph, const void* job) {
+  const auto own = reinterpret_cast<BuildGraph*>(original(BUILD_GRAPH));
+  return graph_builder != nullptr ? graph_builder(own, result, graph, job) : own(result, graph, job);
+}
+
+#define DESTROY_GRAPH "_ZN7oneflow7OpGraphD1Ev"
+void destroy_graph(void* graph) STAND_IN_FOR(DESTROY_GRAPH);
+
+// OpGraph::~OpGraph.
+void destroy_graph(void* graph) {
+  if (graph_keeper != nullptr) graph_keeper(graph);
+  reinterpret_cast<void (*)(void*)>(original(DESTROY_GRAPH))(graph);
+}
+
+#define DUMP_GRAPH "_ZNK7oneflow7OpGraph18DumpNdSbpSignatureEPNS_3JobE"
+void dump_graph(void* graph, void* job) STAND_IN_FOR(DUMP_GRAPH);
+
+// OpGraph::DumpNdSbpSignature.
+void dump_graph(void* graph, void* job) {
+  reinterpret_cast<void (*)(void*, void*)>(original(DUMP_GRAPH))(graph, job);
+  if (dumped_graph_keeper != nullptr) dumped_graph_keeper(graph, job);
+}
+
+#define COMPILE "_ZN7oneflow7NNGraph21CompileAndInitRuntimeEv"
+void* compile(void* result, void* graph) STAND_IN_FOR(COMPILE);
+
+// NNGraph::CompileAndInitRuntime, which returns a Maybe<void> through `result`. It builds the last graph of a job.
+void* compile(void* result, void* graph) {
+  reinterpret_cast<void* (*)(void*, void*)>(original(COMPILE))(result, graph);
+  if (graph_end != nullptr) graph_end();
+  return result;
+}
+
 // Memory mapped by device_alloc: address -> size.
 static std::unordered_map<void*, size_t>* const mapped = new std::unordered_map<void*, size_t>;
 static std::mutex mapped_mutex;

@@ -2,7 +2,6 @@
 
 import argparse
 import difflib
-import importlib.metadata
 import platform
 import re
 import shutil
@@ -22,6 +21,8 @@ class _Version(argparse.Action):
         super().__init__(option_strings, argparse.SUPPRESS, default=argparse.SUPPRESS, nargs=0, help=help)
 
     def __call__(self, parser, namespace, values, option_string=None):
+        import importlib.metadata  # takes longer than all other modules of a script that only shows its help
+
         try:
             engine = f"OneFlow {importlib.metadata.version('oneflow')}"
         except importlib.metadata.PackageNotFoundError:

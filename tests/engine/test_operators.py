@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from engine import kernel_files, native
+from launched import Launched
 from running import ROOT, TINY_MODEL, run
 
 pytestmark = [
@@ -350,6 +351,18 @@ np.testing.assert_array_equal(logits, expected)
 assert shared < 0.1 * apart, (shared, apart)
 """
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_graphs_that_are_kept_make_the_same_jobs(ranks, tmp_path):
+    """With all that rewrites jobs: accumulation, checkpointing, with two ranks ZeRO."""
+    flags = {**TINY_MODEL, "num_hidden_layers": 1, "seq_length": 16, "max_predictions_per_seq": 3, "iter_num": 9}
+    with Launched(
+        "tests/helpers/compiled_jobs.py", tmp_path, environment={"PYTHONPATH": str(ROOT)}, **flags, data_dir=tmp_path,
+        device="cpu", gpu_num_per_node=ranks, zero_stage=ranks - 1,
+    ) as program:  # fmt: skip
+        assert program.wait(timeout=300) == 0, program.stderr
+    assert "The same: prediction, training." in program.stdout
 
 
 def losses(data, folder, **flags):
