@@ -1,11 +1,9 @@
 """The frame of every script: signals, errors and exit status."""
 
-import contextlib
 import gc
 import os
 import sys
 
-from ranks import supervision
 from system import signals
 from system.errors import one_line, outcome_of, print_error
 
@@ -32,17 +30,7 @@ def run_script(main):
         status, error = 128 + signalled.number, one_line(signalled)
     if error is not None:
         print_error(status, error)
-    if supervision.is_supervised():
-        _leave(status)
     sys.exit(status)
-
-
-def _leave(status):
-    """Ends this process and leaves its memory to the system: freeing a model and OneFlow takes up to a second."""
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError):
-            stream.flush()
-    os._exit(status)
 
 
 def _open_closed_streams():

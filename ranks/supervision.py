@@ -25,7 +25,7 @@ _is_child = False
 
 
 def run_supervised(function, args):
-    """Calls function(args) in a forked child; in the child, returns or raises what the function does.
+    """Calls function(args) in a forked child; in the child, raises what the function does, or ends the process.
 
     The parent returns the child's exit status. If the child was killed, it raises Signalled for a signal that this
     process received, else RunError. The first signal is forwarded to the child, the second ends both, and Ctrl-Z
@@ -48,7 +48,10 @@ def run_supervised(function, args):
         os.setsid()
         die_with(parent)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        return call_with_memory(function, args, log)
+        status = call_with_memory(function, args, log) or 0
+        # Memory is left to the system: Python would take up to a second to free a model and OneFlow's modules.
+        sys.stdout.flush()
+        os._exit(status)
     received = _pass_on_signals(child)
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     status = _wait_for(child)

@@ -100,6 +100,26 @@ def test_the_end_of_the_child(tmp_path, body, status, line):
         assert (tmp_path / "oneflow.log").read_text() == "why"
 
 
+def test_what_the_child_prints_last_arrives_though_it_ends_at_once(tmp_path):
+    body = "import atexit; atexit.register(print, 'Python cleans up'); print('the last words', end=''); return 7"
+    stdout, stderr = start(body, tmp_path).communicate(timeout=30)
+    assert (stdout.splitlines()[1:], stderr) == (["the last words"], "")
+
+
+def test_what_cannot_be_printed_at_the_end_is_an_error(tmp_path):
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(
+            [sys.executable, "-c", PROGRAM.format(body="print('the last words')").replace(", flush=True", "")],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=30,
+        )
+    assert (result.returncode, result.stderr) == (1, "-c: error: standard output: No space left on device\n")
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_the_first_signal_goes_to_the_child(tmp_path, number):
     process = start("wait()", tmp_path)
