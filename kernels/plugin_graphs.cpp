@@ -20,9 +20,9 @@ template struct Contents<&Graph<OpNode, OpEdge>::nodes_, &Graph<OpNode, OpEdge>:
 
 // The graphs of a thread.
 struct Graphs {
-  OpGraph kept;           // that of kept_job, if it is not empty
+  OpGraph kept;  // that of kept_job, if it is not empty
   std::string kept_job;
-  const OpGraph* newest;  // that of newest_job; it belongs to OneFlow
+  const OpGraph* newest = nullptr;  // that of newest_job; it belongs to OneFlow
   std::string newest_job;
 };
 
@@ -49,7 +49,7 @@ extern "C" {
 
 // OpGraph::Init, which is `own`: builds the empty `graph` of a job, or moves the kept graph into it if its job is equal.
 void* bert_build_graph(void* (*own)(void*, void*, const void*), void* result, OpGraph* graph, const Job* job) {
-  if (graphs == nullptr) { graphs = new Graphs{}; }
+  if (graphs == nullptr) { graphs = new Graphs; }
   graphs->newest = nullptr;
   write_job(*job, &graphs->newest_job);
   if (graphs->kept.node_num() > 0 && graphs->newest_job == graphs->kept_job) {
