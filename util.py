@@ -13,7 +13,7 @@ def run_script(main):
 
     Errors are one line on stderr; the statuses are 0, 1 (failure), 2 (usage or input) and 128 + signal.
     """
-    # Not after 700 new objects: nearly all that OneFlow's import and a graph create stay.
+    # Python looks for garbage after 700 new objects. Nearly all that OneFlow's import and a graph create stay.
     gc.set_threshold(100_000)
     _open_closed_streams()
     if hasattr(sys.stdout, "reconfigure"):

@@ -49,8 +49,10 @@ def run_supervised(function, args):
         die_with(parent)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         status = call_with_memory(function, args, log) or 0
-        # Memory is left to the system: Python would take up to a second to free a model and OneFlow's modules.
         sys.stdout.flush()
+        with contextlib.suppress(OSError):
+            sys.stderr.flush()
+        # Memory is left to the system: Python would take up to a second to free a model and OneFlow's modules.
         os._exit(status)
     received = _pass_on_signals(child)
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)

@@ -21,7 +21,7 @@ class _Version(argparse.Action):
         super().__init__(option_strings, argparse.SUPPRESS, default=argparse.SUPPRESS, nargs=0, help=help)
 
     def __call__(self, parser, namespace, values, option_string=None):
-        import importlib.metadata  # takes longer than all other modules of a script that only shows its help
+        import importlib.metadata  # takes 0.06 seconds, and only --version needs it
 
         try:
             engine = f"OneFlow {importlib.metadata.version('oneflow')}"

@@ -101,9 +101,10 @@ def test_the_end_of_the_child(tmp_path, body, status, line):
 
 
 def test_what_the_child_prints_last_arrives_though_it_ends_at_once(tmp_path):
-    body = "import atexit; atexit.register(print, 'Python cleans up'); print('the last words', end=''); return 7"
+    body = "import atexit; atexit.register(print, 'Python cleans up')\n"
+    body += "    print('the last words', end=''); print('and a warning', end='', file=sys.stderr)"
     stdout, stderr = start(body, tmp_path).communicate(timeout=30)
-    assert (stdout.splitlines()[1:], stderr) == (["the last words"], "")
+    assert (stdout.splitlines()[1:], stderr) == (["the last words"], "and a warning")
 
 
 def test_what_cannot_be_printed_at_the_end_is_an_error(tmp_path):
